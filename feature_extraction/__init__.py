@@ -1,0 +1,29 @@
+"""Sound in, log-mel spectrograms out: decoding, Kaldi's filterbank, the AST feature extractor."""
+
+from .audio_ast import AudioDecodingError, load_audio, stream_audio
+from .augmentation_ast import (
+    add_noise,
+    augmentation_generator,
+    mixup,
+    random_gain,
+    roll,
+    spec_augment,
+    time_shift,
+)
+from .fbank_ast import kaldi_fbank
+from .feature_extraction_ast import ASTFeatureExtractor
+
+__all__ = [
+    "ASTFeatureExtractor",
+    "AudioDecodingError",
+    "add_noise",
+    "augmentation_generator",
+    "kaldi_fbank",
+    "load_audio",
+    "mixup",
+    "random_gain",
+    "roll",
+    "spec_augment",
+    "stream_audio",
+    "time_shift",
+]

@@ -1,0 +1,292 @@
+"""ASTFeatureExtractor: waveforms to the normalised log-mel spectrograms that AST reads.
+
+waveforms       B x (samples,)  mono, at `sampling_rate`, full scale is -1..1
+log-mel         B x (T, F)      `kaldi_fbank`, 100 frames per second
+padded          (B, T, F)       with `padding_value`, before the normalisation as published
+input_values    (B, T, F)       (x - mean) / (2 * std)
+attention_mask  (B, T)          1 = sound, 0 = padding
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import logging
+
+from .fbank_ast import frame_length, kaldi_fbank, num_frames, num_samples
+
+logger = logging.get_logger(__name__)
+
+
+class ASTFeatureExtractor(SequenceFeatureExtractor):
+    """Log-mel spectrograms for AST; arguments, defaults and file format are `transformers`' own.
+
+    Args:
+        feature_size: kept for the file format.
+        sampling_rate: of the waveforms, in Hz.
+        num_mel_bins: F.
+        max_length: T that clips are padded or cut to, in frames of 10 ms.
+        padding_value: log-mel value of padding frames.
+        do_normalize: subtract `mean`, divide by twice `std`.
+        mean, std: of the training data's log-mel values; the defaults are AudioSet's.
+        return_attention_mask: whether calls return the mask unless they say otherwise. Published
+            checkpoints were trained without one and expect none.
+    """
+
+    model_input_names = ["input_values", "attention_mask"]
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = 16000,
+        num_mel_bins: int = 128,
+        max_length: int = 1024,
+        padding_value: float = 0.0,
+        do_normalize: bool = True,
+        mean: float = -4.2677393,
+        std: float = 4.5689974,
+        return_attention_mask: bool = False,
+        **kwargs,
+    ):
+        super().__init__(
+            feature_size=feature_size,
+            sampling_rate=sampling_rate,
+            padding_value=padding_value,
+            return_attention_mask=return_attention_mask,
+            **kwargs,
+        )
+        self.num_mel_bins = num_mel_bins
+        self.max_length = max_length
+        self.do_normalize = do_normalize
+        self.mean = mean
+        self.std = std
+
+    def __call__(
+        self,
+        raw_speech: np.ndarray | Tensor | list,
+        sampling_rate: int | None = None,
+        padding: str | bool = "max_length",
+        max_length: int | None = None,
+        truncation: bool = True,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Featurise one clip or a batch.
+
+        Args:
+            raw_speech: one clip (samples,) or a batch, (B, samples) or a list of clips of any
+                lengths; numpy, tensors on any device, or lists. Arrays of integers are PCM and
+                divided by their type's range; numbers in lists are values as they are. A clip
+                shorter than one frame (25 ms) is extended to one with silence.
+            sampling_rate: of the clips; pass it, so that a wrong one is noticed.
+            padding: "max_length": to `max_length` frames; "longest": to the longest clip;
+                False: not at all.
+            max_length: frames; the extractor's own unless given.
+            truncation: cut clips that are longer than `max_length` frames.
+            return_attention_mask: None: with padding="longest", or as the extractor is set.
+            return_tensors: "pt", "np", or None for a list with one array (T, F) per clip, or one
+                tensor where tensors came.
+
+        Returns:
+            `input_values` (B, T, F), float32, and `attention_mask` (B, T) as asked. Tensors stay on
+            their device.
+
+        Raises:
+            ValueError: when the clips or the arguments are not as above; the message says what
+                came, what was expected and what to do.
+        """
+        if sampling_rate is None:
+            logger.warning_once(
+                "ASTFeatureExtractor was called without sampling_rate: it cannot notice a clip "
+                f"that is not at {self.sampling_rate} Hz."
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"The clip has a sampling rate of {sampling_rate} Hz, this extractor needs "
+                f"{self.sampling_rate} Hz. Resample it: load_audio(source, {self.sampling_rate})."
+            )
+        if padding not in ("max_length", "longest", False):
+            raise ValueError(f"padding must be 'max_length', 'longest' or False, got {padding!r}.")
+        max_length = self.max_length if max_length is None else max_length
+        if not isinstance(max_length, (int, np.integer)) or max_length < 1:
+            raise ValueError(f"max_length must be a number of frames above 0, got {max_length!r}.")
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}.")
+
+        waveforms = self._waveforms(raw_speech)
+        if truncation:
+            longest_used = num_samples(max_length, self.sampling_rate)
+            waveforms = [waveform[:longest_used] for waveform in waveforms]
+        lengths = [num_frames(len(waveform), self.sampling_rate) for waveform in waveforms]
+        device = waveforms[0].device
+
+        input_values: Tensor | list[Tensor]
+        attention_mask: Tensor | list[Tensor]
+        if padding is False:
+            if return_tensors is not None and len(set(lengths)) > 1:
+                raise ValueError(
+                    f"The clips have {sorted(set(lengths))} frames and cannot be one tensor; use "
+                    "padding='longest' or 'max_length', or return_tensors=None."
+                )
+            input_values = [self._normalize(self._log_mel(waveform)) for waveform in waveforms]
+            attention_mask = [torch.ones(n, dtype=torch.long, device=device) for n in lengths]
+        else:
+            frames = max(lengths) if padding == "longest" else max(max_length, *lengths)
+            attention_mask = torch.arange(frames, device=device) < torch.tensor(
+                lengths, device=device
+            ).unsqueeze(1)  # (B, T)
+            # Padding is shifted with the rest, as the published checkpoints were trained.
+            input_values = self._normalize(self._padded_log_mel(waveforms, attention_mask))
+            attention_mask = attention_mask.long()
+
+        output = {"input_values": input_values}
+        if return_attention_mask is None:
+            return_attention_mask = self.return_attention_mask or padding == "longest"
+        if return_attention_mask:
+            output["attention_mask"] = attention_mask
+        if return_tensors is None:
+            gives_tensors = isinstance(_first_clip(raw_speech), Tensor)
+            return BatchFeature(
+                {
+                    name: [x if gives_tensors else x.cpu().numpy() for x in values]
+                    for name, values in output.items()
+                }
+            )
+        stacked = {
+            name: values if isinstance(values, Tensor) else torch.stack(values)
+            for name, values in output.items()
+        }
+        if return_tensors == "np":
+            return BatchFeature({name: values.cpu().numpy() for name, values in stacked.items()})
+        return BatchFeature(stacked)
+
+    def load_audio(self, source: Any) -> np.ndarray:
+        """Read a sound at this extractor's sampling rate: see `load_audio`."""
+        from .audio_ast import load_audio  # only here: a trained model needs no audio decoder
+
+        return load_audio(source, self.sampling_rate)
+
+    def _waveforms(self, raw_speech: np.ndarray | Tensor | list) -> list[Tensor]:
+        """One clip or a batch as float32 tensors (samples,), finite, of at least one frame."""
+        shortest = frame_length(self.sampling_rate)
+        if isinstance(raw_speech, (np.ndarray, Tensor)):
+            shape = tuple(raw_speech.shape)
+            if len(shape) == 2 and shape[1] < shortest < shape[0]:
+                raise ValueError(
+                    f"Got an array of shape {shape}, which could be stereo sound: (samples, "
+                    "channels). Clips are mono: average the channels, array.mean(axis=1). A batch "
+                    "is (clips, samples)."
+                )
+            if len(shape) not in (1, 2):
+                raise ValueError(
+                    f"Got an array of shape {shape}; expected one mono clip (samples,) or a batch "
+                    "(clips, samples). Average the channels, or read the sound with load_audio."
+                )
+            batch = _as_floating(raw_speech, "The array")
+            clips = list(batch) if batch.dim() == 2 else [batch]
+        elif isinstance(raw_speech, (list, tuple)):
+            is_batch = isinstance(_first_clip(raw_speech), (np.ndarray, Tensor, list, tuple))
+            clips = [
+                _as_floating(clip, f"Clip {index}")
+                for index, clip in enumerate(raw_speech if is_batch else [raw_speech])
+            ]
+        else:
+            raise ValueError(
+                "Expected a clip or a batch of clips as array, tensor or list, got "
+                f"{type(raw_speech).__name__}. Files are read with load_audio."
+            )
+        if not clips:
+            raise ValueError("Got an empty batch, expected at least one clip.")
+        if len({clip.device for clip in clips}) > 1:
+            raise ValueError(
+                f"The clips are on {sorted({str(clip.device) for clip in clips})}; move them to "
+                "one device."
+            )
+        for index, clip in enumerate(clips):
+            if clip.dim() == 2 and len(clip) == 1:
+                clips[index] = clip = clip[0]
+            if clip.dim() != 1 or not len(clip):
+                raise ValueError(
+                    f"Clip {index} has shape {tuple(clip.shape)}; expected mono sound (samples,), "
+                    "not empty. Average the channels of a stereo clip first: clip.mean(axis=0) "
+                    "for (channels, samples)."
+                )
+            if len(clip) < shortest:
+                clips[index] = torch.nn.functional.pad(clip, (0, shortest - len(clip)))
+        # The largest magnitude is NaN or infinite when any is, and 7 times faster to find.
+        finite = torch.stack([clip.abs().amax().isfinite() for clip in clips]).tolist()
+        if not all(finite):
+            raise ValueError(
+                f"Clip {finite.index(False)} holds NaN or infinite samples. Repair it, for example "
+                "with numpy.nan_to_num, or leave it out."
+            )
+        return clips
+
+    def _padded_log_mel(self, waveforms: list[Tensor], attention_mask: Tensor) -> Tensor:
+        """Log-mel of all clips, `padding_value` where the mask (B, T) is False: (B, T, F)."""
+        # On a CPU clip by clip, while its spectra are in the cache; a GPU would wait for the
+        # launches of such a loop.
+        on_cpu = attention_mask.device.type == "cpu"
+        fill = self._fill_clip_by_clip if on_cpu else self._fill_together
+        shape = (*attention_mask.shape, self.num_mel_bins)
+        return fill(waveforms[0].new_full(shape, self.padding_value), waveforms, attention_mask)
+
+    def _fill_clip_by_clip(self, features: Tensor, waveforms: list[Tensor], _: Tensor) -> Tensor:
+        for row, waveform in zip(features, waveforms, strict=True):
+            log_mel = self._log_mel(waveform)
+            row[: len(log_mel)] = log_mel
+        return features
+
+    def _fill_together(
+        self, features: Tensor, waveforms: list[Tensor], attention_mask: Tensor
+    ) -> Tensor:
+        # Whole frames never see the silence that is put after their clip.
+        log_mel = self._log_mel(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True))
+        features[:, : log_mel.shape[1]] = log_mel
+        return features.masked_fill_(~attention_mask[:, :, None], self.padding_value)
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        return kaldi_fbank(waveform, self.sampling_rate, self.num_mel_bins)
+
+    def _normalize(self, log_mel: Tensor) -> Tensor:
+        return log_mel.sub_(self.mean).div_(2 * self.std) if self.do_normalize else log_mel
+
+
+def _first_clip(raw_speech: np.ndarray | Tensor | list) -> Any:
+    """The first of a list of clips; what is no list itself."""
+    if isinstance(raw_speech, (list, tuple)) and len(raw_speech):
+        return raw_speech[0]
+    return raw_speech
+
+
+def _as_floating(clip: np.ndarray | Tensor | list, name: str) -> Tensor:
+    """Numbers as float32; those of an integer type are PCM, divided by their type's range."""
+    if not isinstance(clip, Tensor):
+        try:
+            array = np.asarray(clip)
+        except ValueError:  # a list of unequal lists
+            array = np.empty(len(clip), dtype=object)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{name} holds {array.dtype}, expected numbers, one per sample. Clips of unequal "
+                "length go into a list of arrays, not into one array."
+            )
+        if isinstance(clip, (list, tuple)) or array.dtype.kind == "f":
+            dtype = np.dtype(np.float32)  # whole numbers in a list are values, not PCM
+        else:
+            dtype = array.dtype.newbyteorder("=")
+        # What torch can share: contiguous, writable, in the machine's byte order.
+        clip = torch.from_numpy(np.require(array, dtype, ["C", "W"]))
+    if clip.dtype == torch.bool or clip.is_complex():
+        raise ValueError(f"{name} holds {clip.dtype}, expected real numbers, one per sample.")
+    if clip.is_floating_point():
+        return clip.detach().float()
+    limits = torch.iinfo(clip.dtype)
+    half = 2.0 ** (limits.bits - 1)
+    # Unsigned PCM has its zero in the middle of the range, as 8-bit WAV files do.
+    return clip.float() / half - (1.0 if limits.min == 0 else 0.0)
+
+
+ASTFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

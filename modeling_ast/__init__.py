@@ -1,0 +1,45 @@
+"""Audio Spectrogram Transformer for `transformers`.
+
+Importing this package makes the Auto classes and `pipeline("audio-classification")` use it for
+every AST checkpoint (`model_type` "audio-spectrogram-transformer"), whoever wrote it.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from feature_extraction import ASTFeatureExtractor
+
+from .configuration_ast import ASTConfig
+from .explanation_ast import attention_rollout, class_relevance, plot_relevance
+from .modeling_ast import ASTForAudioClassification, ASTModel
+from .pipeline_ast import ASTAudioClassificationPipeline
+
+__all__ = [
+    "ASTAudioClassificationPipeline",
+    "ASTConfig",
+    "ASTForAudioClassification",
+    "ASTModel",
+    "attention_rollout",
+    "class_relevance",
+    "plot_relevance",
+]
+
+AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
+AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
+AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
+AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
+
+ASTAudioClassificationPipeline.feature_extractor_class = ASTFeatureExtractor
+# Taken out first: replacing a registered task logs a warning at every import.
+PIPELINE_REGISTRY.supported_tasks.pop("audio-classification", None)
+PIPELINE_REGISTRY.register_pipeline(
+    "audio-classification",
+    pipeline_class=ASTAudioClassificationPipeline,
+    pt_model=AutoModelForAudioClassification,
+    type="audio",
+)

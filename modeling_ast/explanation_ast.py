@@ -1,0 +1,159 @@
+"""Where in the spectrogram an AST looks: attention rollout and gradient-weighted attention.
+
+attentions      layers x (B, heads, S, S)   S = 2 + rows * columns tokens
+relevance       (B, S, S)                   how much of each input token is in each output token
+of the clip     (B, rows * columns)         the two special tokens' mean, as the model pools
+map             (B, F, T)                   spread over the patches' frames and bins, sum 1
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import fold
+
+from .patch_grid_ast import NUM_SPECIAL_TOKENS, count_valid_columns, patch_mask
+
+
+@torch.no_grad()
+def attention_rollout(
+    model: Any, input_values: Tensor, attention_mask: Tensor | None = None
+) -> Tensor:
+    """What the clip's embedding is made of (Abnar and Zuidema, arXiv 2005.00928).
+
+    Attention, averaged over heads, is mixed half and half with the residual connection and
+    multiplied through the layers. The same for every class.
+
+    Args:
+        model: an `ASTModel` or `ASTForAudioClassification`.
+        input_values: (B, T, F) as for the model.
+        attention_mask: (B, T), 1 = sound, 0 = padding, which gets no relevance.
+
+    Returns:
+        (B, F, T), not negative; each clip's map sums to 1.
+
+    Raises:
+        ValueError: with token merging on, which leaves no patch in its place.
+    """
+    with _showing_attention(model):
+        output = model(input_values, attention_mask, output_attentions=True)
+    attentions = output.attentions
+    identity = torch.eye(attentions[0].shape[-1], device=input_values.device)
+    relevance = identity
+    for attention in attentions:
+        relevance = (attention.float().mean(dim=1) + identity) / 2 @ relevance
+    return _to_spectrogram(relevance, model.config, input_values, attention_mask)
+
+
+def class_relevance(
+    model: Any,
+    input_values: Tensor,
+    label: int | Tensor | None = None,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """What speaks for a class: gradient-weighted attention (Chefer et al., arXiv 2103.15679).
+
+    In each layer, attention times its gradient for the class's logit, its positive part averaged
+    over heads, is added to the relevance that has come so far (the paper's equations 5 and 6).
+
+    Args:
+        model: an `ASTForAudioClassification`.
+        input_values: (B, T, F) as for the model.
+        label: class index, one for all clips or one each, (B,); None: each clip's best class.
+        attention_mask: (B, T), 1 = sound, 0 = padding, which gets no relevance.
+
+    Returns:
+        (B, F, T), not negative; each clip's map sums to 1, or is 0 where nothing speaks for the
+        class.
+
+    Raises:
+        ValueError: with token merging on, or for a label that the model does not have.
+    """
+    labels = model.config.num_labels
+    if label is not None:
+        label = torch.as_tensor(label, device=input_values.device)
+        if label.min() < 0 or label.max() >= labels:
+            raise ValueError(f"label must be from 0 to {labels - 1}, got {label.tolist()}.")
+    with _showing_attention(model), torch.enable_grad():
+        # So that attentions carry gradients even where the model's weights are frozen.
+        output = model(
+            input_values.detach().clone().requires_grad_(), attention_mask, output_attentions=True
+        )
+        chosen = output.logits.argmax(dim=1) if label is None else label.expand(len(input_values))
+        logits = output.logits.gather(1, chosen[:, None])
+        gradients = torch.autograd.grad(logits.sum(), output.attentions)
+    relevance = torch.eye(gradients[0].shape[-1], device=input_values.device)
+    for attention, gradient in zip(output.attentions, gradients, strict=True):
+        weighted = (attention.detach() * gradient).float().clamp(min=0).mean(dim=1)
+        relevance = relevance + weighted @ relevance
+    return _to_spectrogram(relevance, model.config, input_values, attention_mask)
+
+
+def plot_relevance(
+    input_values: Tensor, relevance: Tensor, path: str | Path, title: str = ""
+) -> None:
+    """Draw one clip's log-mel spectrogram (T, F) with its relevance map (F, T) below, to a file."""
+    import matplotlib.pyplot as plt
+
+    seconds = len(input_values) / 100
+    figure, axes = plt.subplots(2, sharex=True, figsize=(8, 5), layout="constrained")
+    for axis, image, name, colours in (
+        (axes[0], input_values.T, "log-mel spectrogram", "magma"),
+        (axes[1], relevance, "relevance", "viridis"),
+    ):
+        axis.imshow(
+            image.detach().float().cpu().numpy(),
+            origin="lower",
+            aspect="auto",
+            extent=(0, seconds, 0, len(relevance)),
+            cmap=colours,
+        )
+        axis.set(ylabel="mel bin", title=name)
+    axes[1].set_xlabel("time (s)")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+@contextmanager
+def _showing_attention(model: Any) -> Iterator[None]:
+    """Evaluation with the eager attention, which keeps its weights; afterwards as before."""
+    config = model.config
+    if config.merged_tokens_per_layer:
+        raise ValueError(
+            f"merged_tokens_per_layer={config.merged_tokens_per_layer} leaves no patch in its "
+            "place; set model.config.merged_tokens_per_layer = 0 to explain the model."
+        )
+    implementation, training = config._attn_implementation, model.training
+    model.set_attn_implementation("eager")
+    model.eval()
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(implementation)
+        model.train(training)
+
+
+def _to_spectrogram(
+    relevance: Tensor, config: Any, input_values: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    _, frames, mel_bins = input_values.shape
+    clip = relevance[:, :NUM_SPECIAL_TOKENS, NUM_SPECIAL_TOKENS:].mean(dim=1)  # (B, N)
+    is_valid = torch.ones_like(clip)
+    if attention_mask is not None:
+        columns = count_valid_columns(attention_mask, config.patch_size, config.time_stride)
+        is_valid *= patch_mask(columns, *config.grid_shape(frames, mel_bins))
+    # Patches overlap: a bin gets the mean of the patches of sound that cover it.
+    patch = (config.patch_size, config.patch_size)
+    stride = (config.frequency_stride, config.time_stride)
+
+    def spread(values: Tensor) -> Tensor:
+        blocks = values[:, None, :].expand(-1, config.patch_size**2, -1)
+        return fold(blocks, (mel_bins, frames), patch, stride=stride)[:, 0]  # (B, F, T)
+
+    image = spread(clip * is_valid) / spread(is_valid).clamp(min=1)
+    total = image.sum(dim=(1, 2), keepdim=True)
+    return image / total.where(total > 0, 1.0)

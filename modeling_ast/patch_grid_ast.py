@@ -1,0 +1,126 @@
+"""Geometry of the patch grid: how a spectrogram is cut, which patches are sound, where they sit.
+
+A spectrogram of T frames x F mel bins is cut into square patches of `patch_size`, one every
+`time_stride` frames and every `frequency_stride` bins (paper, section 2.1):
+
+    rows    = (F - patch_size) // frequency_stride + 1      (frequency)
+    columns = (T - patch_size) // time_stride + 1           (time)
+
+Patches are numbered row by row: patch = row * columns + column. A position table has one vector per
+patch, behind the two that belong to the class and the distillation token:
+
+    table (1, 2 + rows * columns, D)
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+NUM_SPECIAL_TOKENS = 2  # class and distillation token, DeiT's pair
+
+
+def grid_shape(
+    frames: int, mel_bins: int, patch_size: int, frequency_stride: int, time_stride: int
+) -> tuple[int, int]:
+    """Rows and columns of the patch grid of a spectrogram.
+
+    Raises:
+        ValueError: when the spectrogram is smaller than one patch.
+    """
+    if frames < patch_size or mel_bins < patch_size:
+        raise ValueError(
+            f"Got a spectrogram of {frames} frames x {mel_bins} mel bins, smaller than one patch "
+            f"of {patch_size} x {patch_size}. Pad the features to at least {patch_size} frames "
+            "(ASTFeatureExtractor(padding='max_length') does)."
+        )
+    rows = (mel_bins - patch_size) // frequency_stride + 1
+    columns = (frames - patch_size) // time_stride + 1
+    return rows, columns
+
+
+def count_valid_columns(attention_mask: Tensor, patch_size: int, time_stride: int) -> Tensor:
+    """Patch columns that hold nothing but sound, per clip: (B, T) of 0/1 -> (B,), at least 1.
+
+    The mask must be right-padded: ones, then zeros. A clip shorter than one patch keeps its first
+    column, so that its sound is heard at all and its logits still do not depend on the padding.
+    """
+    valid_frames = attention_mask.long().sum(dim=1)
+    return ((valid_frames - patch_size).clamp(min=0) // time_stride) + 1
+
+
+def patch_mask(valid_columns: Tensor, rows: int, columns: int) -> Tensor:
+    """Valid columns per clip (B,) -> validity of every patch (B, rows * columns), bool."""
+    is_valid = torch.arange(columns, device=valid_columns.device) < valid_columns[:, None]
+    return is_valid[:, None, :].expand(-1, rows, -1).flatten(1)
+
+
+def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Fit a position table to another grid when a checkpoint is loaded.
+
+    The rule of the original code (`ASTModel.__init__`): an axis that gets shorter is cut from the
+    middle, one that gets longer is interpolated (bilinear, corners not aligned), time first.
+
+    Args:
+        table: (1, 2 + old rows * old columns, D).
+        old, new: (rows, columns).
+
+    Returns:
+        (1, 2 + new rows * new columns, D); the two special tokens' vectors are copied.
+    """
+    if old == new:
+        return table
+    special, patches = table[:, :NUM_SPECIAL_TOKENS], table[:, NUM_SPECIAL_TOKENS:]
+    grid = patches.transpose(1, 2).unflatten(2, old)  # (1, D, rows, columns)
+    grid = _cut_or_interpolate(grid, axis=3, length=new[1])
+    grid = _cut_or_interpolate(grid, axis=2, length=new[0])
+    return torch.cat([special, grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _cut_or_interpolate(grid: Tensor, axis: int, length: int) -> Tensor:
+    old_length = grid.shape[axis]
+    if length <= old_length:
+        return grid.narrow(axis, old_length // 2 - length // 2, length)
+    size = list(grid.shape[2:])
+    size[axis - 2] = length
+    return interpolate(grid, size=size, mode="bilinear", align_corners=False)
+
+
+def run_time_positions(
+    table: Tensor,
+    trained: tuple[int, int],
+    grid: tuple[int, int],
+    valid_columns: Tensor | None,
+) -> Tensor:
+    """Patch positions for the spectrograms at hand, whose grid may differ from the trained one.
+
+    A clip of up to the trained length takes the table's first columns, as it would when padded to
+    that length. A longer one stretches the table over its own columns, padding excluded, so that
+    its positions do not depend on what it is batched with.
+
+    Args:
+        table: (1, 2 + rows * columns, D) for the `trained` grid (rows, columns).
+        grid: (rows, columns) of this batch.
+        valid_columns: (B,) columns of sound per clip; None: all of them.
+
+    Returns:
+        (1 or B, rows * columns, D) of `grid`, without the special tokens.
+    """
+    rows, columns = grid
+    if rows != trained[0]:
+        table = resize_position_table(table, trained, (rows, trained[1]))
+    positions = table[:, NUM_SPECIAL_TOKENS:].unflatten(1, (rows, trained[1]))
+    if columns <= trained[1]:
+        return positions[:, :, :columns].flatten(1, 2)
+
+    # Linear interpolation along time, sampled as torch's `interpolate` does (corners not aligned).
+    # In float32: half precision has too few bits to number the columns.
+    column = torch.arange(columns, device=table.device, dtype=torch.float32)
+    lengths = column.new_full((1,), columns) if valid_columns is None else valid_columns.float()
+    stretch = trained[1] / lengths.clamp(min=trained[1])  # (1 or B,)
+    source = ((column + 0.5) * stretch[:, None] - 0.5).clamp(0, trained[1] - 1)  # (1 or B, columns)
+    left = source.floor().long()
+    right = (left + 1).clamp(max=trained[1] - 1)
+    weight = (source - left)[:, :, None].to(table.dtype)
+    by_time = positions[0].transpose(0, 1)  # (trained columns, rows, D)
+    stretched = torch.lerp(by_time[left], by_time[right], weight.unsqueeze(-1))
+    return stretched.transpose(1, 2).flatten(1, 2)

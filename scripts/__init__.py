@@ -1,0 +1,1 @@
+"""The project's commands. In a checkout: `python -m scripts.NAME`; installed: `ast-NAME`."""

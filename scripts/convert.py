@@ -1,0 +1,128 @@
+"""Convert AST checkpoints: the original code's `.pth` to a Hugging Face folder, and back.
+
+    ast-convert audioset_10_10_0.4593.pth ast-audioset --labels audioset
+    ast-convert ast-audioset audioset.pth
+
+The direction follows from the first argument: a file or a folder. Strides, length and mel bins of a
+`.pth` are those that it was trained with; a wrong one is noticed, and what would fit is named.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from feature_extraction import ASTFeatureExtractor
+from modeling_ast import ASTForAudioClassification
+
+from .arguments import hub_configs_folder, run_command
+
+_IMAGE_CLASSES = 1000
+
+
+def original_to_folder(
+    source: Path, folder: Path, labels: str | None = None, **settings: Any
+) -> None:
+    """Write a checkpoint folder with model, feature extractor and code from an original `.pth`.
+
+    Args:
+        labels: names of the labels in order: a JSON file, or one of `hub_configs/labels`.
+        **settings: of `ASTForAudioClassification.from_original_checkpoint`.
+
+    Raises:
+        ValueError: as `from_original_checkpoint`, and for label names that do not fit.
+    """
+    if labels is not None:
+        names = read_label_names(labels)
+        settings["id2label"] = dict(enumerate(names))
+        settings["label2id"] = {name: index for index, name in enumerate(names)}
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; the second argument must be a folder to write.")
+    model = ASTForAudioClassification.from_original_checkpoint(source, **settings)
+    model.save_pretrained(folder)
+    ASTFeatureExtractor(
+        num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length
+    ).save_pretrained(folder)
+
+
+def folder_to_original(source: Path, file: Path) -> None:
+    """Write a checkpoint folder's weights as a `.pth` that the original code loads.
+
+    Its strict load also wants the two image heads that its model never uses; they are zeros.
+    """
+    if not (source / "config.json").is_file():
+        raise ValueError(f"{source} has no config.json: it is no checkpoint folder.")
+    model = ASTForAudioClassification.from_pretrained(source)
+    state = model.to_original_state_dict()
+    for head in ("head", "head_dist"):
+        state[f"module.v.{head}.weight"] = torch.zeros(_IMAGE_CLASSES, model.config.hidden_size)
+        state[f"module.v.{head}.bias"] = torch.zeros(_IMAGE_CLASSES)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the file first: an interrupted run leaves no half of one behind.
+    unfinished = file.with_name(file.name + ".part")
+    torch.save({name: tensor.contiguous() for name, tensor in state.items()}, unfinished)
+    os.replace(unfinished, file)
+
+
+def read_label_names(labels: str) -> list[str]:
+    """Names in order from a JSON list of names, or of {"index", "name"}; or a bundled list."""
+    bundled = hub_configs_folder() / "labels"
+    path = Path(labels) if Path(labels).is_file() else bundled / f"{labels}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in bundled.glob("*.json")))
+        raise ValueError(f"No label names {labels}: neither a file nor one of the bundled {known}.")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(entry, dict) for entry in entries):
+            by_index = {entry["index"]: entry["name"] for entry in entries}
+            entries = [by_index[index] for index in range(len(entries))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold a JSON list of label names. ({error!r})") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError(f"{path} must hold a JSON list of label names.")
+    return entries
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="ast-convert",
+        description="Convert AST checkpoints: the original code's .pth to a folder, and back.",
+    )
+    parser.add_argument("source", type=Path, help="an original .pth, or a checkpoint folder")
+    parser.add_argument("target", type=Path, help="the folder, or the .pth, to write")
+    geometry = parser.add_argument_group("what the .pth was trained with")
+    geometry.add_argument("--frequency-stride", type=int, default=10, help="fstride (default 10)")
+    geometry.add_argument("--time-stride", type=int, default=10, help="tstride (default 10)")
+    geometry.add_argument("--max-length", type=int, default=1024, help="input_tdim (default 1024)")
+    geometry.add_argument("--num-mel-bins", type=int, default=128, help="input_fdim (default 128)")
+    geometry.add_argument("--num-attention-heads", type=int, help="only for widths of your own")
+    parser.add_argument("--labels", help="JSON list of label names, or the name of a bundled one")
+    parser.add_argument(
+        "--problem-type",
+        choices=["single_label_classification", "multi_label_classification", "regression"],
+        help="what the scores mean; AudioSet models are multi-label",
+    )
+    options = parser.parse_args(argv)
+
+    def convert() -> None:
+        if options.source.is_dir():
+            if options.labels or options.problem_type:
+                raise ValueError("--labels and --problem-type are for a .pth, which names none.")
+            folder_to_original(options.source, options.target)
+        elif options.source.is_file():
+            settings = vars(options).copy()
+            del settings["source"], settings["target"]
+            original_to_folder(options.source, options.target, **settings)
+        else:
+            raise ValueError(f"No such file or folder: {options.source}")
+        print(f"Wrote {options.target}")
+
+    run_command("ast-convert", convert)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Shared by all tests: an offline, temporary Hugging Face home, a tiny model, golden files."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_home_")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest
+import torch
+import transformers
+
+REPOSITORY = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+# Real data and weights that are not part of the repository; AST_SHARED says where they are.
+SHARED = Path(os.environ.get("AST_SHARED", REPOSITORY.parent / "shared"))
+
+
+def shared(path: str) -> Path:
+    """A file or folder of the shared data; skips the test, visibly, where it is absent."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"{SHARED / path} is not here (set AST_SHARED)")
+    return SHARED / path
+
+
+# Two threads on a busy machine make tiny models many times slower, not faster.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def tiny_native_config(**overrides) -> transformers.ASTConfig:
+    """transformers' own config of a model that takes milliseconds."""
+    settings = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 96,
+        "max_length": 128,
+        "num_mel_bins": 64,
+        "num_labels": 5,
+    }
+    return transformers.ASTConfig(**{**settings, **overrides})
+
+
+@pytest.fixture(scope="session")
+def native_folder(tmp_path_factory) -> Path:
+    """A tiny checkpoint with fixed weights, written by transformers' own classes."""
+    folder = tmp_path_factory.mktemp("native")
+    generator = torch.Generator().manual_seed(1)
+    # Named in full: once `modeling_ast` is imported the Auto classes give ours.
+    from transformers.models.audio_spectrogram_transformer import (
+        feature_extraction_audio_spectrogram_transformer as native_features,
+    )
+    from transformers.models.audio_spectrogram_transformer import (
+        modeling_audio_spectrogram_transformer as native,
+    )
+
+    model = native.ASTForAudioClassification(tiny_native_config())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.save_pretrained(folder)
+    native_features.ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(folder)
+    return folder

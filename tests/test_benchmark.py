@@ -1,0 +1,91 @@
+"""ast-benchmark: its tables and JSON, on loads too small to say anything about speed."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from feature_extraction import ASTFeatureExtractor
+from modeling_ast import ASTConfig, ASTForAudioClassification
+from scripts.benchmark import benchmark, measure
+
+
+def test_features(tmp_path, capsys):
+    path = tmp_path / "features.json"
+    benchmark(
+        [
+            "features",
+            "--clips",
+            "2",
+            "--clip_length_s",
+            "0.5",
+            "--gpu_clips",
+            "2",
+            "--repeats",
+            "2",
+            "--json",
+            str(path),
+        ]
+    )
+    printed = capsys.readouterr().out
+    written = json.loads(path.read_text())
+    assert written["title"] == "2 clips of 0.5 s"
+    assert written["machine"]["threads"] >= 1
+    assert written["cases"][0]["case"] == "native ASTFeatureExtractor"
+    for case in written["cases"]:
+        assert case["case"] in printed
+        assert len(case["runs_s"]) == 2
+        assert case["min"] <= case["ms_per_clip"] <= case["max"]
+
+
+def test_cases_alternate():
+    calls = []
+    measure({name: lambda name=name: calls.append(name) for name in "ab"}, repeats=2)
+    assert "".join(calls) == "ababab"  # the first round warms up
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="--repeats must be at least 1, got 0"):
+        benchmark(["features", "--repeats", "0"])
+
+
+def test_train(tmp_path, capsys):
+    path = tmp_path / "train.json"
+    sizes = ["--batch_size=2", "--max_length=96", "--hidden_size=64", "--num_hidden_layers=1"]
+    patchout = ["--time_patchout=4", "--frequency_patchout=2"]
+    benchmark(["train", *sizes, *patchout, "--repeats=1", f"--json={path}"])
+    written = json.loads(path.read_text())
+    names = [case["case"] for case in written["cases"]]
+    assert names == ["native AST", "ours, no patchout", "ours, patchout 2 rows 4 columns"]
+    assert set(written["peak_memory_in_MiB"]) == set(names)
+    assert "peak memory in MiB: " in capsys.readouterr().out
+
+
+def test_merging(tmp_path, capsys):
+    model = ASTForAudioClassification(
+        ASTConfig(
+            hidden_size=12,
+            num_attention_heads=1,
+            num_hidden_layers=2,
+            intermediate_size=12,
+            max_length=64,
+        )
+    )
+    model.save_pretrained(tmp_path / "model")
+    ASTFeatureExtractor(max_length=64).save_pretrained(tmp_path / "model")
+    for label in ("a", "b"):
+        (tmp_path / "sounds" / label).mkdir(parents=True)
+        for number in range(2):
+            noise = np.random.default_rng(number).uniform(-0.1, 0.1, 8000)
+            soundfile.write(tmp_path / "sounds" / label / f"{number}.wav", noise, 16000)
+    path, plot = tmp_path / "merging.json", tmp_path / "merging.png"
+    paths = [str(tmp_path / "model"), str(tmp_path / "sounds"), f"--json={path}", f"--plot={plot}"]
+    benchmark(["merging", *paths, "--merged", "0", "5", "--repeats=1", "--batch_size=2"])
+    written = json.loads(path.read_text())
+    assert list(written["accuracy_in_percent"]) == [
+        "0 tokens merged per layer",
+        "5 tokens merged per layer",
+    ]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "4 clips of 64 frames, 12 x 5 patches, 2 layers" in capsys.readouterr().out

@@ -1,0 +1,239 @@
+"""What transformers, torch and PEFT expect of a model."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from sklearn.linear_model import LogisticRegression
+from torch._dynamo.testing import CompileCounter
+from transformers import AutoModel
+from transformers.models.audio_spectrogram_transformer import (
+    modeling_audio_spectrogram_transformer as native,
+)
+
+from feature_extraction import ASTFeatureExtractor
+from modeling_ast import ASTForAudioClassification, ASTModel
+
+from .conftest import REPOSITORY
+from .test_geometry import tiny_model
+
+
+def masked_batch(frames: int = 128, valid: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = torch.ones(2, frames, dtype=torch.long)
+    mask[1, valid:] = 0
+    return torch.randn(2, frames, 64), mask
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_compiles_whole_and_not_for_every_length(masked):
+    torch._dynamo.reset()
+    model = tiny_model()
+    counter = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+
+    def run(frames: int) -> None:
+        spectrogram, mask = masked_batch(frames, valid=frames // 2)
+        arguments = (spectrogram, mask) if masked else (spectrogram,)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                compiled(*arguments).logits, model(*arguments).logits, atol=1e-5, rtol=0
+            )
+
+    # A graph each for shorter than trained, for exactly as long, and for longer: the position
+    # table is cut, taken whole, stretched.
+    for frames in (90, 128, 200):
+        run(frames)
+    graphs = counter.frame_count
+    assert graphs <= 3
+    for frames in (64, 101, 57, 300, 431, 90, 128):
+        run(frames)
+    assert counter.frame_count == graphs
+
+
+@pytest.mark.slow
+def test_merging_compiles_whole():
+    torch._dynamo.reset()
+    model = tiny_model(merged_tokens_per_layer=12)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    spectrogram, mask = masked_batch()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compiled(spectrogram, mask).logits, model(spectrogram, mask).logits
+        )
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_drops_patches():
+    torch._dynamo.reset()
+    model = tiny_model(time_patchout=4, frequency_patchout=1).train()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    spectrogram, mask = masked_batch()
+    compiled(spectrogram, mask, labels=torch.tensor([0, 1])).loss.backward()
+    assert model.classifier.dense.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor():
+    torch._dynamo.reset()
+    model = tiny_model()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for frames in (128, 90, 64):
+        spectrogram, mask = masked_batch(frames, valid=60)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                compiled(spectrogram, mask).logits,
+                model(spectrogram, mask).logits,
+                atol=1e-5,
+                rtol=0,
+            )
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("merged", [0, 12])
+def test_half_precision_has_no_nan(attention, dtype, merged):
+    model = tiny_model(merged_tokens_per_layer=merged)
+    model.set_attn_implementation(attention)
+    spectrogram, mask = masked_batch(200, valid=3)
+    with torch.no_grad():
+        exact = model(spectrogram, mask).logits
+        with torch.autocast("cpu", dtype):
+            mixed = model(spectrogram, mask).logits
+        half = copy.deepcopy(model).to(dtype)(spectrogram, mask).logits
+    for logits in (mixed, half):
+        assert logits.isfinite().all()
+        if not merged:  # rounding may change which tokens are merged
+            torch.testing.assert_close(logits.float(), exact, atol=0.15, rtol=0.05)
+    model.train()
+    with torch.autocast("cpu", dtype):
+        model(spectrogram, mask, labels=torch.tensor([0, 1])).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_eager_and_sdpa_agree():
+    model = tiny_model()
+    spectrogram, mask = masked_batch()
+    logits = {}
+    for attention in ("eager", "sdpa"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            logits[attention] = model(spectrogram, mask).logits
+    torch.testing.assert_close(logits["eager"], logits["sdpa"], atol=1e-5, rtol=0)
+
+
+def test_attentions_and_hidden_states_are_native_s(native_folder):
+    ours = ASTForAudioClassification.from_pretrained(native_folder, attn_implementation="eager")
+    theirs = native.ASTForAudioClassification.from_pretrained(
+        native_folder, attn_implementation="eager"
+    )
+    spectrogram = torch.randn(2, 128, 64)
+    with torch.no_grad():
+        a = ours(spectrogram, output_attentions=True, output_hidden_states=True)
+        b = theirs(spectrogram, output_attentions=True, output_hidden_states=True)
+    for name in ("hidden_states", "attentions"):
+        for x, y in zip(getattr(a, name), getattr(b, name), strict=True):
+            torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+    ours.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="'sdpa' does not compute attention weights"):
+        ours(spectrogram, output_attentions=True)
+    logits, *_ = ours(spectrogram, return_dict=False)
+    torch.testing.assert_close(logits, a.logits, atol=1e-5, rtol=0)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    model = tiny_model().train()
+    spectrogram, mask = masked_batch()
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(spectrogram, mask, labels=torch.tensor([0, 1])).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_lora_on_query_and_value_trains_and_reloads(tmp_path):
+    base = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(
+        ASTForAudioClassification.from_pretrained(tmp_path / "base"),
+        LoraConfig(r=4, target_modules=["query", "value"], modules_to_save=["classifier"]),
+    )
+    spectrogram, mask = masked_batch()
+    labels = torch.tensor([0, 1])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(10):
+        loss = model(input_values=spectrogram, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+    model.save_pretrained(tmp_path / "adapter")
+    reloaded = PeftModel.from_pretrained(
+        ASTForAudioClassification.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            reloaded(input_values=spectrogram, attention_mask=mask).logits,
+            model.eval()(input_values=spectrogram, attention_mask=mask).logits,
+        )
+        # transformers' own way: the adapter's folder is enough.
+        direct = ASTForAudioClassification.from_pretrained(tmp_path / "adapter")
+        assert direct(spectrogram, mask).logits.shape == (2, 5)
+
+
+def test_auto_model_gives_the_encoder(tmp_path):
+    classifier = tiny_model()
+    classifier.save_pretrained(tmp_path)
+    encoder = AutoModel.from_pretrained(tmp_path)
+    assert type(encoder) is ASTModel
+    spectrogram, mask = masked_batch()
+    with torch.no_grad():
+        embedding = encoder(spectrogram, mask).pooler_output
+        assert embedding.shape == (2, 48)
+        torch.testing.assert_close(
+            classifier.classifier(embedding), classifier(spectrogram, mask).logits
+        )
+
+
+def test_the_forward_pass_stays_short():
+    assert len((REPOSITORY / "modeling_ast/modeling_ast.py").read_text().splitlines()) <= 410
+
+
+def test_embeddings_feed_a_scikit_learn_classifier(tmp_path):
+    """The example of docs/model.md, on made-up sound and an untrained encoder."""
+    tiny_model().save_pretrained(tmp_path)
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
+    encoder = AutoModel.from_pretrained(tmp_path)
+    generator = np.random.default_rng(0)
+
+    def embed(labels):
+        seconds = np.arange(16000) / 16000
+        clips = [
+            np.sin(2 * np.pi * (400 if label else 2000) * seconds).astype(np.float32)
+            + generator.normal(0, 0.05, 16000).astype(np.float32)
+            for label in labels
+        ]
+        features = extractor(clips, sampling_rate=16000, return_tensors="pt")
+        with torch.no_grad():
+            return encoder(**features).pooler_output.numpy()
+
+    labels = [0, 1] * 6
+    classifier = LogisticRegression(max_iter=1000).fit(embed(labels), labels)
+    assert classifier.score(embed(labels), labels) == 1
+
+
+@pytest.mark.slow
+def test_flex_attention_agrees_with_sdpa():
+    model = tiny_model()
+    spectrogram, mask = masked_batch()
+    with torch.no_grad():
+        expected = model(spectrogram, mask).logits
+        model.set_attn_implementation("flex_attention")
+        torch.testing.assert_close(model(spectrogram, mask).logits, expected, atol=1e-5, rtol=0)

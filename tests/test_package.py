@@ -1,0 +1,97 @@
+"""What is installed: the wheel's contents, every file of hub_configs, the console commands."""
+
+import configparser
+import importlib
+import re
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import yaml
+
+from scripts.convert import read_label_names
+from scripts.finetune_accelerate import FinetuneArguments
+
+from .conftest import REPOSITORY
+
+HUB_CONFIGS = REPOSITORY / "hub_configs"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy: building leaves files behind
+    subprocess.run(
+        ["git", "clone", "--quiet", "--depth", "1", f"file://{REPOSITORY}", str(source)], check=True
+    )
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    built = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
+def test_wheel_adds_three_packages_only(wheel):
+    top_level = {name.split("/")[0] for name in wheel.namelist()}
+    metadata = {name for name in top_level if name.endswith(".dist-info")}
+    assert top_level - metadata == {"modeling_ast", "feature_extraction", "ast_scripts"}
+    names = set(wheel.namelist())
+    for package, folder in (
+        ("modeling_ast", "modeling_ast"),
+        ("feature_extraction", "feature_extraction"),
+        ("ast_scripts", "scripts"),
+        ("ast_scripts/hub_configs", "hub_configs"),
+    ):
+        tracked = subprocess.run(
+            ["git", "ls-files", folder], capture_output=True, text=True, cwd=REPOSITORY, check=True
+        ).stdout.split()
+        for file in tracked:
+            assert f"{package}/{file.removeprefix(folder + '/')}" in names, file
+
+
+def test_wheel_requires_the_chosen_packages(wheel):
+    metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
+    text = wheel.read(metadata).decode()
+    required = set(re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", text, re.MULTILINE))
+    assert required >= {"transformers", "torch", "datasets", "librosa", "evaluate", "accelerate"}
+    assert {"train", "export", "demo", "dev"} <= set(
+        re.findall(r"^Provides-Extra: (\w+)", text, re.MULTILINE)
+    )
+    assert "Requires-Python: >=3.10" in text
+
+
+def test_console_commands_exist():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    commands = config["options.entry_points"]["console_scripts"].strip().splitlines()
+    for line in commands:
+        command, target = (part.strip() for part in line.split("="))
+        module, function = target.split(":")
+        module = importlib.import_module(module.replace("ast_scripts", "scripts"))
+        assert callable(getattr(module, function)), command
+
+
+def test_every_hub_config_is_used():
+    for path in HUB_CONFIGS.rglob("*"):
+        if path.is_dir() or "__pycache__" in path.parts or path.name == "__init__.py":
+            continue
+        if path.parent.name == "recipes":
+            recipe = yaml.safe_load(path.read_text())
+            assert set(recipe) <= set(FinetuneArguments.__dataclass_fields__), path
+        elif path.parent.name == "labels":
+            assert len(read_label_names(path.stem)) >= 35
+        else:
+            pytest.fail(f"{path} is used by no test")
+
+
+def test_pinned_set_covers_the_requirements():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    pinned = {
+        line.split("==")[0].lower()
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+    }
+    wanted = config["options"]["install_requires"]
+    wanted += "".join(config["options.extras_require"].values())
+    for name in re.findall(r"^([\w-]+)", wanted, re.MULTILINE):
+        assert name.lower() in pinned, name

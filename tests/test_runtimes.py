@@ -1,0 +1,181 @@
+"""One checkpoint, two runtimes: native folder -> ours, ours -> native, ours without our package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification, pipeline
+from transformers.models.audio_spectrogram_transformer import (
+    modeling_audio_spectrogram_transformer as native,
+)
+
+from feature_extraction import ASTFeatureExtractor
+from modeling_ast import (
+    ASTAudioClassificationPipeline,
+    ASTConfig,
+    ASTForAudioClassification,
+    ASTModel,
+)
+
+from .conftest import REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def input_values():
+    return torch.randn(3, 128, 64, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="session")
+def our_folder(native_folder, tmp_path_factory) -> Path:
+    """The same weights, written by our classes."""
+    folder = tmp_path_factory.mktemp("ours")
+    ASTForAudioClassification.from_pretrained(native_folder).save_pretrained(folder)
+    ASTFeatureExtractor.from_pretrained(native_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def native_logits(native_folder, input_values):
+    model = native.ASTForAudioClassification.from_pretrained(native_folder)
+    with torch.no_grad():
+        return model(input_values).logits
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_native_folder_to_ours(native_folder, native_logits, input_values, attention):
+    model = ASTForAudioClassification.from_pretrained(native_folder, attn_implementation=attention)
+    with torch.no_grad():
+        logits = model(input_values).logits
+    assert (logits - native_logits).abs().max() <= 1e-5
+
+
+def test_hidden_states_attentions_and_pooler_equal_native(native_folder, input_values):
+    theirs = native.ASTModel.from_pretrained(native_folder, attn_implementation="eager")
+    ours = ASTModel.from_pretrained(native_folder, attn_implementation="eager")
+    options = {"output_hidden_states": True, "output_attentions": True}
+    with torch.no_grad():
+        expected, found = theirs(input_values, **options), ours(input_values, **options)
+    assert (expected.pooler_output - found.pooler_output).abs().max() <= 1e-5
+    assert (expected.last_hidden_state - found.last_hidden_state).abs().max() <= 1e-5
+    for name in ("hidden_states", "attentions"):
+        assert len(expected[name]) == len(found[name])
+        for a, b in zip(expected[name], found[name], strict=True):
+            assert (a - b).abs().max() <= 1e-5
+
+
+def test_attentions_need_eager(native_folder, input_values):
+    model = ASTModel.from_pretrained(native_folder, attn_implementation="sdpa")
+    with pytest.raises(ValueError, match='load the model with attn_implementation="eager"'):
+        model(input_values, output_attentions=True)
+
+
+def run_without_our_code(script: str, folder: Path, tmp_path: Path) -> torch.Tensor:
+    """Run a script in a process that cannot import our packages; returns the logits it saved."""
+    guard = (
+        "import importlib.util, sys\n"
+        "for name in ('modeling_ast', 'feature_extraction', 'ast_scripts'):\n"
+        "    assert importlib.util.find_spec(name) is None, name\n"
+        "import torch, transformers\n"
+        f"inputs = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
+    )
+    ending = f"\ntorch.save(logits, {str(tmp_path / 'logits.pt')!r})\n"
+    # -I: no current folder, no PYTHONPATH; and no site-packages with an editable install of ours.
+    hide = (
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        f"sys.path = [p for p in sys.path if p != {str(REPOSITORY)!r}]\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", hide + guard + script.format(folder=str(folder)) + ending],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return torch.load(tmp_path / "logits.pt")
+
+
+def test_our_folder_in_plain_transformers(our_folder, native_logits, input_values, tmp_path):
+    torch.save(input_values, tmp_path / "inputs.pt")
+    script = """
+model = transformers.AutoModelForAudioClassification.from_pretrained({folder!r})
+assert type(model).__module__.startswith("transformers."), type(model)
+extractor = transformers.AutoFeatureExtractor.from_pretrained({folder!r})
+assert type(extractor).__module__.startswith("transformers."), type(extractor)
+with torch.no_grad():
+    logits = model(inputs).logits
+"""
+    logits = run_without_our_code(script, our_folder, tmp_path)
+    assert (logits - native_logits).abs().max() <= 1e-5
+
+
+def test_our_folder_with_remote_code(our_folder, native_logits, input_values, tmp_path):
+    torch.save(input_values, tmp_path / "inputs.pt")
+    script = """
+options = dict(trust_remote_code=True)
+model = transformers.AutoModelForAudioClassification.from_pretrained({folder!r}, **options)
+encoder = transformers.AutoModel.from_pretrained({folder!r}, **options)
+extractor = transformers.AutoFeatureExtractor.from_pretrained({folder!r}, **options)
+config = transformers.AutoConfig.from_pretrained({folder!r}, **options)
+for thing in (model, encoder, extractor, config):
+    assert type(thing).__module__.startswith("transformers_modules."), type(thing)
+with torch.no_grad():
+    # A length that native AST rejects: it is our code that runs.
+    assert model(inputs[:, :40]).logits.shape == (3, 5)
+    assert encoder(inputs).pooler_output.shape == (3, 48)
+    assert extractor(torch.randn(8000), 16000, "longest").input_values[0].shape == (48, 64)
+    logits = model(inputs).logits
+"""
+    logits = run_without_our_code(script, our_folder, tmp_path)
+    assert (logits - native_logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("writer", ["native_folder", "our_folder"])
+def test_auto_classes_give_ours(writer, request, native_logits, input_values):
+    folder = request.getfixturevalue(writer)
+    assert type(AutoConfig.from_pretrained(folder)) is ASTConfig
+    assert type(AutoModel.from_pretrained(folder)) is ASTModel
+    model = AutoModelForAudioClassification.from_pretrained(folder)
+    assert type(model) is ASTForAudioClassification
+    with torch.no_grad():
+        assert (model(input_values).logits - native_logits).abs().max() <= 1e-5
+    classifier = pipeline("audio-classification", model=str(folder))
+    assert type(classifier) is ASTAudioClassificationPipeline
+    assert type(classifier.model) is ASTForAudioClassification
+    assert type(classifier.feature_extractor) is ASTFeatureExtractor
+
+
+def test_saved_again_stays_complete(native_folder, tmp_path):
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    ASTForAudioClassification.from_pretrained(native_folder).save_pretrained(once)
+    AutoModelForAudioClassification.from_pretrained(once).save_pretrained(twice)
+    assert "patch_grid_ast.py" in {path.name for path in twice.iterdir()}
+    for path in once.iterdir():
+        assert (twice / path.name).read_bytes() == path.read_bytes()
+    auto_map = json.loads((twice / "config.json").read_text())["auto_map"]
+    assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForAudioClassification"}
+
+
+def test_gradient_checkpointing_changes_nothing(native_folder, input_values):
+    gradients = []
+    for checkpointing in (False, True):
+        model = ASTForAudioClassification.from_pretrained(native_folder).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(input_values, labels=torch.tensor([0, 1, 2])).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_return_dict_false(native_folder, input_values):
+    model = ASTForAudioClassification.from_pretrained(native_folder)
+    (logits,) = model(input_values, return_dict=False)
+    assert logits.shape == (3, 5)
