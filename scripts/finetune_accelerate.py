@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -27,11 +27,8 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
-from torch.nn.functional import one_hot
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoConfig, get_scheduler
 from transformers.utils import logging
@@ -39,7 +36,6 @@ from transformers.utils import logging
 from feature_extraction import (
     ASTFeatureExtractor,
     augmentation_generator,
-    mixup,
     roll,
     spec_augment,
 )
@@ -47,6 +43,7 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.conversion_ast import vision_config
 
 from .arguments import parse_arguments, run_command
+from .batches import Collator, batches, repeated
 from .data import open_labelled_audio
 from .dataset_stats import measure_sounds
 from .metrics import Accuracy
@@ -110,53 +107,6 @@ class FinetuneArguments:
     mixed_precision: str = _option("auto", "auto (bf16 or fp16 on a GPU), no, bf16, fp16")
     seed: int = _option(0, "of weights, order and augmentation")
     report_to: str | None = _option(None, "tracker that Accelerate knows, e.g. tensorboard")
-
-
-@dataclass
-class Collator:
-    """Decodes and featurises rows, in a worker: -> input_values (B, T, F), labels.
-
-    Labels are class indices (B,), or with mixup their mixed probabilities (B, classes).
-    """
-
-    feature_extractor: ASTFeatureExtractor
-    num_labels: int
-    mixup_rate: float = 0.0
-    generator_key: tuple[int, int, int] = (0, 0, 0)  # seed, epoch, rank
-    _generator: torch.Generator | None = None
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        extractor = self.feature_extractor
-        labels = torch.tensor([row["label"] for row in rows])
-        waveforms = [torch.from_numpy(extractor.load_audio(row["audio"])) for row in rows]
-        if self.mixup_rate:
-            # Made here, in the worker, so that each worker has its own.
-            self._generator = self._generator or augmentation_generator(*self.generator_key)
-            targets = one_hot(labels, self.num_labels).float()
-            waveforms, labels = mixup(
-                waveforms, targets, self.mixup_rate, generator=self._generator
-            )
-        features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-        return {**features, "labels": labels}
-
-
-def batches(
-    stream: IterableDataset, batch_size: int, num_workers: int, collator: Collator
-) -> Iterator[dict[str, torch.Tensor]]:
-    """One pass over a stream in featurised batches."""
-    loader = DataLoader(
-        stream,
-        batch_size=batch_size,
-        num_workers=min(num_workers, stream.num_shards),
-        collate_fn=collator,
-    )
-    return iter(loader)
-
-
-def repeated(make_batches: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """A stream over and over: processes must take equally many steps, whatever their shares."""
-    while True:
-        yield from make_batches()
 
 
 def start_model(

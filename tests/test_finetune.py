@@ -18,7 +18,8 @@ from transformers.models.audio_spectrogram_transformer import (
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTForAudioClassification
 from scripts import classify, finetune_accelerate
-from scripts.finetune_accelerate import Collator, FinetuneArguments, finetune
+from scripts.batches import Collator
+from scripts.finetune_accelerate import FinetuneArguments, finetune
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone, write_class_folders, write_parquet
