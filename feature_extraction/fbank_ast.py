@@ -49,13 +49,20 @@ def num_samples(frames: int, sampling_rate: int = 16000) -> int:
     return (frames - 1) * frame_shift(sampling_rate) + frame_length(sampling_rate)
 
 
-def kaldi_fbank(waveform: Tensor, sampling_rate: int = 16000, num_mel_bins: int = 128) -> Tensor:
+def kaldi_fbank(
+    waveform: Tensor,
+    sampling_rate: int = 16000,
+    num_mel_bins: int = 128,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Log-mel filterbank energies as Kaldi computes them, without dither.
 
     Args:
         waveform: (..., samples), floating point, any leading axes, any device.
         sampling_rate: of the waveform, in Hz.
         num_mel_bins: triangular filters between 20 Hz and half the sampling rate.
+        out: (..., frames, num_mel_bins), contiguous float32 to write to, instead of a new tensor.
 
     Returns:
         (..., frames, num_mel_bins), float32, on the waveform's device; frames =
@@ -78,7 +85,12 @@ def kaldi_fbank(waveform: Tensor, sampling_rate: int = 16000, num_mel_bins: int 
     clips = waveform.detach().float().reshape(-1, waveform.shape[-1])  # (clips, samples)
     frames = clips.unfold(-1, length, shift)  # (clips, frames, length), a view
     window, mel_bands = _constants(sampling_rate, num_mel_bins, frames.device)
-    log_mel = frames.new_empty(*frames.shape[:2], num_mel_bins)
+    shape = (*waveform.shape[:-1], frames.shape[1], num_mel_bins)
+    if out is None:
+        out = frames.new_empty(shape)
+    elif out.shape != shape or out.dtype != frames.dtype or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous float32 {shape}, got {tuple(out.shape)}.")
+    log_mel = out.view(*frames.shape[:2], num_mel_bins)
     block = _CPU_BLOCK if frames.device.type == "cpu" else _GPU_BLOCK
     clips_per_block = max(1, block // frames.shape[1])
     for some_frames, some_log_mel in zip(
@@ -87,26 +99,33 @@ def kaldi_fbank(waveform: Tensor, sampling_rate: int = 16000, num_mel_bins: int 
         for part, target in zip(
             some_frames.split(block, dim=1), some_log_mel.split(block, dim=1), strict=True
         ):
-            target.copy_(_log_mel(part, window, mel_bands))
-    return log_mel.reshape(*waveform.shape[:-1], *log_mel.shape[1:])
+            _write_log_mel(target, part, window, mel_bands)
+    return out
 
 
-def _log_mel(frames: Tensor, window: Tensor, mel_bands: list[tuple[slice, Tensor]]) -> Tensor:
-    """(..., frames, length) -> (..., frames, mel).
+def _write_log_mel(
+    log_mel: Tensor, frames: Tensor, window: Tensor, mel_bands: list[tuple[slice, Tensor]]
+) -> None:
+    """(..., frames, length) -> (..., frames, mel), into `log_mel`.
 
     Every step rounds as Kaldi's port in torchaudio does: a filter that holds only the rounding
     noise of a loud frame would show any other order of operations.
     """
     frames = frames - frames.mean(dim=-1, keepdim=True)
-    previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+    scaled = frames * PREEMPHASIS
     padded = frames.new_zeros(*frames.shape[:-1], _fft_size(frames.shape[-1]))
     windowed = padded[..., : frames.shape[-1]]
-    torch.sub(frames, previous.mul_(PREEMPHASIS), out=windowed)
+    torch.sub(frames[..., 1:], scaled[..., :-1], out=windowed[..., 1:])
+    torch.sub(frames[..., :1], scaled[..., :1], out=windowed[..., :1])  # against itself
     windowed.mul_(window)
     spectrum = torch.fft.rfft(padded)
     power = spectrum.real.square().add_(spectrum.imag.square())
-    mel = torch.cat([power[..., bins] @ filters for bins, filters in mel_bands], dim=-1)
-    return mel.clamp_(min=LOG_FLOOR).log_()
+    first = 0
+    for bins, filters in mel_bands:
+        last = first + filters.shape[1]
+        torch.matmul(power[..., bins], filters, out=log_mel[..., first:last])
+        first = last
+    log_mel.clamp_(min=LOG_FLOOR).log_()
 
 
 def _fft_size(length: int) -> int:

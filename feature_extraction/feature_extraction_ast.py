@@ -137,8 +137,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             attention_mask = torch.arange(frames, device=device) < torch.tensor(
                 lengths, device=device
             ).unsqueeze(1)  # (B, T)
-            # Padding is shifted with the rest, as the published checkpoints were trained.
-            input_values = self._normalize(self._padded_log_mel(waveforms, attention_mask))
+            input_values = self._padded(waveforms, attention_mask)
             attention_mask = attention_mask.long()
 
         output = {"input_values": input_values}
@@ -224,8 +223,11 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             )
         return clips
 
-    def _padded_log_mel(self, waveforms: list[Tensor], attention_mask: Tensor) -> Tensor:
-        """Log-mel of all clips, `padding_value` where the mask (B, T) is False: (B, T, F)."""
+    def _padded(self, waveforms: list[Tensor], attention_mask: Tensor) -> Tensor:
+        """Normalised log-mel of all clips, padded where the mask (B, T) is False: (B, T, F).
+
+        Padding is normalised with the rest, as the published checkpoints were trained.
+        """
         # On a CPU clip by clip, while its spectra are in the cache; a GPU would wait for the
         # launches of such a loop.
         on_cpu = attention_mask.device.type == "cpu"
@@ -235,8 +237,9 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
 
     def _fill_clip_by_clip(self, features: Tensor, waveforms: list[Tensor], _: Tensor) -> Tensor:
         for row, waveform in zip(features, waveforms, strict=True):
-            log_mel = self._log_mel(waveform)
-            row[: len(log_mel)] = log_mel
+            frames = num_frames(len(waveform), self.sampling_rate)
+            kaldi_fbank(waveform, self.sampling_rate, self.num_mel_bins, out=row[:frames])
+            self._normalize(row)
         return features
 
     def _fill_together(
@@ -245,7 +248,8 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         # Whole frames never see the silence that is put after their clip.
         log_mel = self._log_mel(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True))
         features[:, : log_mel.shape[1]] = log_mel
-        return features.masked_fill_(~attention_mask[:, :, None], self.padding_value)
+        features.masked_fill_(~attention_mask[:, :, None], self.padding_value)
+        return self._normalize(features)
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         return kaldi_fbank(waveform, self.sampling_rate, self.num_mel_bins)

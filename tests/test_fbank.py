@@ -87,3 +87,13 @@ def test_gpu_equals_cpu():
     on_gpu = kaldi_fbank(waveform.cuda())
     assert on_gpu.device.type == "cuda"
     assert (on_gpu.cpu() - kaldi_fbank(waveform)).abs().max() <= 1e-3
+
+
+def test_written_into_a_tensor():
+    waveform = torch.rand(2, 3, 4000) - 0.5
+    expected = kaldi_fbank(waveform)
+    out = torch.empty_like(expected)
+    assert kaldi_fbank(waveform, out=out) is out
+    assert torch.equal(out, expected)
+    with pytest.raises(ValueError, match=r"out must be contiguous float32 \(2, 3, 23, 128\)"):
+        kaldi_fbank(waveform, out=out[..., :64])
