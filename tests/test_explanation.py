@@ -18,7 +18,7 @@ FRAMES, MEL_BINS, BURST = 96, 64, 16
 
 def tone_bursts(count: int) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]:
     """Noise with a burst of 16 bins x 16 frames anywhere in it: a chord (0) or clicks (1)."""
-    spectrograms = torch.randn(count, FRAMES, MEL_BINS) * 0.8
+    spectrograms = torch.randn(count, FRAMES, MEL_BINS)
     labels = torch.randint(0, 2, (count,))
     places = []
     for spectrogram, label in zip(spectrograms, labels, strict=True):
@@ -40,8 +40,8 @@ def trained() -> ASTForAudioClassification:
         time_stride=8,
         initializer_range=0.05,
     ).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(200):
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(300):
         spectrograms, labels, _ = tone_bursts(32)
         loss = cross_entropy(model(spectrograms).logits, labels)
         loss.backward()
@@ -52,10 +52,11 @@ def trained() -> ASTForAudioClassification:
 
 
 @pytest.mark.parametrize(
-    ("explain", "times_chance", "hits"),
-    [(attention_rollout, 1.6, 0.95), (class_relevance, 2.4, 0.85)],
+    ("explain", "least_mass", "hits"),
+    # Rollout is blind to the class and counts the residual connection of every layer.
+    [(attention_rollout, 0.3, 0.95), (class_relevance, 0.5, 0.85)],
 )
-def test_the_mass_lies_on_the_burst(trained, explain, times_chance, hits):
+def test_the_mass_lies_on_the_burst(trained, explain, least_mass, hits):
     spectrograms, _, places = tone_bursts(64)
     maps = explain(trained, spectrograms)
     assert maps.shape == (64, MEL_BINS, FRAMES)
@@ -71,8 +72,10 @@ def test_the_mass_lies_on_the_burst(trained, explain, times_chance, hits):
         mass += around.sum().item() / 64
         area += around.numel() / image.numel() / 64
         hit += (around.max() == image.max()).item() / 64
-    assert mass > times_chance * area  # measured: 1.9 and 2.9 times
-    assert hit > hits  # the peak is on the burst; measured: in 100 % and 92 % of the clips
+    print(f"{explain.__name__}: {mass:.2f} of the mass, {hit:.2f} of the peaks, {area:.2f} of area")
+    assert area < 0.16
+    assert mass > least_mass  # measured: 0.46 and 0.64
+    assert hit > hits  # the peak is on the burst; measured: in 100 % and 98 %
 
 
 def test_other_classes_have_other_maps_and_the_model_is_left_as_it_was(trained):
