@@ -1,6 +1,9 @@
 """Speed of the parts, ours against what people use today, measured in one run.
 
     ast-benchmark features --json features.json
+    ast-benchmark forward --workload mixed
+    ast-benchmark lengths --plot lengths.png
+    ast-benchmark cold
     ast-benchmark pipeline --clip_length_s 5 --hidden_size 192 --max_length 512
     ast-benchmark train
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
@@ -11,13 +14,10 @@ table gives medians, the spread, and how many times faster each is than the firs
 
 import argparse
 import functools
-import json
 import multiprocessing
-import platform
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,8 +36,10 @@ from feature_extraction import ASTFeatureExtractor, kaldi_fbank, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
 from .arguments import run_command
+from .benchmark_inference import add_cold, add_forward, add_lengths
 from .data import open_stream
 from .finetune_accelerate import Collator
+from .measuring import add_common_arguments, measure, native_config, report, status_kib
 from .recordings import Recordings
 
 
@@ -48,7 +50,15 @@ def benchmark(arguments: list[str] | None = None) -> None:
     )
     subparsers = parser.add_subparsers(dest="benchmark", required=True)
     # A new benchmark: one function that adds its parser and sets `run`.
-    for add_parser in (_add_features, _add_pipeline, _add_train, _add_merging):
+    for add_parser in (
+        _add_features,
+        add_forward,
+        add_lengths,
+        add_cold,
+        _add_pipeline,
+        _add_train,
+        _add_merging,
+    ):
         add_parser(subparsers)
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -60,98 +70,6 @@ def benchmark(arguments: list[str] | None = None) -> None:
 
 def main() -> None:
     run_command("ast-benchmark", benchmark)
-
-
-def add_common_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
-    """The options that every benchmark has: --repeats, --threads and --json."""
-    parser.add_argument("--repeats", type=int, default=repeats, help="measurements of each case")
-    parser.add_argument("--threads", type=int, help="torch's CPU threads; default: torch's choice")
-    parser.add_argument("--json", type=Path, help="also write all the measurements here")
-
-
-def measure(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every run of every case: each once to warm up, then `repeats` rounds in turn."""
-    for run in cases.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(repeats):
-        for name, run in cases.items():
-            _wait_for_gpu()
-            # numpy's threads spin for tens of milliseconds after their last product, on the cores
-            # that the next case needs.
-            time.sleep(0.1)
-            start = time.perf_counter()
-            run()
-            _wait_for_gpu()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _wait_for_gpu() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def report(
-    title: str,
-    seconds: dict[str, list[float]],
-    units: dict[str, int],
-    unit: str,
-    json_path: Path | None,
-    **extra: object,
-) -> None:
-    """Print a table of milliseconds per unit, and write it as JSON when asked.
-
-    Args:
-        title: what was measured, in words.
-        seconds: what `measure` returned; the other cases are compared with the first.
-        units: how many units (clips, steps …) one run of each case handles.
-        unit: their name, in the singular.
-        json_path: where the JSON goes; None: nowhere.
-        extra: figures to print below the table, and to write.
-    """
-    machine = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processor": _processor_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    print(f"{title}; " + ", ".join(f"{key} {value}" for key, value in machine.items() if value))
-    print(f"{'':44}{'ms/' + unit:>10}{'min':>9}{'max':>9}{unit + 's/s':>10}{'faster':>9}")
-    rows: list[dict] = []
-    first: float | None = None
-    for name, runs in seconds.items():
-        per_unit = [1000 * run / units[name] for run in runs]
-        median = statistics.median(per_unit)
-        first = first or median
-        row = {
-            "case": name,
-            f"ms_per_{unit}": median,
-            "min": min(per_unit),
-            "max": max(per_unit),
-            "times_faster": first / median,
-            "runs_s": runs,
-        }
-        rows.append(row)
-        print(
-            f"{name:44}{median:10.3f}{min(per_unit):9.3f}{max(per_unit):9.3f}"
-            f"{1000 / median:10.1f}{first / median:8.1f}x"
-        )
-    for name, value in extra.items():
-        print(f"{name.replace('_', ' ')}: {value}")
-    if json_path:
-        json_path.write_text(
-            json.dumps({"title": title, "machine": machine, "cases": rows, **extra}, indent=2)
-        )
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _add_features(subparsers) -> None:
@@ -376,9 +294,7 @@ def _training_step(case: int, options: argparse.Namespace) -> Callable[[], objec
     )
     model: torch.nn.Module
     if case == 0:
-        model = native.ASTForAudioClassification(
-            native.ASTConfig(**{k: v for k, v in config.to_dict().items() if k != "model_type"})
-        )
+        model = native.ASTForAudioClassification(native_config(config))
     else:
         model = ASTForAudioClassification(config)
     model.train()
@@ -400,16 +316,11 @@ def _peak_memory_mib(case: int, options: argparse.Namespace) -> int | None:
         return None
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    before = _status_kib("VmRSS")
+    before = status_kib("VmRSS")
     step = _training_step(case, options)
     step()
     step()
-    return round((_status_kib("VmHWM") - before) / 1024)
-
-
-def _status_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return round((status_kib("VmHWM") - before) / 1024)
 
 
 def _add_merging(subparsers) -> None:

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts.benchmark import benchmark, measure
+from scripts.benchmark import benchmark
+from scripts.benchmark_inference import multiplications
+from scripts.measuring import measure
 
 
 def test_features(tmp_path, capsys):
@@ -104,3 +107,49 @@ def test_merging(tmp_path, capsys):
     ]
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert "4 clips of 64 frames, 12 x 5 patches, 2 layers" in capsys.readouterr().out
+
+
+SMALL = ["--hidden_size=64", "--num_hidden_layers=1", "--max_length=128", "--repeats=1"]
+
+
+@pytest.mark.parametrize("workload", ["full", "short", "mixed"])
+def test_forward(workload, tmp_path, capsys):
+    path = tmp_path / "forward.json"
+    benchmark(["forward", f"--workload={workload}", "--clips=3", *SMALL, f"--json={path}"])
+    written = json.loads(path.read_text())
+    names = [case["case"] for case in written["cases"]]
+    assert names == ["native, padded to 128 frames", "ours"]
+    assert written["title"].startswith(f"{workload}: 3 clips of ")
+    assert written["share_of_the_limit"] > 0
+    assert "share of the limit" in capsys.readouterr().out
+
+
+def test_multiplications_are_torchs():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = ASTConfig(hidden_size=64, num_attention_heads=1, intermediate_size=256,
+                       num_hidden_layers=2, max_length=128)  # fmt: skip
+    model = ASTForAudioClassification(config).eval()
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 100, 128))
+    ours = 2 * multiplications(config, 100)
+    assert counter.get_total_flops() == pytest.approx(ours, rel=1e-3)  # less the classifier
+
+
+@pytest.mark.slow
+def test_lengths(tmp_path):
+    path, plot = tmp_path / "lengths.json", tmp_path / "lengths.png"
+    benchmark(["lengths", "--seconds", "1", "2", *SMALL, f"--json={path}", f"--plot={plot}"])
+    written = json.loads(path.read_text())
+    assert [case["case"] for case in written["cases"]] == [
+        "1 s, whole", "1 s, in windows", "2 s, whole", "2 s, in windows",
+    ]  # fmt: skip
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_cold(tmp_path):
+    path = tmp_path / "cold.json"
+    benchmark(["cold", *SMALL, f"--json={path}"])
+    assert len(json.loads(path.read_text())["cases"]) == 2
