@@ -24,7 +24,7 @@ import modeling_ast
 from feature_extraction import ASTFeatureExtractor, AudioDecodingError
 from modeling_ast.pipeline_ast import cut_windows
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, tiny_native_config
 from .sounds import write_parquet
 from .test_audio import sparse_wav
 
@@ -47,15 +47,26 @@ def assert_same(found, expected, tolerance=1e-5):
     assert scores(found) == pytest.approx(scores(expected), abs=tolerance)
 
 
-def test_equals_stock_pipeline(native_folder, classifier, clip):
-    stock = AudioClassificationPipeline(
-        model=native.ASTForAudioClassification.from_pretrained(native_folder),
-        feature_extractor=native_features.ASTFeatureExtractor.from_pretrained(native_folder),
-    )
-    for options in ({"top_k": 2}, {"top_k": 5, "function_to_apply": "sigmoid"}):
-        expected, found = stock(clip, **options), classifier(clip, **options)
-        assert [label["label"] for label in found] == [label["label"] for label in expected]
-        assert_same(found, expected, tolerance=1e-4)
+@pytest.mark.parametrize("max_length", [64, 128, 1024])
+def test_equals_stock_pipeline(tmp_path, max_length):
+    """On clips of any length up to the model's, whose patch grid may or may not fill its frames."""
+    model = native.ASTForAudioClassification(tiny_native_config(max_length=max_length)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    model.save_pretrained(tmp_path)
+    extractor = native_features.ASTFeatureExtractor(num_mel_bins=64, max_length=max_length)
+    extractor.save_pretrained(tmp_path)
+    stock = AudioClassificationPipeline(model=model, feature_extractor=extractor)
+    ours = pipeline("audio-classification", model=str(tmp_path))
+    whole = np.random.default_rng(0).standard_normal(max_length * 160 + 240).astype(np.float32)
+    for samples in (5000, max_length * 160, len(whole)):
+        clip = whole[:samples] * 0.1
+        for options in ({"top_k": 2}, {"top_k": 5, "function_to_apply": "sigmoid"}):
+            expected, found = stock(clip, **options), ours(clip, **options)
+            assert [label["label"] for label in found] == [label["label"] for label in expected]
+            assert_same(found, expected, tolerance=1e-4)
+        assert_same(ours([clip, clip], batch_size=2, top_k=5)[1], stock(clip, top_k=5), 1e-4)
 
 
 def test_any_source_gives_the_same(classifier, clip, tmp_path):
