@@ -1,4 +1,4 @@
-"""ASTConfig: the shape of an Audio Spectrogram Transformer. Fields only, no I/O.
+"""ASTConfig: the shape of an Audio Spectrogram Transformer.
 
 The fields and their defaults are those of `transformers`' own ASTConfig, so a `config.json` written
 by either side is read by the other. The defaults describe the AudioSet model of the paper
@@ -10,6 +10,7 @@ is built from them.
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -18,6 +19,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .patch_grid_ast import NUM_SPECIAL_TOKENS, grid_shape
+from .weights_ast import check_weights
 
 _MAX_PARAMETERS = 2**31  # 25 times AST-base: 8 GiB in float32
 _MAX_LAYERS = 1000
@@ -67,10 +69,27 @@ class ASTConfig(PreTrainedConfig):
         self.check()
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in `transformers`, but a folder whose weights are of a smaller model is refused.
+
+        Raises:
+            ValueError: also for a file with numbers or types that no AST has.
+        """
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if (folder / "config.json").is_file():
+            stored, _ = cls.get_config_dict(folder)
+            check_weights(folder, cls.from_dict(stored).num_encoder_parameters)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in `transformers`; a file with values of a wrong type raises ValueError."""
+        # Left out: what a file must not choose, as it can name code to download from the Hub.
+        chosen_by_caller = ("attn_implementation", "experts_implementation")
+        content = {k: v for k, v in config_dict.items() if k not in chosen_by_caller}
+        if "per_layer_config" in content:
+            raise ValueError("This is no config of an AST: its layers are all alike.")
         try:
-            return super().from_dict(config_dict, **kwargs)
+            return super().from_dict(content, **kwargs)
         except (StrictDataclassError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"This is no config of an AST: {reason}") from error
@@ -79,6 +98,7 @@ class ASTConfig(PreTrainedConfig):
         """Raise ValueError when the numbers, together, cannot make a model."""
         for field in (
             "hidden_size",
+            "num_hidden_layers",
             "num_attention_heads",
             "intermediate_size",
             "patch_size",

@@ -9,15 +9,12 @@ to the new grid by the original code's rule (`resize_position_table`).
 """
 
 import copy
-import json
-import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel, initialization
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -87,17 +84,13 @@ class ASTPreTrainedModel(PreTrainedModel):
         be the checkpoint's. A new number of labels: `num_labels=…, ignore_mismatched_sizes=True`.
 
         Raises:
-            ValueError: when a spectrogram of that geometry is smaller than one patch, or when the
-                folder's config describes more than its weights hold.
+            ValueError: when a spectrogram of that geometry is smaller than one patch, or for a
+                config that no AST has (see `ASTConfig.from_pretrained`).
         """
         asked = {name: kwargs.pop(name) for name in _GEOMETRY if kwargs.get(name) is not None}
         config = kwargs.get("config")
         if isinstance(config, str | os.PathLike):
             config = cls.config_class.from_pretrained(config)
-        if pretrained_model_name_or_path is not None:
-            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-            if (folder / "config.json").is_file():
-                _check_weights(folder, cls.config_class.from_pretrained(folder))
         if pretrained_model_name_or_path is None or (config is None and not asked):
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
@@ -148,38 +141,3 @@ class ASTPreTrainedModel(PreTrainedModel):
         if getattr(self.config, "custom_pipelines", None):
             for file in (pipeline, *get_relative_import_files(pipeline)):
                 shutil.copy(file, save_directory)
-
-
-def _check_weights(folder: Path, config: ASTConfig) -> None:
-    """Refuse a config that describes another, larger model than the safetensors files hold.
-
-    Reads the files' headers only: `transformers` would make room for the whole model first.
-    """
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-            outside = [name for name in names if Path(name).name != name]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is no index of weights: {error!r}") from error
-        if outside:
-            raise ValueError(f"{index} names files outside of its folder: {outside[0]!r}.")
-    held = 0
-    for name in names:
-        if not (folder / name).is_file():
-            return  # weights of another format, or none: `transformers` says so
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                for tensor in file.keys():  # noqa: SIM118  (no mapping)
-                    held += math.prod(file.get_slice(tensor).get_shape())
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is damaged: {error}") from error
-    needed = config.num_encoder_parameters
-    if held < needed and not hasattr(config, "quantization_config"):
-        raise ValueError(
-            f"{folder / 'config.json'} describes an encoder of {needed:,} parameters, the weights "
-            f"beside it hold {held:,}: they are not of one model."
-        )

@@ -44,8 +44,7 @@ def original_to_folder(
         names = read_label_names(labels)
         settings["id2label"] = dict(enumerate(names))
         settings["label2id"] = {name: index for index, name in enumerate(names)}
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; the second argument must be a folder to write.")
+    _folder_to_write(folder)
     model = ASTForAudioClassification.from_original_checkpoint(source, **settings)
     model.save_pretrained(folder)
     ASTFeatureExtractor(
@@ -62,6 +61,7 @@ def original_to_repository(source: Path, folder: Path, variant: str) -> None:
     Raises:
         ValueError: for an unknown variant, and for a file that is not this variant's.
     """
+    _folder_to_write(folder)
     cards = hub_configs_folder().glob("*/config.json")
     known = {card.parent.name: card.parent for card in cards}
     if variant not in known:
@@ -70,9 +70,21 @@ def original_to_repository(source: Path, folder: Path, variant: str) -> None:
     fields = ("frequency_stride", "time_stride", "max_length", "num_mel_bins")
     settings = {field: getattr(config, field) for field in (*fields, "num_attention_heads")}
     labels = {field: getattr(config, field) for field in ("id2label", "label2id", "problem_type")}
-    original_to_folder(source, folder, **settings, **labels)
+    model = ASTForAudioClassification.from_original_checkpoint(source, **settings, **labels)
+    for field in ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size"):
+        if getattr(model.config, field) != getattr(config, field):
+            raise ValueError(
+                f"{source} is not {variant}: its {field} is {getattr(model.config, field)}, "
+                f"expected {getattr(config, field)}."
+            )
+    model.save_pretrained(folder)
     ASTFeatureExtractor.from_pretrained(known[variant]).save_pretrained(folder)
     shutil.copy(known[variant] / "README.md", folder)
+
+
+def _folder_to_write(folder: Path) -> None:
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; the second argument must be a folder to write.")
 
 
 def folder_to_original(source: Path, file: Path) -> None:
