@@ -74,13 +74,13 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             ("max_length", 1, 1_000_000),
         ):
             value = getattr(self, name)
-            if not (isinstance(value, Integral) and least <= value <= most):
+            if not (isinstance(value, Integral) and least <= int(value) <= most):
                 raise ValueError(
                     f"{name} must be a whole number from {least} to {most}, got {value!r}."
                 )
         for name in ("mean", "std", "padding_value"):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and math.isfinite(value)):
+            if not (isinstance(value, Real) and math.isfinite(float(value))):
                 raise ValueError(f"{name} must be a finite number, got {value!r}.")
         if self.std <= 0:
             raise ValueError(f"std must be above 0, got {self.std!r}.")

@@ -3,8 +3,9 @@
     write_model_card("runs/my_sounds", "runs/my_sounds/checkpoint")
 
 Every number comes from a file: `config.json` and the weights of the checkpoint, and of the run
-`arguments.yaml` (recipe), `metrics.jsonl` (a line per epoch), `evaluation*.json` (`ast-evaluate`'s)
-and its pictures, which are copied beside the card. Names and licences of data and start weights
+`arguments.yaml` (recipe), `report.yaml` (machine, result), `metrics.jsonl` (a line per epoch), each
+`evaluation.json` of `ast-evaluate` in it or in a sub-folder, and the pictures of both, which are
+copied beside the card. Names and licences of data and start weights
 come from the Hub metadata in a README.md beside them, or from `hub_configs/sources.yaml`.
 """
 
@@ -32,7 +33,8 @@ ENDING = (
     " Delete this line to keep your own changes. -->"
 )
 _PICTURES = {
-    "*confusion_matrix*.png": "Confusion matrix",
+    "confusion_matrix.png": "Confusion matrix",
+    "average_precision.png": "Average precision of each class",
     "learning_curve.png": "Loss and evaluation score over the epochs",
 }
 # Settings that a reader needs to repeat a run, by the names of both training commands.
@@ -82,12 +84,8 @@ def write_model_card(
     data = find_source("data", data_name, labels)
     start_name = str(arguments.get("model") or arguments.get("model_name_or_path") or "scratch")
     start = {} if start_name == "scratch" else find_source("weights", start_name)
-    evaluations = _evaluations(run_folder, records, arguments, data)
-    pictures = []
-    for pattern, text in _PICTURES.items():
-        for picture in sorted(run_folder.glob(pattern)):
-            shutil.copyfile(picture, checkpoint / picture.name)
-            pictures.append({"file": picture.name, "text": text})
+    report = _read_yaml(run_folder / "report.yaml")
+    result = report.get("result") or (records[-1] if records else {})
     card = render_card(
         repo_id or run_folder.resolve().name,
         config,
@@ -95,10 +93,10 @@ def write_model_card(
         license=start.get("license") or "unknown",
         data=data,
         start=start,
-        evaluations=evaluations,
-        pictures=pictures,
+        evaluations=_evaluations(run_folder, result, arguments, labels),
+        pictures=_copy_pictures(run_folder, checkpoint),
         recipe={name: arguments[name] for name in _RECIPE if _is_set(arguments.get(name))},
-        cost=_cost(records),
+        cost=_cost(records, report.get("machine") or {}),
         parameters=_count_parameters(checkpoint),
         ending=ENDING,
     )
@@ -138,8 +136,9 @@ def render_card(
             EvalResult(
                 task_type=_PIPELINE_TAG,
                 task_name="Audio classification",
-                dataset_type=data.get("hub") or _identifier(data["name"]),
-                dataset_name=data["name"],
+                dataset_type=evaluation["data"].get("hub")
+                or _identifier(evaluation["data"]["name"]),
+                dataset_name=evaluation["data"]["name"],
                 dataset_split=evaluation.get("split"),
                 metric_type=metric["type"],
                 metric_name=metric["name"],
@@ -293,24 +292,24 @@ def _describe(source: dict[str, Any]) -> str:
 
 
 def _evaluations(
-    run_folder: Path,
-    records: list[dict[str, Any]],
-    arguments: dict[str, Any],
-    data: dict[str, Any],
+    run_folder: Path, result: dict[str, Any], arguments: dict[str, Any], labels: list[str]
 ) -> list[dict[str, Any]]:
-    """What `ast-evaluate` wrote; without it, the last epoch's accuracy."""
+    """What `ast-evaluate` wrote into the run folder; without it, the result's own record."""
     found = []
-    for path in sorted(run_folder.glob("evaluation*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        split = content.get("split") or content.get("fold")
+    for path in _evaluation_files(run_folder):
+        content = _read_json(path)
+        fold, split = content.get("fold"), content.get("split")
+        source = find_source("data", str(content.get("dataset") or ""), labels)
         found.append(
             {
-                "where": f"{data['name']}, {_part(split)}" if split is not None else data["name"],
-                "split": None if split is None else str(split),
+                "data": source,
+                "where": f"{source['name']}, {f'fold {fold}' if fold is not None else split}",
+                "split": str(split if fold is None else fold),
                 "clips": content["clips"],
                 "metrics": [
-                    _metric(name, **{k: metric.get(k) for k in ("value", "low", "high")})
+                    _metric(name, **{key: metric.get(key) for key in ("value", "low", "high")})
                     for name, metric in content["metrics"].items()
+                    if metric["value"] is not None
                 ],
                 "per_class": [
                     {key: _cell(value) for key, value in row.items()}
@@ -318,20 +317,51 @@ def _evaluations(
                 ],
             }
         )
-    if not found and records and "evaluation_accuracy" in records[-1]:
-        accuracy, clips = records[-1]["evaluation_accuracy"], records[-1]["evaluation_clips"]
-        fold = arguments.get("evaluation_fold")
-        split = f"fold {fold}" if fold is not None else arguments.get("evaluation_split")
-        low, high = wilson_interval(accuracy, clips)
-        found = [
-            {
-                "where": f"{data['name']}, {_part(split)}, after the last epoch",
-                "split": None if split is None else str(split),
-                "clips": clips,
-                "metrics": [_metric("accuracy", accuracy, low, high)],
-            }
-        ]
-    return found
+    if found:
+        return found
+    metrics = [
+        _metric(name.removeprefix("evaluation_"), value)
+        for name, value in result.items()
+        if name.startswith("evaluation_") and name not in ("evaluation_loss", "evaluation_clips")
+        if isinstance(value, int | float)
+    ]
+    clips = result.get("evaluation_clips")
+    for metric in metrics:
+        if metric["type"] == "accuracy" and clips:
+            interval = wilson_interval(metric["value"], clips)
+            metric.update(_metric("accuracy", metric["value"], *interval))
+    if not metrics:
+        return []
+    fold = arguments.get("evaluation_fold")
+    part = f"fold {fold}" if fold is not None else arguments.get("evaluation_split") or "part"
+    source = find_source("data", str(arguments.get("dataset") or ""), labels)
+    return [
+        {
+            "data": source,
+            "where": f"{source['name']}, held-out {part}, at the end of training",
+            "split": str(part),
+            "clips": clips,
+            "metrics": metrics,
+        }
+    ]
+
+
+def _evaluation_files(run_folder: Path) -> list[Path]:
+    files = [*run_folder.glob("evaluation*.json"), *run_folder.glob("*/evaluation.json")]
+    return sorted(files)
+
+
+def _copy_pictures(run_folder: Path, checkpoint: Path) -> list[dict[str, str]]:
+    """Copy the run's and its evaluations' pictures beside the card."""
+    pictures = []
+    folders = dict.fromkeys([run_folder, *(path.parent for path in _evaluation_files(run_folder))])
+    for folder in folders:
+        for name, text in _PICTURES.items():
+            if (folder / name).is_file():
+                copied = name if folder == run_folder else f"{folder.name}_{name}"
+                shutil.copyfile(folder / name, checkpoint / copied)
+                pictures.append({"file": copied, "text": text})
+    return pictures
 
 
 def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -341,14 +371,11 @@ def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[floa
     return middle - half, middle + half
 
 
-def _part(split: Any) -> str:
-    return f"held-out {split}" if split is not None else "held-out part"
-
-
 def _metric(
     name: str, value: float, low: float | None = None, high: float | None = None
 ) -> dict[str, Any]:
-    metric: dict[str, Any] = {"type": _identifier(name), "name": name, "value": value}
+    shown = name.replace("_", " ")
+    metric: dict[str, Any] = {"type": _identifier(name), "name": shown, "value": value}
     metric |= {"text": f"{value:.4f}", "interval": "not reported"}
     if low is not None and high is not None:
         metric["interval"] = f"{low:.4f} to {high:.4f}"
@@ -356,14 +383,18 @@ def _metric(
     return metric
 
 
-def _cost(records: list[dict[str, Any]]) -> str:
+def _cost(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     if not records or "seconds" not in records[-1]:
         return "Not recorded."
+    epochs = f"{records[-1]['epoch']:g} epochs" if "epoch" in records[-1] else "Training"
     minutes = records[-1]["seconds"] / 60
+    place = ""
+    if machine:
+        processor = machine.get("gpu") or f"{machine.get('threads')} CPU threads"
+        place = f" on {machine.get('processes', 1)} x {processor}"
     energy = records[-1].get("energy_kwh")
     spent = f"{energy:.3f} kWh" if energy is not None else "not measured"
-    epochs = f"{records[-1]['epoch']:g} epochs" if "epoch" in records[-1] else "Training"
-    return f"{epochs} took {minutes:.1f} minutes, evaluation included. Energy: {spent}."
+    return f"{epochs} took {minutes:.1f} minutes{place}, evaluation included. Energy: {spent}."
 
 
 def _count_parameters(checkpoint: Path) -> int:
@@ -375,6 +406,8 @@ def _count_parameters(checkpoint: Path) -> int:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
     return f"{value:.3f}" if isinstance(value, float) else _plain(value)
 
 
@@ -405,7 +438,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
 def _read_records(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line]
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold a JSON record per line: {error}") from error

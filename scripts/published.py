@@ -106,6 +106,7 @@ def published_files(name: str) -> dict[str, str]:
         start=find_source("weights", "facebook/deit-base-distilled-patch16-384"),
         evaluations=[
             {
+                "data": source,
                 "where": source["name"],
                 "source": "reported by the author, github.com/YuanGongND/ast",
                 "metrics": [

@@ -20,11 +20,15 @@ EVALUATION = {
     "dataset": "esc10",
     "fold": "5",
     "clips": 80,
+    "split": "train",
     "metrics": {
         "accuracy": {"value": 0.9375, "low": 0.8619, "high": 0.973},
-        "mAP": {"value": 0.98125, "low": 0.95, "high": 0.99},
+        "macro_f1": {"value": 0.98125, "low": 0.95, "high": 0.99},
+        "d_prime": {"value": None, "low": None, "high": None},
     },
-    "per_class": [{"label": name, "clips": 8, "recall": 1 / 3} for name in ESC10],
+    "per_class": [
+        {"label": name, "positives": 8, "recall": 1 / 3, "roc_auc": None} for name in ESC10
+    ],
 }
 
 
@@ -51,7 +55,8 @@ def run(tmp_path):
         for n in (1, 2)
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    for name in ("learning_curve.png", "evaluation_confusion_matrix.png"):
+    (folder / "evaluation").mkdir()
+    for name in ("learning_curve.png", "evaluation/confusion_matrix.png"):
         (folder / name).write_bytes(b"\x89PNG")
     return folder
 
@@ -62,7 +67,9 @@ def card_of(run, **arguments) -> tuple[str, dict]:
 
 
 def test_everything_a_card_must_say(run):
-    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(EVALUATION))
+    report = {"machine": {"gpu": None, "threads": 2, "processes": 1}}
+    (run / "report.yaml").write_text(yaml.safe_dump(report))
     text, metadata = card_of(run, repo_id="someone/esc10")
     assert metadata["library_name"] == "transformers"
     assert metadata["pipeline_tag"] == "audio-classification"
@@ -75,11 +82,13 @@ def test_everything_a_card_must_say(run):
     assert (result.dataset_name, result.dataset_split) == ("ESC-10", "5")
     for part in (
         "| accuracy | 0.9375 | 0.8619 to 0.9730 |",
-        "| sea\\_waves | 8 | 0.333 |",
+        "| macro f1 | 0.9812 | 0.9500 to 0.9900 |",
+        "| sea\\_waves | 8 | 0.333 | – |",
         "DeiT-Tiny on ImageNet-1k](https://github.com/facebookresearch/deit), licence apache-2.0",
         "licence cc-by-3.0. 400 clips of 5 s",
         "| learning_rate | 0.0001 |",
-        "2 epochs took 3.0 minutes",
+        "2 epochs took 3.0 minutes on 1 x 2 CPU threads",
+        "On ESC-10, fold 5, 80 clips:",
         "Energy: not measured",
         "dog, rooster, rain, sea\\_waves, crackling\\_fire",
         "## Limits and biases",
@@ -107,7 +116,14 @@ def test_before_an_evaluation_the_last_epoch_counts(run):
     (metric,) = metadata["model-index"][0]["results"][0]["metrics"]
     assert metric["value"] == 1.0
     assert metric["args"]["low"] == pytest.approx(0.9542, abs=1e-4)  # Wilson, 80 of 80
-    assert "held-out fold 5, after the last epoch, 80 clips" in text
+    assert "On ESC-10, held-out fold 5, at the end of training, 80 clips:" in text
+    (run / "report.yaml").write_text(
+        yaml.safe_dump({"result": {"epoch": 1, "evaluation_mean_average_precision": 0.25}})
+    )
+    text, metadata = card_of(run)  # the best epoch's, where that is the result
+    (metric,) = metadata["model-index"][0]["results"][0]["metrics"]
+    assert (metric["type"], metric["value"]) == ("mean_average_precision", 0.25)
+    (run / "report.yaml").unlink()
     (run / "metrics.jsonl").unlink()
     text, metadata = card_of(run)
     assert "model-index" not in metadata
