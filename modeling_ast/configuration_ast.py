@@ -78,7 +78,7 @@ class ASTConfig(PreTrainedConfig):
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         if (folder / "config.json").is_file():
             stored, _ = cls.get_config_dict(folder)
-            check_weights(folder, cls.from_dict(stored).num_encoder_parameters)
+            cls.from_dict(stored, name_or_path=folder)  # checks
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
@@ -89,6 +89,9 @@ class ASTConfig(PreTrainedConfig):
         if "per_layer_config" in content:
             raise ValueError("This is no config of an AST: its layers are all alike.")
         try:
+            folder = Path(kwargs.get("name_or_path", ""))  # AutoConfig passes it
+            if (folder / "config.json").is_file():
+                check_weights(folder, cls(**content).num_encoder_parameters)
             return super().from_dict(content, **kwargs)
         except (StrictDataclassError, AttributeError, TypeError) as error:
             reason = " ".join(str(error).split())

@@ -97,15 +97,9 @@ def examples(hub: HubServer, repo: str) -> list[str]:
 
 def test_a_stranger_loads_it_in_three_ways(hub, run_folder, tmp_path):
     """The card's own examples, each in a process with nothing in its cache and no token."""
-    environment = {**os.environ, **hub.environment(TOKEN), "HF_DEBUG": "1"}
-    command = [sys.executable, "-m", "scripts.push_to_hub", str(run_folder), "someone/my-sounds"]
-    pushed = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=REPOSITORY, check=False
-    )
-    assert pushed.returncode == 0, pushed.stderr
+    address = push(run_folder, "someone/my-sounds")
     commit = hub.repositories["someone/my-sounds"].refs["main"]
-    assert pushed.stdout == f"Pushed {hub.url}/someone/my-sounds/commit/{commit}\n"
-    assert TOKEN not in pushed.stdout + pushed.stderr
+    assert address == f"{hub.url}/someone/my-sounds/commit/{commit}"
     files = hub.files("someone/my-sounds")
     assert set(files) == COMPLETE | {"learning_curve.png", ".gitattributes"}
     assert not any(TOKEN.encode() in content for content in files.values())
@@ -166,6 +160,21 @@ model = AutoModelForAudioClassification.from_pretrained({"someone/my-sounds"!r},
     lines = in_clean_process(packaged, hub, tmp_path / "packaged", with_package=True)
     assert lines[0].split()[0] == "rain"
     assert len(lines) == 3
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_commit_and_never_the_token(hub, run_folder):
+    environment = {**os.environ, **hub.environment(TOKEN), "HF_DEBUG": "1"}
+    environment["TRANSFORMERS_VERBOSITY"] = "debug"
+    command = [sys.executable, "-m", "scripts.push_to_hub", str(run_folder), "someone/commanded"]
+    pushed = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert pushed.returncode == 0, pushed.stderr
+    commit = hub.repositories["someone/commanded"].refs["main"]
+    assert pushed.stdout == f"Pushed {hub.url}/someone/commanded/commit/{commit}\n"
+    assert "/api/repos/create" in pushed.stderr  # requests are logged
+    assert TOKEN not in pushed.stderr
 
 
 def test_parts_are_pushed_complete(hub, run_folder):

@@ -1,12 +1,11 @@
 """What comes from others is not trusted: pickles, configs, names, archives, code."""
 
 import ast
+import contextlib
 import io
 import json
 import pickle
 import resource
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers import pipeline
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
+from scripts.data import open_stream
 
 from .conftest import REPOSITORY
 
@@ -220,13 +220,6 @@ def test_names_in_an_archive_write_nothing(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = 4
             tar.addfile(member, io.BytesIO(b"RIFF"))
-    script = (
-        "from scripts.data import open_stream\n"
-        f"rows = open_stream({str(archive)!r}, 'train')\n"
-        "print(len(list(rows)))\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False
-    )
-    assert run.returncode == 0 or "ValueError" in run.stderr, run.stderr
+    with contextlib.suppress(ValueError):  # what it makes of them is not the question
+        list(open_stream(str(archive), "train"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "hostile.tar"]
