@@ -95,7 +95,7 @@ def write_model_card(
         start=start,
         evaluations=_evaluations(run_folder, result, arguments, labels),
         pictures=_copy_pictures(run_folder, checkpoint),
-        recipe={name: arguments[name] for name in _RECIPE if _is_set(arguments.get(name))},
+        recipe={name: arguments[name] for name in _RECIPE if _is_used(name, arguments.get(name))},
         cost=_cost(records, report.get("machine") or {}),
         parameters=_count_parameters(checkpoint),
         ending=ENDING,
@@ -194,12 +194,8 @@ def check_card(text: str) -> None:
     Raises:
         ValueError: with every problem found.
     """
-    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    try:
-        metadata = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"The model card's metadata is not valid YAML: {error}") from error
-    if not isinstance(metadata, dict):
+    metadata = _metadata(text)
+    if metadata is None:
         raise ValueError(
             "The model card has no metadata: it must open with YAML between --- lines."
         )
@@ -225,6 +221,16 @@ def check_card(text: str) -> None:
     problems += _model_index_problems(metadata.get("model-index", []))
     if problems:
         raise ValueError(f"The model card breaks the Hub's rules: {'; '.join(problems)}.")
+
+
+def _metadata(card: str) -> dict[str, Any] | None:
+    """The YAML between --- lines at the top of a card."""
+    found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    try:
+        metadata = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"A card's metadata is not valid YAML: {error}") from error
+    return metadata if isinstance(metadata, dict) else None
 
 
 def _model_index_problems(model_index: Any) -> list[str]:
@@ -257,13 +263,16 @@ def find_source(kind: str, name: str, labels: list[str] | None = None) -> dict[s
     known = _read_yaml(hub_configs_folder() / "sources.yaml")[kind]
     path = Path(name)
     is_local = path.exists() or name.startswith((".", "/", "~"))
-    short_name = path.stem if path.is_file() else path.name
+    if path.name == "checkpoint":  # of a run, which has a name
+        short_name = path.resolve().parent.name
+    else:
+        short_name = path.stem if path.is_file() else path.name
     if not name:
         return {"name": "not stated"}
     source: dict[str, Any] = dict(known.get(short_name if is_local else name) or {})
     if "labels" in source and labels is not None:
-        names = set(read_label_names(source.pop("labels")))
-        if not set(labels) <= names:
+        names = source.pop("labels")
+        if not set(labels) <= set(names if isinstance(names, list) else read_label_names(names)):
             source = {}
     published = published_checkpoints()
     for folder, checkpoint in published.items():
@@ -271,7 +280,7 @@ def find_source(kind: str, name: str, labels: list[str] | None = None) -> dict[s
             source = {"name": folder, "hub": checkpoint["hub"], "license": "bsd-3-clause"}
     card = path / "README.md"
     if card.is_file():
-        metadata = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+        metadata = _metadata(card.read_text(encoding="utf-8")) or {}
         stated = {"name": metadata.get("pretty_name"), "license": metadata.get("license")}
         source |= {key: value for key, value in stated.items() if isinstance(value, str)}
     if not source and not is_local and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -386,7 +395,7 @@ def _metric(
 def _cost(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     if not records or "seconds" not in records[-1]:
         return "Not recorded."
-    epochs = f"{records[-1]['epoch']:g} epochs" if "epoch" in records[-1] else "Training"
+    epochs = f"{records[-1]['epoch']:g} epoch(s)" if "epoch" in records[-1] else "Training"
     minutes = records[-1]["seconds"] / 60
     place = ""
     if machine:
@@ -420,8 +429,8 @@ def _identifier(name: str) -> str:
     return re.sub(r"[^a-z0-9.-]+", "_", name.lower()).strip("_") or "unnamed"
 
 
-def _is_set(value: Any) -> bool:
-    return value is not None and value is not False and value != 0
+def _is_used(name: str, value: Any) -> bool:
+    return value not in (None, False, 0) or (name == "seed" and value == 0)
 
 
 def _as_list(value: Any) -> list[Any]:

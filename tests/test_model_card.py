@@ -15,7 +15,7 @@ from scripts.model_card import check_card, find_source, wilson_interval, write_m
 
 from .test_geometry import tiny_model
 
-ESC10 = ["dog", "rooster", "rain", "sea_waves", "crackling_fire"]
+ESC10 = ["dog_bark", "rooster", "rain", "sea_waves", "fire_crackling"]
 EVALUATION = {
     "dataset": "esc10",
     "fold": "5",
@@ -48,6 +48,7 @@ def run(tmp_path):
         "learning_rate": 1e-4,
         "num_epochs": 16,
         "mixup_rate": 0.0,
+        "seed": 0,
     }
     (folder / "arguments.yaml").write_text(yaml.safe_dump(arguments))
     records = [
@@ -86,11 +87,11 @@ def test_everything_a_card_must_say(run):
         "| sea\\_waves | 8 | 0.333 | – |",
         "DeiT-Tiny on ImageNet-1k](https://github.com/facebookresearch/deit), licence apache-2.0",
         "licence cc-by-3.0. 400 clips of 5 s",
-        "| learning_rate | 0.0001 |",
-        "2 epochs took 3.0 minutes on 1 x 2 CPU threads",
+        "| learning_rate | 0.0001 |\n| seed | 0 |",
+        "2 epoch(s) took 3.0 minutes on 1 x 2 CPU threads",
         "On ESC-10, fold 5, 80 clips:",
         "Energy: not measured",
-        "dog, rooster, rain, sea\\_waves, crackling\\_fire",
+        "dog\\_bark, rooster, rain, sea\\_waves, fire\\_crackling",
         "## Limits and biases",
         "@inproceedings{gong21b_interspeech",
         "@inproceedings{piczak2015esc",
@@ -162,6 +163,7 @@ def test_a_folder_of_the_same_name_is_not_the_data_set(tmp_path, monkeypatch):
     )
     found = find_source("data", "sounds", ["a"])
     assert found == {"name": "My Sounds", "license": "cc0-1.0"}
+    assert find_source("weights", "/home/me/runs/dogs/checkpoint") == {"name": "dogs"}
     published = find_source("weights", "MIT/ast-finetuned-audioset-10-10-0.4593")
     assert published["license"] == "bsd-3-clause"
 
@@ -200,7 +202,7 @@ def test_what_the_hub_would_refuse_is_noticed_before(run, line, replacement, pro
 
 def test_bundled_sources_name_bundled_labels_and_known_licences():
     for name in ("audioset", "esc10", "esc50", "speech_commands_v2"):
-        labels = read_label_names("esc50" if name == "esc10" else name)
+        labels = ESC10 if name == "esc10" else read_label_names(name)
         source = find_source("data", name, labels[:2])
         assert {"name", "license", "url", "about", "limits", "hub"} <= set(source)
 
