@@ -7,7 +7,9 @@ input_values    (B, T, F)       (x - mean) / (2 * std)
 attention_mask  (B, T)          1 = sound, 0 = padding
 """
 
+import math
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,26 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         self.do_normalize = do_normalize
         self.mean = mean
         self.std = std
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """Raise ValueError for settings that no model has: the file may be anybody's."""
+        for name, least, most in (
+            ("sampling_rate", 1000, 768_000),
+            ("num_mel_bins", 1, 4096),
+            ("max_length", 1, 1_000_000),
+        ):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) and least <= int(value) <= most):
+                raise ValueError(
+                    f"{name} must be a whole number from {least} to {most}, got {value!r}."
+                )
+        for name in ("mean", "std", "padding_value"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and math.isfinite(float(value))):
+                raise ValueError(f"{name} must be a finite number, got {value!r}.")
+        if self.std <= 0:
+            raise ValueError(f"std must be above 0, got {self.std!r}.")
 
     def __call__(
         self,

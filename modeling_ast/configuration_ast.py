@@ -1,15 +1,32 @@
-"""ASTConfig: the shape of an Audio Spectrogram Transformer. Fields only, no I/O.
+"""ASTConfig: the shape of an Audio Spectrogram Transformer.
 
 The fields and their defaults are those of `transformers`' own ASTConfig, so a `config.json` written
 by either side is read by the other. The defaults describe the AudioSet model of the paper
 (arXiv 2104.01778, section 2.1): ViT-base, 16 x 16 patches that overlap by 6, 1024 frames of 10 ms.
 The last five fields are ours; with their defaults the model is exactly `transformers`' own.
+
+A `config.json` may come from anybody, so numbers that no AST has are refused here, before anything
+is built from them.
 """
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+import re
+from pathlib import Path
+from typing import Any
 
-from .patch_grid_ast import grid_shape
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .patch_grid_ast import NUM_SPECIAL_TOKENS, grid_shape
+from .weights_ast import check_weights
+
+_MAX_PARAMETERS = 2**31  # 25 times AST-base: 8 GiB in float32
+_MAX_LAYERS = 1000
+_MAX_LABELS = 1_000_000
+_MAX_FRAMES = 1_000_000  # of 10 ms: almost 3 hours
+_MAX_MEL_BINS = 4096
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @strict
@@ -47,13 +64,44 @@ class ASTConfig(PreTrainedConfig):
     label_smoothing: float | int = 0.0  # training: part of the target spread over all labels
 
     def __post_init__(self, **kwargs):
+        self._check_labels(kwargs.get("num_labels"))  # the base class makes a name for each
         super().__post_init__(**kwargs)
         self.check()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in `transformers`, but a folder whose weights are of a smaller model is refused.
+
+        Raises:
+            ValueError: also for a file with numbers or types that no AST has.
+        """
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        if (folder / "config.json").is_file():
+            stored, _ = cls.get_config_dict(folder)
+            cls.from_dict(stored, name_or_path=folder)  # checks
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # Left out: what a file must not choose, as it can name code to download from the Hub.
+        chosen_by_caller = ("attn_implementation", "experts_implementation")
+        content = {k: v for k, v in config_dict.items() if k not in chosen_by_caller}
+        if "per_layer_config" in content:
+            raise ValueError("This is no config of an AST: its layers are all alike.")
+        try:
+            folder = Path(kwargs.get("name_or_path", ""))  # AutoConfig passes it
+            if (folder / "config.json").is_file():
+                check_weights(folder, cls(**content).num_encoder_parameters)
+            return super().from_dict(content, **kwargs)
+        except (StrictDataclassError, AttributeError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"This is no config of an AST: {reason}") from error
 
     def check(self) -> None:
         """Raise ValueError when the numbers, together, cannot make a model."""
         for field in (
             "hidden_size",
+            "num_hidden_layers",
             "num_attention_heads",
             "intermediate_size",
             "patch_size",
@@ -70,6 +118,18 @@ class ASTConfig(PreTrainedConfig):
         ):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must be 0 (off) or more, got {getattr(self, field)}.")
+        for field, most in (
+            ("num_hidden_layers", _MAX_LAYERS),
+            ("max_length", _MAX_FRAMES),
+            ("num_mel_bins", _MAX_MEL_BINS),
+        ):
+            if getattr(self, field) > most:
+                raise ValueError(
+                    f"{field} must be at most {most}, got {getattr(self, field)}. No AST is like "
+                    "that: do not trust this config."
+                )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act must be one of transformers', got {self.hidden_act!r}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}."
@@ -85,6 +145,11 @@ class ASTConfig(PreTrainedConfig):
                 f"num_mel_bins={self.num_mel_bins} is smaller than one patch of "
                 f"{self.patch_size} x {self.patch_size}."
             )
+        if self.num_encoder_parameters > _MAX_PARAMETERS:
+            raise ValueError(
+                f"These numbers make an encoder of {self.num_encoder_parameters:,} parameters, "
+                f"more than {_MAX_PARAMETERS:,}. No AST is like that: do not trust this config."
+            )
         rows, columns = self.trained_grid
         left = (rows - self.frequency_patchout) * (columns - self.time_patchout)
         if (
@@ -97,6 +162,31 @@ class ASTConfig(PreTrainedConfig):
                 f" and unstructured_patchout={self.unstructured_patchout} drop every patch of a "
                 f"grid of {rows} rows x {columns} columns. Drop fewer."
             )
+
+    def _check_labels(self, num_labels: Any) -> None:
+        named = None if self.id2label is None else len(self.id2label)
+        for count in (num_labels, named):
+            if count is not None and not (isinstance(count, int) and 0 <= count <= _MAX_LABELS):
+                raise ValueError(
+                    f"num_labels must be a number up to {_MAX_LABELS}, got {count!r}. No AST has "
+                    "more: do not trust this config."
+                )
+        for index, name in (self.id2label or {}).items():
+            # Names are printed; one must not steer a terminal or end a line.
+            if _CONTROL_CHARACTERS.search(name):
+                raise ValueError(f"The name of label {index} has control characters: {name!r}.")
+
+    @property
+    def num_encoder_parameters(self) -> int:
+        """Numbers that the encoder learns, its position table included, the head excluded."""
+        width, inner = self.hidden_size, self.intermediate_size
+        rows, columns = self.trained_grid
+        attention = 4 * width * width + (3 * width if self.qkv_bias else 0) + width
+        mlp = 2 * width * inner + inner + width
+        layer = attention + mlp + 4 * width  # two LayerNorms
+        tokens = NUM_SPECIAL_TOKENS + (NUM_SPECIAL_TOKENS + rows * columns)
+        patches = self.patch_size**2 + 1
+        return self.num_hidden_layers * layer + (tokens + patches + 2) * width
 
     @property
     def trained_grid(self) -> tuple[int, int]:

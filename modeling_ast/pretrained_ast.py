@@ -10,11 +10,14 @@ to the new grid by the original code's rule (`resize_position_table`).
 
 import copy
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, initialization
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_ast import ASTConfig
 from .patch_grid_ast import resize_position_table
@@ -81,7 +84,8 @@ class ASTPreTrainedModel(PreTrainedModel):
         be the checkpoint's. A new number of labels: `num_labels=…, ignore_mismatched_sizes=True`.
 
         Raises:
-            ValueError: when a spectrogram of that geometry is smaller than one patch.
+            ValueError: when a spectrogram of that geometry is smaller than one patch, or for a
+                config that no AST has (see `ASTConfig.from_pretrained`).
         """
         asked = {name: kwargs.pop(name) for name in _GEOMETRY if kwargs.get(name) is not None}
         config = kwargs.get("config")
@@ -129,4 +133,11 @@ class ASTPreTrainedModel(PreTrainedModel):
             "AutoModel": "modeling_ast.ASTModel",
             "AutoModelForAudioClassification": "modeling_ast.ASTForAudioClassification",
         }
+        # A pipeline that the config names must lie beside it, too.
+        pipeline = Path(__file__).with_name("pipeline_ast.py")
+        if getattr(self.config, "custom_pipelines", None) and not pipeline.is_file():
+            del self.config.custom_pipelines
         super().save_pretrained(save_directory, *args, **kwargs)
+        if getattr(self.config, "custom_pipelines", None):
+            for file in (pipeline, *get_relative_import_files(pipeline)):
+                shutil.copy(file, save_directory)

@@ -20,6 +20,13 @@ def hub_configs_folder() -> Path:
     return installed if installed.is_dir() else here.parent / "hub_configs"
 
 
+def checkpoint_folder(name: str) -> str:
+    """The folder of a checkpoint that is bundled with the commands; any other name unchanged."""
+    weights = hub_configs_folder().glob("*/model.safetensors")
+    bundled = {file.parent.name: file.parent for file in weights}
+    return name if Path(name).is_dir() else str(bundled.get(name, name))
+
+
 def parse_arguments(
     arguments_class: type[T], positional: str, description: str, argv: Sequence[str] | None = None
 ) -> T:

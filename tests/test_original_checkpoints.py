@@ -185,7 +185,10 @@ def test_convert_says_what_is_wrong(tmp_path, capsys):
         ((golden, tmp_path / "m", "--max-length=128"), "has width 48"),
         ((tmp_path / "none", tmp_path / "m.pth"), "No such file or folder"),
         ((tmp_path, tmp_path / "m.pth"), "has no config.json"),
-        ((tmp_path, tmp_path / "m.pth", "--labels=esc50"), "--labels and --problem-type are for"),
+        (
+            (tmp_path, tmp_path / "m.pth", "--labels=esc50"),
+            "--labels, --problem-type and --variant are for",
+        ),
         ((golden, names), "labels.json is a file; the second argument must be a folder"),
         ((golden, tmp_path / "m", *fits, f"--labels={names}"), "7 labels, but 2 names were given"),
         ((golden, tmp_path / "m", *fits, "--labels=esc"), "neither a file nor one of the bundled"),

@@ -99,7 +99,7 @@ def run_without_our_code(script: str, folder: Path, tmp_path: Path) -> torch.Ten
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return torch.load(tmp_path / "logits.pt")
+    return torch.load(tmp_path / "logits.pt", weights_only=True)
 
 
 def test_our_folder_in_plain_transformers(our_folder, native_logits, input_values, tmp_path):
