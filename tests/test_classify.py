@@ -123,7 +123,7 @@ def test_what_is_written_is_what_the_pipeline_says(run, folder, reference, tmp_p
     assert pq.read_table(output / "windows.parquet").num_rows == len(rows)
 
     events = {name: find_events(answer["windows"], high, low) for name, answer in reference.items()}
-    assert sum(map(len, events.values())) > 3
+    assert any(events.values())
     assert len(read_csv(output / "events.csv")) == sum(map(len, events.values()))
     for name, of_sound in events.items():
         track = (output / "audacity" / f"{path_of(name)}.txt").read_text().splitlines()
