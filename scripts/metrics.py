@@ -10,6 +10,7 @@ intervals. The `evaluate.Metric` classes give one each; being classes, they need
 """
 
 import math
+from functools import cached_property
 from typing import Any
 
 import datasets
@@ -81,15 +82,24 @@ class ScoredClips:
             self.relevant = np.arange(num_labels) == targets[:, None]
             self.decided = np.arange(num_labels) == self.scores.argmax(axis=1)[:, None]
 
-        self._order = np.argsort(-self.scores, axis=0, kind="stable")
-        ranked = np.take_along_axis(self.scores, self._order, axis=0)
-        self._ranked_relevant = np.take_along_axis(self.relevant, self._order, axis=0)
+        self._order = np.argsort(-self.scores.T, axis=1, kind="stable")  # (labels, N)
+        ranked = np.take_along_axis(self.scores.T, self._order, axis=1)
         # Clips of equal score share a rank: where each one's group starts and ends, exclusive.
-        rows = np.arange(num_clips)[:, None]
-        new = np.ones((num_clips + 1, num_labels), bool)
-        new[1:-1] = ranked[1:] != ranked[:-1]
-        self._first = np.maximum.accumulate(np.where(new[:-1], rows, 0))
-        self._end = np.minimum.accumulate(np.where(new[1:], rows + 1, num_clips)[::-1])[::-1]
+        ranks = np.arange(num_clips)
+        new = np.ones((num_labels, num_clips + 1), bool)
+        new[:, 1:-1] = ranked[:, 1:] != ranked[:, :-1]
+        first = np.maximum.accumulate(np.where(new[:, :-1], ranks, 0), axis=1)
+        end = np.where(new[:, 1:], ranks + 1, num_clips)
+        end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
+        # The positives (P,) of all labels, by label and rank; the other clips are only counted.
+        self._label, rank = np.nonzero(np.take_along_axis(self.relevant.T, self._order, axis=1))
+        self._clip = self._order[self._label, rank]
+        self._first, self._end = first[self._label, rank], end[self._label, rank]
+        place, start = self._label * num_clips + rank, self._label * num_clips
+        # How many positives of all labels come before: the label's first, the group, its end.
+        self._positives_before = [
+            np.searchsorted(place, start + offset) for offset in (0, self._first, self._end)
+        ]
 
     @property
     def classes_without_positives(self) -> list[int]:
@@ -115,9 +125,12 @@ class ScoredClips:
         if self.is_multi_label:
             self._check_probabilities()
         weights = self._weights(weights)
-        hits = weights @ (self.decided & self.relevant)
-        given, positives = weights @ self.decided, weights @ self.relevant
-        f1 = np.where(positives > 0, 2 * hits / np.maximum(given + positives, 1), np.nan)
+        decided_clip, decided_label = self._decided_pairs
+        given = self._per_label(decided_label, weights[decided_clip])
+        own = weights[self._clip]
+        positives = self._per_label(self._label, own)
+        hits = self._per_label(self._label, own * self.decided[self._clip, self._label])
+        f1 = np.where(positives > 0, _ratio(2 * hits, given + positives), np.nan)
         return _ratio(hits, given), _ratio(hits, positives), f1
 
     def rankings(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -125,24 +138,22 @@ class ScoredClips:
 
         NaN where undefined: without positives, and ROC-AUC also without negatives.
         """
-        weights = self._weights(weights)[self._order]
-        positives = weights * self._ranked_relevant
-        zeros = np.zeros((1, weights.shape[1]))
-        above = np.concatenate([zeros, np.cumsum(weights, axis=0)])  # (N + 1, labels)
-        hits_above = np.concatenate([zeros, np.cumsum(positives, axis=0)])
-        false_above = above - hits_above
+        weights = self._weights(weights)
+        above = np.zeros((len(self._order), len(weights) + 1))  # weight of a label's first ranks
+        np.cumsum(weights[self._order], axis=1, out=above[:, 1:])
+        own = weights[self._clip]  # (P,), as all below
+        before = np.concatenate([[0], np.cumsum(own)])
+        base, first, end = (before[count] for count in self._positives_before)
+        hits_first, hits_end = first - base, end - base
+        above_first, above_end = above[self._label, self._first], above[self._label, self._end]
 
-        precision = _ratio(
-            np.take_along_axis(hits_above, self._end, axis=0),
-            np.take_along_axis(above, self._end, axis=0),
-        )
-        total = hits_above[-1]
-        average_precision = _ratio(np.nansum(positives * precision, axis=0), total)
+        total = self._per_label(self._label, own)
+        precision = np.nan_to_num(_ratio(hits_end, above_end))  # of weight 0: own is 0
+        average_precision = _ratio(self._per_label(self._label, own * precision), total)
         # A negative above a positive is one wrong pair, one of the same score half a pair.
-        wrong = np.take_along_axis(false_above, self._first, axis=0)
-        wrong = (wrong + np.take_along_axis(false_above, self._end, axis=0)) / 2
-        roc_auc = 1 - _ratio((positives * wrong).sum(axis=0), total * false_above[-1])
-        return average_precision, roc_auc
+        wrong = (above_first - hits_first + above_end - hits_end) / 2
+        wrong_pairs = self._per_label(self._label, own * wrong)
+        return average_precision, 1 - _ratio(wrong_pairs, total * (weights.sum() - total))
 
     def expected_calibration_error(self, weights: np.ndarray | None = None) -> float:
         """Mean distance between the probability of an answer and how often it is right.
@@ -150,16 +161,9 @@ class ScoredClips:
         Over 15 bins of equal width, weighted by what is in them (Guo et al., arXiv 1706.04599). An
         answer is a clip's best label; with several labels per clip every (clip, label) pair is one.
         """
-        self._check_probabilities()
-        if self.is_multi_label:
-            confidence, right = self.scores, self.relevant
-        else:
-            confidence = self.scores.max(axis=1, keepdims=True)
-            right = (self.decided & self.relevant).any(axis=1, keepdims=True)
-        edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
-        gaps = self._weights(weights)[:, None] * (confidence.astype(np.float64) - right)
-        per_bin = np.bincount(np.searchsorted(edges, confidence).ravel(), weights=gaps.ravel())
-        return float(np.abs(per_bin).sum() / (self._weights(weights).sum() * right.shape[1]))
+        weights = self._weights(weights)
+        gaps, answers_per_clip = self._calibration_gaps
+        return float(np.abs(weights @ gaps).sum() / (weights.sum() * answers_per_clip))
 
     def metrics(self, weights: np.ndarray | None = None) -> dict[str, float]:
         """The metrics of `compute_metrics`, without the count."""
@@ -204,6 +208,33 @@ class ScoredClips:
             )
             intervals[name] = (float(low), float(high))
         return intervals
+
+    @cached_property
+    def _decided_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        clip, label = np.nonzero(self.decided)
+        return clip, label
+
+    @cached_property
+    def _calibration_gaps(self) -> tuple[np.ndarray, int]:
+        """Each clip's probability minus truth, summed per bin (N, bins); answers per clip."""
+        self._check_probabilities()
+        if self.is_multi_label:
+            confidence, right = self.scores, self.relevant
+        else:
+            confidence = self.scores.max(axis=1, keepdims=True)
+            right = (self.decided & self.relevant).any(axis=1, keepdims=True)
+        num_clips, answers = right.shape
+        edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+        bins = np.searchsorted(edges, confidence) + CALIBRATION_BINS * np.arange(num_clips)[:, None]
+        gaps = np.bincount(
+            bins.ravel(),
+            weights=(confidence.astype(np.float64) - right).ravel(),
+            minlength=CALIBRATION_BINS * num_clips,
+        )
+        return gaps.reshape(num_clips, CALIBRATION_BINS), answers
+
+    def _per_label(self, labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return np.bincount(labels, weights=values, minlength=self.scores.shape[1])
 
     def _weights(self, weights: np.ndarray | None) -> np.ndarray:
         if weights is None:
