@@ -24,6 +24,20 @@ from .arguments import run_command
 _DEFAULT_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 
 
+def load_classifier(model: str, **kwargs: Any) -> Any:
+    """`pipeline("audio-classification")` of a checkpoint folder or Hub name.
+
+    Raises:
+        ValueError: when there is no such folder.
+        OSError: when there is no such model on the Hub, or it cannot be reached.
+    """
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise ValueError(f"No such checkpoint folder: {model}")
+    # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
+    warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+    return pipeline("audio-classification", model=model, **kwargs)
+
+
 def classify(files: list[str], model: str, top_k: int) -> list[dict[str, Any]]:
     """Classify files one by one: {"file", "labels": [{"score", "label"}, …]} or {"file", "error"}.
 
@@ -32,11 +46,7 @@ def classify(files: list[str], model: str, top_k: int) -> list[dict[str, Any]]:
     """
     if top_k < 1:
         raise ValueError(f"--top-k must be at least 1, got {top_k}.")
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise ValueError(f"No such checkpoint folder: {model}")
-    # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
-    warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-    classifier = pipeline("audio-classification", model=model)
+    classifier = load_classifier(model)
     results: list[dict[str, Any]] = []
     for file in files:
         try:
