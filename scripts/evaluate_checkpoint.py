@@ -31,8 +31,6 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import IterableDataset
-from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -41,6 +39,7 @@ from transformers.utils import logging
 from feature_extraction import AudioDecodingError, load_audio
 
 from .arguments import did_you_mean, run_command
+from .batches import rank_share
 from .classify import load_classifier
 from .data import LabelledAudio, open_labelled_audio
 from .metrics import ScoredClips
@@ -75,6 +74,8 @@ class EvaluateArguments:
     fold_column: str | None = _option(None, "column with the fold, instead of a split")
     evaluation_fold: str | None = _option(None, "the fold to evaluate on")
     evaluation_fraction: float = _option(0.2, "held out when there is no split and no fold")
+    group_column: str | None = _option(None, "column of what the fraction is of: a speaker, say")
+    label_separator: str | None = _option(None, "between the labels of a clip in one string")
 
     output_dir: str = _option("runs/evaluation", "folder for the report, the tables, the picture")
     json: bool = _option(False, "print the report as JSON instead of tables")
@@ -106,11 +107,9 @@ class _Decoder:
         return [self._clip(row) for row in rows]
 
     def _clip(self, row: dict[str, Any]) -> _Clip:
-        audio = row["audio"]
-        path = audio.get("path") if isinstance(audio, dict) else audio
-        clip = _Clip(path if isinstance(path, str) else "", row["label"])
+        clip = _Clip(row["name"], row["label"])
         try:
-            clip.waveform = load_audio(audio, self.sampling_rate)
+            clip.waveform = load_audio(row["audio"], self.sampling_rate)
         except AudioDecodingError as error:
             clip.error = str(error)
         return clip
@@ -159,24 +158,24 @@ def evaluate_checkpoints(
     state = PartialState()
     classifiers = [load_classifier(name, device=state.device) for name in checkpoints]
     labels = _common_labels(checkpoints, classifiers)
+    whole_split = args.evaluation_split is not None
     data = open_labelled_audio(
         dataset,
         args.dataset_config,
         args.audio_column,
         args.label_column,
-        args.evaluation_split or args.train_split,
+        args.evaluation_split or args.train_split,  # no other split is read
         args.evaluation_split,
         args.fold_column,
         args.evaluation_fold,
         args.evaluation_fraction,
+        None if whole_split else args.group_column,
+        args.label_separator,
     )
     columns = _match_labels(data, labels)
 
-    stream = data.evaluation
-    if state.num_processes > 1:
-        stream = split_dataset_by_node(stream, state.process_index, state.num_processes)
     start = time.perf_counter()
-    scored = list(_score(classifiers, labels, stream, args, state))
+    scored = list(_score(classifiers, labels, data, args, state))
     # In an order that does not depend on how many processes there are, as the bootstrap sees it.
     clips = sorted(gather_object(scored), key=lambda clip: (clip.file, str(clip.label)))
     seconds = time.perf_counter() - start
@@ -188,10 +187,15 @@ def evaluate_checkpoints(
         raise ValueError(
             f"None of the {len(clips)} sounds can be read. {clips[0].error if clips else ''}"
         )
-    targets = _targets(readable, columns, len(labels))
+    targets: Any
+    if data.problem_type == "multi_label_classification":
+        targets = np.zeros((len(readable), len(labels)), int)
+        for row, clip in zip(targets, readable, strict=True):
+            row[[columns[label] for label in clip.label]] = 1
+    else:
+        targets = [columns[clip.label] for clip in readable]
     measured = ScoredClips(np.stack([clip.scores for clip in readable]), targets)
-    whole_split = args.evaluation_split is not None
-    by_fold = args.fold_column is not None and not whole_split
+    by_fold = args.fold_column is not None
     intervals = measured.confidence_intervals(args.bootstrap_resamples, args.seed, _CONFIDENCE)
     report = {
         "checkpoints": list(checkpoints),
@@ -201,7 +205,7 @@ def evaluate_checkpoints(
         "fold_column": args.fold_column if by_fold else None,
         "fold": args.evaluation_fold if by_fold else None,
         "fraction": None if by_fold or whole_split else args.evaluation_fraction,
-        "task": f"{'multi' if measured.is_multi_label else 'single'}_label_classification",
+        "task": data.problem_type,
         "clips": len(readable),
         "unreadable": [{"file": c.file, "error": c.error} for c in clips if c.error is not None],
         "windowed_clips": sum(clip.windows > 1 for clip in readable),
@@ -268,25 +272,24 @@ def _match_labels(data: LabelledAudio, labels: list[str]) -> list[int | None]:
 def _score(
     classifiers: Sequence[Any],
     labels: list[str],
-    stream: IterableDataset,
+    data: LabelledAudio,
     args: EvaluateArguments,
     state: PartialState,
 ) -> Iterator[_Clip]:
     """This process's clips with their scores, or with what is wrong with them."""
     rate = max(classifier.feature_extractor.sampling_rate for classifier in classifiers)
+    stream = rank_share(data.evaluation, state.process_index, state.num_processes, args.num_workers)
     loader = DataLoader(
         stream,
         batch_size=args.batch_size,
         num_workers=min(args.num_workers, stream.num_shards),
         collate_fn=_Decoder(rate),
     )
-    numbers = 0
-    with tqdm(desc="scoring", unit=" clips", disable=not state.is_main_process) as progress:
+    share = math.ceil(data.evaluation_clips / state.num_processes)
+    with tqdm(
+        desc="scoring", total=share, unit=" clips", disable=not state.is_main_process
+    ) as progress:
         for clips in loader:
-            for clip in clips:
-                numbers += 1
-                process = f" of process {state.process_index}" if state.num_processes > 1 else ""
-                clip.file = clip.file or f"clip {numbers}{process}"
             readable = [clip for clip in clips if clip.waveform is not None]
             sounds = [{"array": clip.waveform, "sampling_rate": rate} for clip in readable]
             answers = [
@@ -303,16 +306,6 @@ def _score(
                 clip.waveform = None
             progress.update(len(clips))
             yield from clips
-
-
-def _targets(clips: list[_Clip], columns: list[int | None], num_labels: int) -> np.ndarray:
-    """(N,) class indices, or (N, labels) of 0 and 1 when clips have lists of labels."""
-    if not any(isinstance(clip.label, list) for clip in clips):
-        return np.array([columns[clip.label] for clip in clips])
-    targets = np.zeros((len(clips), num_labels), int)
-    for row, clip in zip(targets, clips, strict=True):
-        row[[columns[label] for label in clip.label]] = 1
-    return targets
 
 
 def _per_class(measured: ScoredClips, labels: list[str]) -> list[dict[str, Any]]:
