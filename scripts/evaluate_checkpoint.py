@@ -131,7 +131,7 @@ def evaluate_checkpoints(
             "dataset", "dataset_config", "split", "fold_column", "fold", "fraction"
                             what was measured; null where it does not apply
             "task"          "single_label_classification" or "multi_label_classification", by the
-                            data; a checkpoint of the other kind is measured as it is
+                            data; a checkpoint whose config says the other is measured as it is
             "clips"         how many were measured
             "unreadable"    [{"file", "error"}, …]: not among them
             "windowed_clips"    how many of them are longer than (one of) the models' length
@@ -247,10 +247,10 @@ def _common_labels(checkpoints: Sequence[str], classifiers: Sequence[Any]) -> li
                 "ensemble needs the same in all."
             )
     kinds = {classifier.model.config.problem_type for classifier in classifiers}
-    if len(kinds) > 1 and "multi_label_classification" in kinds:
+    if len(kinds) > 1:
         raise ValueError(
-            "Some of the checkpoints are multi-label, some are not: their probabilities mean "
-            "different things and cannot be averaged."
+            f"The checkpoints' configs have different problem types ({', '.join(map(str, kinds))})"
+            ": their probabilities mean different things and cannot be averaged."
         )
     return first
 
@@ -285,6 +285,9 @@ def _score(
         num_workers=min(args.num_workers, stream.num_shards),
         collate_fn=_Decoder(rate),
     )
+    # Published AudioSet checkpoints do not say that they are multi-label; then the data tell.
+    problem_type = classifiers[0].model.config.problem_type or data.problem_type
+    function = "sigmoid" if problem_type == "multi_label_classification" else "softmax"
     share = math.ceil(data.evaluation_clips / state.num_processes)
     with tqdm(
         desc="scoring", total=share, unit=" clips", disable=not state.is_main_process
@@ -294,7 +297,11 @@ def _score(
             sounds = [{"array": clip.waveform, "sampling_rate": rate} for clip in readable]
             answers = [
                 classifier(
-                    sounds, batch_size=args.batch_size, top_k=len(labels), return_timestamps=True
+                    sounds,
+                    batch_size=args.batch_size,
+                    top_k=len(labels),
+                    return_timestamps=True,
+                    function_to_apply=function,
                 )
                 for classifier in classifiers
                 if sounds
@@ -395,7 +402,7 @@ def draw_confusion_matrix(measured: ScoredClips, labels: list[str], path: Path) 
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, names)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("is")
+    axes.set_ylabel("true")
     axes.set_title(title)
     figure.colorbar(image, label="share of the row's clips", shrink=0.7)
     figure.savefig(path, dpi=110)
@@ -512,14 +519,15 @@ def main() -> None:
         if not checkpoints:
             raise ValueError(f"Name a checkpoint and a dataset; got {dataset!r} only (see --help).")
         report = evaluate_checkpoints(checkpoints, dataset, args)
-        if not report:
+        PartialState().destroy_process_group()
+        if not report:  # not the main process
             return
         if args.json:
             print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
         else:
             print(format_report(report))
             print(f"\nTables, picture and evaluation.json: {args.output_dir}")
-        for unreadable in report["unreadable"]:
+        for unreadable in report["unreadable"][:_SHOWN_MISTAKES]:
             print(f"ast-evaluate: left out: {unreadable['error']}", file=sys.stderr)
 
     run_command("ast-evaluate", command)
