@@ -7,7 +7,10 @@ It measures the part of the dataset that fine-tuning with the same options held 
 probabilities. Labels are matched by name, whatever their order. Clips are scored as
 `pipeline("audio-classification")` does: one longer than the model's length is heard in windows of
 that length, every half of it, and has the mean of their probabilities, weighted by their sound.
-Sounds that cannot be read are named and left out. Under `torchrun` the processes share the clips.
+Sounds that cannot be read are named and left out. Several processes share the clips, each counted
+once:
+
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m scripts.evaluate_checkpoint …
 
 Prints a table and writes into `--output_dir`:
 
@@ -21,6 +24,7 @@ import csv
 import difflib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -155,8 +159,14 @@ def evaluate_checkpoints(
         raise ValueError(
             "--batch_size and --bootstrap_resamples must be 1 or more, --num_workers 0."
         )
-    state = PartialState()
-    classifiers = [load_classifier(name, device=state.device) for name in checkpoints]
+    accelerator = Accelerator()
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but without GPUs Accelerate lets each do all the "
+            "work alone. Set ACCELERATE_USE_CPU=true."
+        )
+    classifiers = [load_classifier(name, device=accelerator.device) for name in checkpoints]
     labels = _common_labels(checkpoints, classifiers)
     whole_split = args.evaluation_split is not None
     data = open_labelled_audio(
@@ -175,11 +185,12 @@ def evaluate_checkpoints(
     columns = _match_labels(data, labels)
 
     start = time.perf_counter()
-    scored = list(_score(classifiers, labels, data, args, state))
+    scored = list(_score(classifiers, labels, data, args, accelerator))
     # In an order that does not depend on how many processes there are, as the bootstrap sees it.
     clips = sorted(gather_object(scored), key=lambda clip: (clip.file, str(clip.label)))
     seconds = time.perf_counter() - start
-    if not state.is_main_process:
+    accelerator.end_training()
+    if not accelerator.is_main_process:
         return {}
 
     readable = [clip for clip in clips if clip.error is None]
@@ -274,11 +285,13 @@ def _score(
     labels: list[str],
     data: LabelledAudio,
     args: EvaluateArguments,
-    state: PartialState,
+    accelerator: Accelerator,
 ) -> Iterator[_Clip]:
     """This process's clips with their scores, or with what is wrong with them."""
     rate = max(classifier.feature_extractor.sampling_rate for classifier in classifiers)
-    stream = rank_share(data.evaluation, state.process_index, state.num_processes, args.num_workers)
+    stream = rank_share(
+        data.evaluation, accelerator.process_index, accelerator.num_processes, args.num_workers
+    )
     loader = DataLoader(
         stream,
         batch_size=args.batch_size,
@@ -288,9 +301,9 @@ def _score(
     # Published AudioSet checkpoints do not say that they are multi-label; then the data tell.
     problem_type = classifiers[0].model.config.problem_type or data.problem_type
     function = "sigmoid" if problem_type == "multi_label_classification" else "softmax"
-    share = math.ceil(data.evaluation_clips / state.num_processes)
+    share = math.ceil(data.evaluation_clips / accelerator.num_processes)
     with tqdm(
-        desc="scoring", total=share, unit=" clips", disable=not state.is_main_process
+        desc="scoring", total=share, unit=" clips", disable=not accelerator.is_main_process
     ) as progress:
         for clips in loader:
             readable = [clip for clip in clips if clip.waveform is not None]
@@ -519,7 +532,6 @@ def main() -> None:
         if not checkpoints:
             raise ValueError(f"Name a checkpoint and a dataset; got {dataset!r} only (see --help).")
         report = evaluate_checkpoints(checkpoints, dataset, args)
-        PartialState().destroy_process_group()
         if not report:  # not the main process
             return
         if args.json:

@@ -298,6 +298,12 @@ def test_mistakes_in_options(checkpoint, sounds, tmp_path, arguments, message):
         evaluate(checkpoint, sounds, tmp_path, **arguments)
 
 
+def test_processes_that_do_not_know_of_each_other(checkpoint, sounds, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"2 processes were started.*Set ACCELERATE_USE_CPU=true"):
+        evaluate(checkpoint, sounds, tmp_path)
+
+
 def test_labels_that_do_not_fit(checkpoint, sounds, tmp_path):
     other = write_checkpoint(tmp_path / "other", labels=["hihg", "low", "mid"])
     message = "'high' is none of the checkpoint's 3 labels. Did you mean 'hihg'"
