@@ -31,8 +31,8 @@ from feature_extraction import ASTFeatureExtractor, kaldi_fbank
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
 from .arguments import run_command
+from .batches import Collator
 from .data import open_stream
-from .finetune_accelerate import Collator
 
 
 def benchmark(arguments: list[str] | None = None) -> None:

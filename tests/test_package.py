@@ -9,9 +9,10 @@ import zipfile
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from scripts.convert import read_label_names
-from scripts.finetune_accelerate import FinetuneArguments
+from scripts.finetune_arguments import FinetuneArguments
 
 from .conftest import REPOSITORY
 
@@ -80,6 +81,9 @@ def test_every_hub_config_is_used():
             assert set(recipe) <= set(FinetuneArguments.__dataclass_fields__), path
         elif path.parent.name == "labels":
             assert len(read_label_names(path.stem)) >= 35
+        elif path.parent.name == "accelerate":
+            config = load_config_from_file(str(path))  # refuses unknown keys
+            assert config.distributed_type == path.stem.upper()
         else:
             pytest.fail(f"{path} is used by no test")
 
