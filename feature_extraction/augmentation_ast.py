@@ -41,13 +41,14 @@ def mixup(
     rate: float = 0.5,
     alpha: int = 10,
     generator: torch.Generator | None = None,
+    partners: tuple[Sequence[Tensor] | Tensor, Tensor] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Mix clips, and their labels alike, with uniformly drawn partners from the batch.
+    """Mix clips, and their labels alike, with partners: given, or drawn uniformly from the batch.
 
     A clip becomes λ · clip + (1 - λ) · partner, with λ from Beta(alpha, alpha) and the partner
     padded with silence or cut to the clip's length. The mean is removed from each clip before and
-    from the result after, also where nothing is mixed. So does the original, with alpha 10, except
-    that it draws partners from the whole data set; rates: 0.5 on AudioSet, 0.6 on Speech Commands.
+    from the result after, also where nothing is mixed. So does the original, with alpha 10 and
+    partners from the whole data set; rates: 0.5 on AudioSet, 0.6 on Speech Commands.
 
     Args:
         waveforms: B clips (samples,) of any lengths, or (B, samples).
@@ -55,6 +56,7 @@ def mixup(
         rate: share of the clips to mix.
         alpha: of the Beta distribution, a whole number: the higher, the nearer to halves.
         generator: source of randomness, on the waveforms' device.
+        partners: B clips of any lengths and their labels (B, classes), one for each clip.
 
     Returns:
         the clips, each as long as before, and their labels (B, classes).
@@ -72,15 +74,26 @@ def mixup(
     clips, inside = _padded(waveforms)  # (B, samples)
     clips = _without_mean(clips, inside)
     batch_size, device = len(clips), clips.device
-    partner = torch.randint(batch_size, (batch_size,), device=device, generator=generator)
+    if partners is None:
+        drawn = torch.randint(batch_size, (batch_size,), device=device, generator=generator)
+        partner_clips, partner_labels = clips[drawn], labels[drawn.to(labels.device)]
+    else:
+        if len(partners[0]) != batch_size or partners[1].shape != labels.shape:
+            raise ValueError(
+                f"Mixup needs one partner per clip with its labels, {batch_size} and "
+                f"{tuple(labels.shape)}; got {len(partners[0])} and {tuple(partners[1].shape)}."
+            )
+        partner_clips, partner_labels = _without_mean(*_padded(partners[0])), partners[1]
+        longer = clips.shape[1] - partner_clips.shape[1]  # below 0 the partners are cut
+        partner_clips = torch.nn.functional.pad(partner_clips, (0, longer))
     # The middle one of 2 · alpha - 1 uniform numbers follows Beta(alpha, alpha).
     uniform = torch.rand(batch_size, 2 * alpha - 1, device=device, generator=generator)
     weight = uniform.median(dim=1, keepdim=True).values
     mixed = torch.rand(batch_size, 1, device=device, generator=generator) < rate
     weight = torch.where(mixed, weight, 1.0)
-    clips = _without_mean(weight * clips + (1 - weight) * clips[partner], inside)
-    weight, partner = weight.to(labels.device), partner.to(labels.device)
-    return _unpadded(clips, waveforms), weight * labels + (1 - weight) * labels[partner]
+    clips = _without_mean(weight * clips + (1 - weight) * partner_clips, inside)
+    weight = weight.to(labels.device)
+    return _unpadded(clips, waveforms), weight * labels + (1 - weight) * partner_labels
 
 
 def random_gain(

@@ -1,22 +1,114 @@
-"""Streams of sounds to featurised batches, decoded, mixed and featurised in worker processes."""
+"""Streams of labelled sound to featurised batches; all but the handing over is done in workers.
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+    rows        {"audio": undecoded, "label": class index or list of them, "name": where from}
+    clips       waveform (samples,) and label, () index or (classes,) target
+    batches     input_values (B, T, F), labels (B,) or (B, classes), attention_mask (B, T) if padded
+                to the longest clip
+
+    rank_share      -> the rows of one process: each shard is read by one worker of one process
+    batches         -> one pass over them: drawn class by class, shuffled, decoded, mixed, grouped by
+                       length, featurised
+    SkippedSounds   -> the sounds that could not be read
+
+For the same (seed, epoch, rank), number of processes and number of workers the batches are the same
+every time, so that a run which was killed goes on by skipping those that it has had.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import IterableDataset
-from torch.nn.functional import one_hot
+from datasets.distributed import split_dataset_by_node
+from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from feature_extraction import ASTFeatureExtractor, augmentation_generator, mixup
+from feature_extraction import (
+    ASTFeatureExtractor,
+    AudioDecodingError,
+    augmentation_generator,
+    load_audio,
+    mixup,
+)
+from feature_extraction.fbank_ast import num_samples
+
+Clip = tuple[Tensor, Tensor]  # waveform (samples,), label () or (classes,)
+
+_SHARDS_PER_WORKER = 4  # at least, where a data set can be cut so: even shares, better shuffling
+_SHORTEST_FRAMES = 16  # one patch: the least that the model takes
+_NAMED_SOUNDS = 20  # in an error message
+
+
+def rank_share(
+    stream: IterableDataset, rank: int, world_size: int, num_workers: int = 0
+) -> IterableDataset:
+    """The part of a stream that process `rank` of `world_size` reads, exclusively.
+
+    Shards (files, or the row groups of few Parquet files) are dealt out, in another way whenever
+    the stream is shuffled, also where their number cannot be divided evenly. Only with fewer shards
+    than processes every process reads all and keeps each `world_size`-th row.
+
+    Args:
+        stream: the same in each process.
+        rank, world_size: of the processes that train or evaluate together.
+        num_workers: of the `batches` made from it, which share the process's shards.
+    """
+    if stream.num_shards < _SHARDS_PER_WORKER * world_size * max(1, num_workers):
+        stream = stream.reshard()
+    if world_size == 1:
+        return stream
+    strategy = "shards" if stream.num_shards >= world_size else "examples"
+    return split_dataset_by_node(stream, rank, world_size, strategy)
+
+
+@dataclass
+class SkippedSounds:
+    """Sounds that could not be read and were left out, and how many of them a run puts up with.
+
+    Args:
+        limit: below 1, the share of the clips, otherwise their number.
+        clips: of the data set.
+        reasons: the sounds' names and what is wrong with them, once each.
+    """
+
+    limit: float = 0.0
+    clips: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.limit >= 0:
+            raise ValueError(f"--max_corrupt must be 0 or more, got {self.limit}.")
+
+    def add(self, failures: Iterable[tuple[str, str]]) -> None:
+        """Count (name, reason) pairs.
+
+        Raises:
+            ValueError: over the limit, with the list.
+        """
+        self.reasons.update(failures)
+        allowed = int(self.limit * self.clips if self.limit < 1 else self.limit)
+        if len(self.reasons) > allowed:
+            named = [f"{name}: {reason}" for name, reason in self.reasons.items()]
+            more = len(named) - _NAMED_SOUNDS
+            raise ValueError(
+                f"{len(named)} sounds cannot be read, more than --max_corrupt {self.limit:g} "
+                f"allows ({allowed}). Repair or remove them, or allow more. "
+                + " | ".join(named[:_NAMED_SOUNDS])
+                + (f" | and {more} more" if more > 0 else "")
+            )
 
 
 @dataclass
 class Collator:
-    """Decodes and featurises rows, in a worker: -> input_values (B, T, F), labels.
+    """Decodes, mixes and featurises rows: -> input_values (B, T, F), labels.
 
-    Labels are class indices (B,), or with mixup their mixed probabilities (B, classes).
+    Labels are class indices (B,), or targets (B, classes): of several labels per clip, or mixed.
+    An extractor that returns attention masks pads to the longest clip, any other to `max_length`.
     """
 
     feature_extractor: ASTFeatureExtractor
@@ -25,35 +117,214 @@ class Collator:
     generator_key: tuple[int, int, int] = (0, 0, 0)  # seed, epoch, rank
     _generator: torch.Generator | None = None
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Rows to a batch, as they are; those to be mixed have their partners among them.
+
+        Raises:
+            AudioDecodingError: when one cannot be read.
+        """
+        generator = self._generator = self._generator or augmentation_generator(*self.generator_key)
+        clips = []
+        for row in rows:
+            partner = self.partner(rows, generator)
+            second = None if partner is None else self.decode(partner)
+            clips.append(self.mix(self.decode(row), second, generator))
+        return self.batch(clips)
+
+    def partner(self, rows: Sequence[Any], generator: torch.Generator) -> Any | None:
+        """A row to mix a clip with, each as likely, or None for the clips that stay unmixed."""
+        if self.mixup_rate and torch.rand((), generator=generator) < self.mixup_rate:
+            return rows[int(torch.randint(len(rows), (), generator=generator))]
+        return None
+
+    def decode(self, row: dict[str, Any]) -> Clip:
+        """As much of a sound as the extractor uses, and its label.
+
+        Raises:
+            AudioDecodingError: when it cannot be read.
+        """
         extractor = self.feature_extractor
-        labels = torch.tensor([row["label"] for row in rows])
-        waveforms = [torch.from_numpy(extractor.load_audio(row["audio"])) for row in rows]
-        if self.mixup_rate:
-            # Made here, in the worker, so that each worker has its own.
-            self._generator = self._generator or augmentation_generator(*self.generator_key)
-            targets = one_hot(labels, self.num_labels).float()
-            waveforms, labels = mixup(
-                waveforms, targets, self.mixup_rate, generator=self._generator
-            )
-        features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-        return {**features, "labels": labels}
+        rate = extractor.sampling_rate
+        used = num_samples(extractor.max_length, rate) / rate
+        waveform = torch.from_numpy(load_audio(row["audio"], rate, duration=used))
+        label = torch.tensor(row["label"])
+        if label.ndim or self.mixup_rate:
+            target = torch.zeros(self.num_labels)
+            target[label.long()] = 1.0
+            label = target
+        return waveform, label
+
+    def mix(self, clip: Clip, partner: Clip | None, generator: torch.Generator) -> Clip:
+        """Waveform mixup with a partner; without one the mean is removed all the same."""
+        if not self.mixup_rate:
+            return clip
+        partners = None if partner is None else ([partner[0]], partner[1][None])
+        (waveform,), label = mixup(
+            [clip[0]],
+            clip[1][None],
+            rate=0.0 if partner is None else 1.0,
+            generator=generator,
+            partners=partners,
+        )
+        return waveform, label[0]
+
+    def batch(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        extractor = self.feature_extractor
+        waveforms = [waveform for waveform, _ in clips]
+        padding = "max_length"
+        if extractor.return_attention_mask:
+            padding = "longest"
+            shortest = num_samples(_SHORTEST_FRAMES, extractor.sampling_rate)
+            waveforms = [pad(w, (0, max(0, shortest - len(w)))) for w in waveforms]
+        features = extractor(
+            waveforms,
+            sampling_rate=extractor.sampling_rate,
+            padding=padding,
+            return_tensors="pt",
+        )
+        return {**features, "labels": torch.stack([label for _, label in clips])}
 
 
 def batches(
-    stream: IterableDataset, batch_size: int, num_workers: int, collator: Collator
-) -> Iterator[dict[str, torch.Tensor]]:
-    """One pass over a stream in featurised batches."""
+    stream: IterableDataset,
+    batch_size: int,
+    num_workers: int,
+    collator: Collator,
+    shuffle_buffer: int = 0,
+    draws: Sequence[float] | None = None,
+    bucket_batches: int = 0,
+    skipped: SkippedSounds | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """One pass over a stream in featurised batches.
+
+    Args:
+        stream: of rows as `open_labelled_audio` gives them, or a process's share of them.
+        batch_size: clips per batch; the last one of each worker may have fewer.
+        num_workers: processes; 0 does all in this one.
+        collator: what makes clips and batches, with the key that all randomness comes from.
+        shuffle_buffer: rows per worker that the next one is drawn from, shards being in random
+            order; 0 keeps the stream's order. Mixup draws its partners, uniformly, from as many
+            rows that were read last.
+        draws: for class-balanced sampling, how often a clip is drawn on average, for each of its
+            labels (`LabelledAudio.balanced_draws`); with None each clip is drawn once.
+        bucket_batches: sort by length the clips of so many batches, so that a batch needs little
+            padding; 0 keeps clips in their order.
+        skipped: told about sounds that cannot be read; None tolerates none.
+
+    Raises:
+        ValueError: when more sounds cannot be read than `skipped` allows.
+    """
+    if shuffle_buffer:
+        seed, epoch, _ = collator.generator_key
+        # The same in all processes, which share the shards in this order. The buffer is ours
+        # because a clip's copies and its partner come from it too.
+        shards_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+        stream = stream.shuffle(seed=shards_seed, buffer_size=1)
     loader = DataLoader(
-        stream,
-        batch_size=batch_size,
+        _Batches(stream, batch_size, collator, shuffle_buffer, draws, bucket_batches),
+        batch_size=None,
         num_workers=min(num_workers, stream.num_shards),
-        collate_fn=collator,
+        collate_fn=_unchanged,
+        generator=torch.Generator(),  # so that torch's own is left alone
     )
-    return iter(loader)
+    skipped = SkippedSounds() if skipped is None else skipped
+    for failures, batch in loader:
+        skipped.add(failures)
+        if batch is not None:
+            yield batch
 
 
 def repeated(make_batches: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """A stream over and over: processes must take equally many steps, whatever their shares."""
+    """A stream over and over: processes must take equally many steps, whatever their shares.
+
+    Raises:
+        ValueError: when it holds nothing.
+    """
     while True:
-        yield from make_batches()
+        is_empty = True
+        for batch in make_batches():
+            is_empty = False
+            yield batch
+        if is_empty:
+            raise ValueError(
+                "One of the processes has no clip to train on: use fewer processes or more files."
+            )
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+@dataclass
+class _Batches(torch.utils.data.IterableDataset):
+    """A worker's (failures, batch) pairs; the last one has no batch."""
+
+    rows: IterableDataset
+    batch_size: int
+    collator: Collator
+    shuffle_buffer: int
+    draws: Sequence[float] | None
+    bucket_batches: int
+
+    def __iter__(self) -> Iterator[tuple[list[tuple[str, str]], dict[str, Tensor] | None]]:
+        # Made here, in the worker, so that each worker has its own.
+        generator = augmentation_generator(*self.collator.generator_key)
+        failures: list[tuple[str, str]] = []
+        for clips in self._groups(self._clips(generator, failures), generator):
+            yield failures.copy(), self.collator.batch(clips)
+            failures.clear()
+        yield failures, None
+
+    def _groups(self, clips: Iterator[Clip], generator: torch.Generator) -> Iterator[list[Clip]]:
+        """Clips in batches, of similar length if so wished; batches are in random order then."""
+        size = self.batch_size
+        while window := list(islice(clips, size * max(1, self.bucket_batches))):
+            starts = torch.arange(0, len(window), size)
+            if self.bucket_batches:
+                window.sort(key=lambda clip: len(clip[0]))
+                starts = starts[torch.randperm(len(starts), generator=generator)]
+            for start in starts.tolist():
+                yield window[start : start + size]
+
+    def _clips(self, generator: torch.Generator, failures: list[tuple[str, str]]) -> Iterator[Clip]:
+        """Decoded and mixed. A clip whose partner cannot be read stays as it is."""
+        for row, partner in self._pairs(generator):
+            clip = self._decoded(row, failures)
+            second = None if partner is None else self._decoded(partner, failures)
+            if clip is not None:
+                yield self.collator.mix(clip, second, generator)
+
+    def _decoded(self, row: dict[str, Any], failures: list[tuple[str, str]]) -> Clip | None:
+        try:
+            return self.collator.decode(row)
+        except AudioDecodingError as error:
+            failures.append((row["name"], str(error)))
+            return None
+
+    def _pairs(self, generator: torch.Generator) -> Iterator[tuple[dict, dict | None]]:
+        """Rows in random order, each with the partner that it is to be mixed with, if any."""
+        # Undecoded rows, shared with the buffer. Not the buffer itself: balanced sampling must not
+        # decide over the partners, and they come from the whole data set in the original.
+        recent: deque[dict] = deque(maxlen=max(self.shuffle_buffer, 2 * self.batch_size))
+        buffer: list[dict] = []
+        for row in self.rows:
+            recent.append(row)
+            for _ in range(self._copies(row, generator)):
+                if len(buffer) < self.shuffle_buffer:
+                    buffer.append(row)
+                    continue
+                drawn = row
+                if buffer:
+                    place = int(torch.randint(len(buffer), (), generator=generator))
+                    drawn, buffer[place] = buffer[place], row
+                yield drawn, self.collator.partner(recent, generator)
+        for place in torch.randperm(len(buffer), generator=generator).tolist():
+            yield buffer[place], self.collator.partner(recent, generator)
+
+    def _copies(self, row: dict[str, Any], generator: torch.Generator) -> int:
+        """How often to draw a row: one of the whole numbers around what is expected, by chance."""
+        if self.draws is None:
+            return 1
+        labels = row["label"] if isinstance(row["label"], list) else [row["label"]]
+        expected = sum(self.draws[label] for label in labels)
+        return int(expected + float(torch.rand((), generator=generator)))

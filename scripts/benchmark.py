@@ -36,9 +36,9 @@ from feature_extraction import ASTFeatureExtractor, kaldi_fbank, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
 from .arguments import run_command
+from .batches import Collator
 from .benchmark_inference import add_cold, add_forward, add_lengths
 from .data import open_stream
-from .finetune_accelerate import Collator
 from .measuring import add_common_arguments, measure, native_config, report, status_kib
 from .recordings import Recordings
 

@@ -32,7 +32,7 @@ from transformers.utils import logging
 from feature_extraction import AudioDecodingError
 from modeling_ast import find_events
 
-from .arguments import run_command
+from .arguments import checkpoint_folder, run_command
 from .recordings import Recording, Recordings
 from .results import TABLE_FORMATS, TRACK_FORMATS, Parts, check_settings, collect, path_of
 
@@ -40,6 +40,20 @@ _DEFAULT_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 _PART_S = 30.0  # between writes: what a kill costs at most, besides the sounds not finished
 _PART_WINDOWS = 4096  # in memory, at most, before a write
 _CURVES = 5  # classes on a page
+
+
+def load_classifier(model: str, **kwargs: Any) -> Any:
+    """`pipeline("audio-classification")` of a checkpoint folder or Hub name.
+
+    Raises:
+        ValueError: when there is no such folder.
+        OSError: when there is no such model on the Hub, or it cannot be reached.
+    """
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise ValueError(f"No such checkpoint folder: {model}")
+    # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
+    warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+    return pipeline("audio-classification", model=checkpoint_folder(model), **kwargs)
 
 
 class Classifier:
@@ -50,11 +64,7 @@ class Classifier:
     """
 
     def __init__(self, model: str, device: torch.device | None = None):
-        if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-            raise ValueError(f"No such checkpoint folder: {model}")
-        # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
-        warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-        self.pipeline = pipeline("audio-classification", model=model, device=device)
+        self.pipeline = load_classifier(model, device=device)
         config = self.pipeline.model.config
         if not self.pipeline.is_ast:
             raise ValueError(

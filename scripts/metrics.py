@@ -1,31 +1,354 @@
-"""Metrics as `evaluate.Metric` classes that need no download."""
+"""Metrics of audio classification, equal to scikit-learn's, with bootstrap confidence intervals.
+
+scores    (N, labels)   probabilities; rankings (average precision, ROC-AUC) take any scores
+targets   (N,)          class indices: one label per clip
+          (N, labels)   0 or 1: any number of labels per clip
+
+`compute_metrics` gives the whole set as numbers, `ScoredClips` also per class and with confidence
+intervals. The `evaluate.Metric` classes give one each; being classes, they need no download, as
+`evaluate.load` does. Means over classes leave out the classes without positives, and say which.
+"""
+
+import math
+from functools import cached_property
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
-# `evaluate.load("accuracy")` fetches a script from the Hub; instantiating a class does not.
+CALIBRATION_BINS = 15  # Guo et al., arXiv 1706.04599
+_DECISION = 0.5  # from this probability on, a label of a multi-label model counts as given
 
 
-class Accuracy(evaluate.Metric):
-    """Share of clips whose highest score is on their label.
+def compute_metrics(scores: Any, targets: Any) -> dict[str, float]:
+    """All metrics of a problem type, which is told by the shape of the targets.
 
-    compute(predictions=(N, labels) scores, references=(N,) class indices) -> {"accuracy": 0..1}
+    Args:
+        scores: (N, labels) probabilities: softmax or sigmoid of the logits.
+        targets: (N,) class indices, or (N, labels) of 0 and 1.
+
+    Returns:
+        "accuracy" (one label per clip only), "macro_f1", "mean_average_precision", "roc_auc",
+        "d_prime", "expected_calibration_error", and "classes_without_positives": how many classes
+        the means over classes leave out. NaN where nothing is left; d′ of a perfect ROC-AUC is
+        infinite.
+
+    Raises:
+        ValueError: when shapes do not fit, or scores are NaN or no probabilities.
+    """
+    clips = ScoredClips(scores, targets)
+    return {**clips.metrics(), "classes_without_positives": len(clips.classes_without_positives)}
+
+
+class ScoredClips:
+    """Scores and targets of clips, to be measured as they are or under weights of the clips.
+
+    A weight (N,) says how often a clip counts. Each class is sorted once, here, which makes a
+    thousand bootstrap resamples affordable.
+
+    Args:
+        scores: (N, labels), as for `compute_metrics`.
+        targets: (N,) or (N, labels), as for `compute_metrics`.
+
+    Raises:
+        ValueError: when shapes do not fit, a target is no class, or a score is NaN.
     """
 
+    def __init__(self, scores: Any, targets: Any):
+        self.scores = np.asarray(scores)
+        targets = np.asarray(targets)
+        if self.scores.ndim != 2 or not self.scores.size:
+            raise ValueError(f"scores must be (clips, labels), got {self.scores.shape}.")
+        num_clips, num_labels = self.scores.shape
+        if targets.shape not in ((num_clips,), (num_clips, num_labels)):
+            raise ValueError(
+                f"targets must be class indices {(num_clips,)} or zeros and ones "
+                f"{self.scores.shape} for scores of {self.scores.shape}, got {targets.shape}."
+            )
+        if np.isnan(self.scores).any():
+            raise ValueError(f"{np.isnan(self.scores).any(axis=1).sum()} clips have NaN scores.")
+        self.is_multi_label = targets.ndim == 2
+        classes = (0, 1) if self.is_multi_label else range(num_labels)
+        if not np.isin(targets, list(classes)).all():
+            wrong = targets[~np.isin(targets, list(classes))][0]
+            raise ValueError(f"targets must be from {classes[0]} to {classes[-1]}, got {wrong}.")
+        if self.is_multi_label:
+            self.relevant = targets.astype(bool)  # (N, labels)
+            self.decided = self.scores >= _DECISION  # (N, labels)
+        else:
+            self.relevant = np.arange(num_labels) == targets[:, None]
+            self.decided = np.arange(num_labels) == self.scores.argmax(axis=1)[:, None]
+
+        self._order = np.argsort(-self.scores.T, axis=1, kind="stable")  # (labels, N)
+        ranked = np.take_along_axis(self.scores.T, self._order, axis=1)
+        # Clips of equal score share a rank: where each one's group starts and ends, exclusive.
+        ranks = np.arange(num_clips)
+        new = np.ones((num_labels, num_clips + 1), bool)
+        new[:, 1:-1] = ranked[:, 1:] != ranked[:, :-1]
+        first = np.maximum.accumulate(np.where(new[:, :-1], ranks, 0), axis=1)
+        end = np.where(new[:, 1:], ranks + 1, num_clips)
+        end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
+        # The positives (P,) of all labels, by label and rank; the other clips are only counted.
+        self._label, rank = np.nonzero(np.take_along_axis(self.relevant.T, self._order, axis=1))
+        self._clip = self._order[self._label, rank]
+        self._first, self._end = first[self._label, rank], end[self._label, rank]
+        place, start = self._label * num_clips + rank, self._label * num_clips
+        # How many positives of all labels come before: the label's first, the group, its end.
+        self._positives_before = [
+            np.searchsorted(place, start + offset) for offset in (0, self._first, self._end)
+        ]
+
+    @property
+    def classes_without_positives(self) -> list[int]:
+        return np.flatnonzero(~self.relevant.any(axis=0)).tolist()
+
+    def accuracy(self, weights: np.ndarray | None = None) -> float:
+        """Share of clips whose highest score is on their label.
+
+        Raises:
+            ValueError: with several labels per clip.
+        """
+        if self.is_multi_label:
+            raise ValueError("Accuracy is of clips with one label each: targets (N,), not (N, …).")
+        return float(np.average((self.decided & self.relevant).any(axis=1), weights=weights))
+
+    def decisions(
+        self, weights: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Precision, recall and F1 of each class, (labels,): the best label, or those from 0.5 on.
+
+        NaN where undefined: recall and F1 without positives, precision of what is never given.
+        """
+        if self.is_multi_label:
+            self._check_probabilities()
+        weights = self._weights(weights)
+        decided_clip, decided_label = self._decided_pairs
+        given = self._per_label(decided_label, weights[decided_clip])
+        own = weights[self._clip]
+        positives = self._per_label(self._label, own)
+        hits = self._per_label(self._label, own * self.decided[self._clip, self._label])
+        f1 = np.where(positives > 0, _ratio(2 * hits, given + positives), np.nan)
+        return _ratio(hits, given), _ratio(hits, positives), f1
+
+    def rankings(self, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Average precision and ROC-AUC of each class, (labels,).
+
+        NaN where undefined: without positives, and ROC-AUC also without negatives.
+        """
+        weights = self._weights(weights)
+        above = np.zeros((len(self._order), len(weights) + 1))  # weight of a label's first ranks
+        np.cumsum(weights[self._order], axis=1, out=above[:, 1:])
+        own = weights[self._clip]  # (P,), as all below
+        before = np.concatenate([[0], np.cumsum(own)])
+        base, first, end = (before[count] for count in self._positives_before)
+        hits_first, hits_end = first - base, end - base
+        above_first, above_end = above[self._label, self._first], above[self._label, self._end]
+
+        total = self._per_label(self._label, own)
+        precision = np.nan_to_num(_ratio(hits_end, above_end))  # of weight 0: own is 0
+        average_precision = _ratio(self._per_label(self._label, own * precision), total)
+        # A negative above a positive is one wrong pair, one of the same score half a pair.
+        wrong = (above_first - hits_first + above_end - hits_end) / 2
+        wrong_pairs = self._per_label(self._label, own * wrong)
+        return average_precision, 1 - _ratio(wrong_pairs, total * (weights.sum() - total))
+
+    def expected_calibration_error(self, weights: np.ndarray | None = None) -> float:
+        """Mean distance between the probability of an answer and how often it is right.
+
+        Over 15 bins of equal width, weighted by what is in them (Guo et al., arXiv 1706.04599). An
+        answer is a clip's best label; with several labels per clip every (clip, label) pair is one.
+        """
+        weights = self._weights(weights)
+        gaps, answers_per_clip = self._calibration_gaps
+        return float(np.abs(weights @ gaps).sum() / (weights.sum() * answers_per_clip))
+
+    def metrics(self, weights: np.ndarray | None = None) -> dict[str, float]:
+        """The metrics of `compute_metrics`, without the count."""
+        average_precision, roc_auc = self.rankings(weights)
+        mean_roc_auc = _mean(roc_auc)
+        return {
+            **({} if self.is_multi_label else {"accuracy": self.accuracy(weights)}),
+            "macro_f1": _mean(self.decisions(weights)[2]),
+            "mean_average_precision": _mean(average_precision),
+            "roc_auc": mean_roc_auc,
+            "d_prime": d_prime(mean_roc_auc),
+            "expected_calibration_error": self.expected_calibration_error(weights),
+        }
+
+    def confidence_intervals(
+        self, resamples: int = 1000, seed: int = 0, level: float = 0.95
+    ) -> dict[str, tuple[float, float]]:
+        """Low and high end of each metric, by the percentile bootstrap over clips (Efron, 1979).
+
+        It says how much the metrics depend on which clips are in the set. It does not cover other
+        seeds of the training. A class that a resample has no positives of is left out there.
+
+        Raises:
+            ValueError: for less than one resample.
+        """
+        if resamples < 1:
+            raise ValueError(f"resamples must be at least 1, got {resamples}.")
+        random = np.random.default_rng(seed)
+        num_clips = len(self.scores)
+        drawn = []
+        for _ in tqdm(range(resamples), desc="bootstrap", delay=2, leave=False):
+            picks = random.integers(num_clips, size=num_clips)
+            drawn.append(self.metrics(np.bincount(picks, minlength=num_clips)))
+        intervals = {}
+        for name in drawn[0]:
+            values = np.array([metrics[name] for metrics in drawn])
+            values = values[~np.isnan(values)]
+            ends = [(1 - level) / 2, (1 + level) / 2]
+            # Drawn values, not between two of them: d′ may be infinite.
+            low, high = (
+                np.quantile(values, ends, method="inverted_cdf") if len(values) else [math.nan] * 2
+            )
+            intervals[name] = (float(low), float(high))
+        return intervals
+
+    @cached_property
+    def _decided_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        clip, label = np.nonzero(self.decided)
+        return clip, label
+
+    @cached_property
+    def _calibration_gaps(self) -> tuple[np.ndarray, int]:
+        """Each clip's probability minus truth, summed per bin (N, bins); answers per clip."""
+        self._check_probabilities()
+        if self.is_multi_label:
+            confidence, right = self.scores, self.relevant
+        else:
+            confidence = self.scores.max(axis=1, keepdims=True)
+            right = (self.decided & self.relevant).any(axis=1, keepdims=True)
+        num_clips, answers = right.shape
+        edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+        bins = np.searchsorted(edges, confidence) + CALIBRATION_BINS * np.arange(num_clips)[:, None]
+        gaps = np.bincount(
+            bins.ravel(),
+            weights=(confidence.astype(np.float64) - right).ravel(),
+            minlength=CALIBRATION_BINS * num_clips,
+        )
+        return gaps.reshape(num_clips, CALIBRATION_BINS), answers
+
+    def _per_label(self, labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return np.bincount(labels, weights=values, minlength=self.scores.shape[1])
+
+    def _weights(self, weights: np.ndarray | None) -> np.ndarray:
+        if weights is None:
+            return np.ones(len(self.scores))
+        return np.asarray(weights, np.float64)
+
+    def _check_probabilities(self) -> None:
+        low, high = self.scores.min(), self.scores.max()
+        if low < 0 or high > 1 + 1e-6:
+            raise ValueError(
+                f"scores must be probabilities, 0 to 1, got {low:g} to {high:g}. Take the softmax "
+                "of the logits, or their sigmoid for several labels per clip."
+            )
+
+
+def d_prime(roc_auc: float) -> float:
+    """Distance of two normal distributions of unit variance with this ROC-AUC: √2 Φ⁻¹(ROC-AUC)."""
+    return math.sqrt(2) * float(torch.special.ndtri(torch.tensor(roc_auc, dtype=torch.float64)))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean over the classes where there is a value."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+class _ClassificationMetric(evaluate.Metric):
+    def measure(self, clips: ScoredClips) -> dict[str, Any]:
+        raise NotImplementedError
+
     def _info(self) -> evaluate.MetricInfo:
+        scores = datasets.Sequence(datasets.Value("float32"))
+        one_label = datasets.Value("int64")
         return evaluate.MetricInfo(
             description=self.__doc__,
             citation="",
-            inputs_description="predictions: (N, labels) scores; references: (N,) class indices",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float32")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
+            inputs_description="predictions: (N, labels) scores; references: (N,) class indices, "
+            "or (N, labels) of 0 and 1",
+            features=[
+                datasets.Features({"predictions": scores, "references": references})
+                for references in (one_label, datasets.Sequence(one_label))
+            ],
         )
 
-    def _compute(self, predictions, references) -> dict[str, float]:
-        best = np.argmax(np.asarray(predictions), axis=1)
-        return {"accuracy": float(np.mean(best == np.asarray(references)))}
+    def _compute(self, predictions, references) -> dict[str, Any]:
+        return self.measure(ScoredClips(predictions, references))
+
+
+class Accuracy(_ClassificationMetric):
+    """Share of clips whose highest score is on their label: {"accuracy": 0..1}."""
+
+    def measure(self, clips: ScoredClips) -> dict[str, Any]:
+        return {"accuracy": clips.accuracy()}
+
+
+class MacroF1(_ClassificationMetric):
+    """F1 of the best label, or of the labels from 0.5 on, mean over the classes with positives.
+
+    {"macro_f1": 0..1, "classes_without_positives": indices}
+    """
+
+    def measure(self, clips: ScoredClips) -> dict[str, Any]:
+        return _mean_over_classes("macro_f1", clips.decisions()[2], clips)
+
+
+class MeanAveragePrecision(_ClassificationMetric):
+    """mAP: average precision, mean over the classes with positives.
+
+    {"mean_average_precision": 0..1, "classes_without_positives": indices}
+    """
+
+    def measure(self, clips: ScoredClips) -> dict[str, Any]:
+        return _mean_over_classes("mean_average_precision", clips.rankings()[0], clips)
+
+
+class AveragePrecision(_ClassificationMetric):
+    """Average precision of each class: {"average_precision": [0..1, or None without positives]}."""
+
+    def measure(self, clips: ScoredClips) -> dict[str, Any]:
+        values = clips.rankings()[0].tolist()
+        return {"average_precision": [None if math.isnan(value) else value for value in values]}
+
+
+class RocAuc(_ClassificationMetric):
+    """Area under the ROC curve of each class against the rest, mean over those with positives.
+
+    {"roc_auc": 0..1, "classes_without_positives": indices}
+    """
+
+    def measure(self, clips: ScoredClips) -> dict[str, Any]:
+        return _mean_over_classes("roc_auc", clips.rankings()[1], clips)
+
+
+class DPrime(_ClassificationMetric):
+    """d′ of the mean ROC-AUC, √2 Φ⁻¹(ROC-AUC), infinite when it is 1.
+
+    {"d_prime": float, "classes_without_positives": indices}
+    """
+
+    def measure(self, clips: ScoredClips) -> dict[str, Any]:
+        measured = _mean_over_classes("d_prime", clips.rankings()[1], clips)
+        return {**measured, "d_prime": d_prime(measured["d_prime"])}
+
+
+class ExpectedCalibrationError(_ClassificationMetric):
+    """Mean distance of probability and accuracy over 15 bins: {"expected_calibration_error": …}."""
+
+    def measure(self, clips: ScoredClips) -> dict[str, Any]:
+        return {"expected_calibration_error": clips.expected_calibration_error()}
+
+
+def _mean_over_classes(name: str, values: np.ndarray, clips: ScoredClips) -> dict[str, Any]:
+    return {name: _mean(values), "classes_without_positives": clips.classes_without_positives}

@@ -19,7 +19,8 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTForAudioClassification
 from scripts import classify, finetune_accelerate
 from scripts.batches import Collator
-from scripts.finetune_accelerate import FinetuneArguments, finetune
+from scripts.finetune_accelerate import finetune
+from scripts.finetune_arguments import FinetuneArguments
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone, write_class_folders, write_parquet
@@ -108,13 +109,13 @@ def test_mixup_mixes_sound_and_labels_in_a_seeded_way():
     rows = [
         {"audio": {"array": tone(pitch, seed=3), "sampling_rate": 16000}, "label": label}
         for label, pitch in enumerate(PITCHES.values())
-    ]
+    ] * 2
     plain = Collator(extractor, 3)(rows)
     mixed, again = (Collator(extractor, 3, 1.0, (7, 1, 0))(rows) for _ in range(2))
     other_epoch = Collator(extractor, 3, 1.0, (7, 2, 0))(rows)
-    assert plain["labels"].tolist() == [0, 1, 2]
-    assert mixed["labels"].shape == (3, 3)
-    torch.testing.assert_close(mixed["labels"].sum(dim=1), torch.ones(3))
+    assert plain["labels"].tolist() == [0, 1, 2, 0, 1, 2]
+    assert mixed["labels"].shape == (6, 3)
+    torch.testing.assert_close(mixed["labels"].sum(dim=1), torch.ones(6))
     assert mixed["input_values"].equal(again["input_values"])
     assert not mixed["labels"].equal(other_epoch["labels"])
     # λ is a half or near it: a mixed clip's label has no class at 100 %.
@@ -125,7 +126,7 @@ def test_mixup_mixes_sound_and_labels_in_a_seeded_way():
 
 
 def test_weights_of_the_last_epochs_are_averaged(tmp_path):
-    parquet = str(write_parquet(tmp_path / "train.parquet", 6))
+    sounds = str(write_class_folders(tmp_path / "sounds", 6))
     weights = {}
     for name, settings in {
         "one": {"num_epochs": 1},
@@ -136,7 +137,7 @@ def test_weights_of_the_last_epochs_are_averaged(tmp_path):
         constant = {"lr_scheduler_type": "constant", "warmup_ratio": 0.0}
         finetune(
             FinetuneArguments(
-                dataset=parquet, output_dir=str(output), **{**TINY, **constant, **settings}
+                dataset=sounds, output_dir=str(output), **{**TINY, **constant, **settings}
             )
         )
         weights[name] = load_file(output / "checkpoint" / "model.safetensors")
@@ -193,9 +194,9 @@ def test_classify_errors(tmp_path, command):
 
 
 def test_command_line_overrides_recipe(tmp_path, command):
-    parquet = write_parquet(tmp_path / "train.parquet", 6)
+    sounds = write_class_folders(tmp_path / "sounds", 6)
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump({**TINY, "num_epochs": 3, "dataset": str(parquet)}))
+    recipe.write_text(yaml.safe_dump({**TINY, "num_epochs": 3, "dataset": str(sounds)}))
     output = tmp_path / "run"
     arguments = [str(recipe), "--num_epochs", "1", "--output_dir", str(output)]
     status, out, error = command(finetune_accelerate.main, *arguments)
@@ -215,8 +216,11 @@ def test_errors_take_one_line(tmp_path, command):
     recipe.write_text("num_epoch: 3\n")
     for arguments, message in (
         ([str(recipe), parquet], "unknown option 'num_epoch'. Did you mean 'num_epochs'?"),
-        (["nowhere.yaml", parquet], "neither a file nor one of the bundled demo.yaml, esc10.yaml"),
-        ([], "Name a dataset: ast-finetune-accelerate my_sounds/"),
+        (
+            ["nowhere.yaml", parquet],
+            "neither a file nor one of the bundled arabic_speech_commands.yaml",
+        ),
+        ([], "Name a dataset, for example my_sounds/"),
         ([str(tmp_path / "no")], "No such folder or file"),
         ([parquet, "--label_column", "x"], "has no column 'x' (--label_column). Known: audio"),
     ):
@@ -229,8 +233,8 @@ def test_errors_take_one_line(tmp_path, command):
 
 @pytest.mark.parametrize("start", ["native", "vision"])
 def test_starts_from_checkpoints(tmp_path, native_folder, start):
-    parquet = write_parquet(tmp_path / "train.parquet", 4)
-    settings = {**TINY, "num_epochs": 1, "dataset": str(parquet), "output_dir": str(tmp_path / "r")}
+    sounds = write_class_folders(tmp_path / "sounds", 4)
+    settings = {**TINY, "num_epochs": 1, "dataset": str(sounds), "output_dir": str(tmp_path / "r")}
     if start == "native":
         settings |= {"model": str(native_folder), "max_length": 128, "num_mel_bins": 64}
         settings |= {"frequency_stride": 10, "time_stride": 10}

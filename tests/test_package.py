@@ -9,9 +9,10 @@ import zipfile
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from scripts.convert import read_label_names
-from scripts.finetune_accelerate import FinetuneArguments
+from scripts.finetune_arguments import FinetuneArguments
 
 from .conftest import REPOSITORY
 
@@ -89,6 +90,9 @@ def test_every_hub_config_is_used():
         elif (path.parent / "config.json").is_file():  # tests/test_hub_configs.py
             allowed = {"config.json", "preprocessor_config.json", "README.md", "model.safetensors"}
             assert path.name in allowed or path.suffix == ".png", path
+        elif path.parent.name == "accelerate":
+            config = load_config_from_file(str(path))  # refuses unknown keys
+            assert config.distributed_type == path.stem.upper()
         else:
             pytest.fail(f"{path} is used by no test")
 
