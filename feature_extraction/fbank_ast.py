@@ -92,7 +92,15 @@ def kaldi_fbank(waveform: Tensor, sampling_rate: int = 16000, num_mel_bins: int 
 
 
 def _log_mel(frames: Tensor, window: Tensor, mel_bands: list[tuple[slice, Tensor]]) -> Tensor:
-    """(..., frames, length) -> (..., frames, mel).
+    """(..., frames, length) -> (..., frames, mel)."""
+    spectrum = _spectrum(frames, window)
+    power = spectrum.real.square().add_(spectrum.imag.square())
+    mel = torch.cat([power[..., bins] @ filters for bins, filters in mel_bands], dim=-1)
+    return mel.clamp_(min=LOG_FLOOR).log_()
+
+
+def _spectrum(frames: Tensor, window: Tensor) -> Tensor:
+    """(..., frames, length) -> (..., frames, FFT bins), complex.
 
     Every step rounds as Kaldi's port in torchaudio does: a filter that holds only the rounding
     noise of a loud frame would show any other order of operations.
@@ -103,15 +111,30 @@ def _log_mel(frames: Tensor, window: Tensor, mel_bands: list[tuple[slice, Tensor
     windowed = padded[..., : frames.shape[-1]]
     torch.sub(frames, previous.mul_(PREEMPHASIS), out=windowed)
     windowed.mul_(window)
-    spectrum = torch.fft.rfft(padded)
-    power = spectrum.real.square().add_(spectrum.imag.square())
-    mel = torch.cat([power[..., bins] @ filters for bins, filters in mel_bands], dim=-1)
-    return mel.clamp_(min=LOG_FLOOR).log_()
+    return torch.fft.rfft(padded)
 
 
 def _fft_size(length: int) -> int:
     """Samples of the frame with its zeros: Kaldi rounds up to a power of two."""
     return 1 << (length - 1).bit_length()
+
+
+def filterbank_matrices(sampling_rate: int, num_mel_bins: int) -> tuple[Tensor, Tensor]:
+    """`kaldi_fbank` as two matrices, for graphs that have no FFT.
+
+    All steps up to the spectrum are linear, so what they make of unit impulses says all. Computed
+    in float64 by the very code that featurises sound.
+
+    Returns:
+        spectrum (frame length, 2 * FFT bins): a frame times it is the real and the imaginary part
+        of its spectrum; mel filters (FFT bins, mel): the power spectrum times it is the mel
+        spectrum, `LOG_FLOOR` and the logarithm are left. Both float32.
+    """
+    length = frame_length(sampling_rate)
+    window = torch.hann_window(length, periodic=False)
+    spectrum = _spectrum(torch.eye(length, dtype=torch.float64), window)
+    filters = _mel_filters(sampling_rate, num_mel_bins, _fft_size(length))
+    return torch.cat([spectrum.real, spectrum.imag], dim=-1).float(), filters
 
 
 @lru_cache(maxsize=8)
