@@ -7,6 +7,7 @@ input_values    (B, T, F)       (x - mean) / (2 * std)
 attention_mask  (B, T)          1 = sound, 0 = padding
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,12 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         from .audio_ast import load_audio  # only here: a trained model needs no audio decoder
 
         return load_audio(source, self.sampling_rate)
+
+    def stream_audio(self, source: Any) -> Iterator[tuple[int, np.ndarray]]:
+        """Read a sound of any length in blocks at this extractor's rate: see `stream_audio`."""
+        from .audio_ast import stream_audio
+
+        return stream_audio(source, self.sampling_rate)
 
     def _waveforms(self, raw_speech: np.ndarray | Tensor | list) -> list[Tensor]:
         """One clip or a batch as float32 tensors (samples,), finite, of at least one frame."""

@@ -15,6 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from feature_extraction import ASTFeatureExtractor
 
 from .configuration_ast import ASTConfig
+from .events_ast import find_events
 from .explanation_ast import attention_rollout, class_relevance, plot_relevance
 from .modeling_ast import ASTForAudioClassification, ASTModel
 from .pipeline_ast import ASTAudioClassificationPipeline
@@ -26,6 +27,7 @@ __all__ = [
     "ASTModel",
     "attention_rollout",
     "class_relevance",
+    "find_events",
     "plot_relevance",
 ]
 

@@ -1,36 +1,71 @@
 """Audio classification pipeline for AST: any sound of any length in, labels (and when) out.
 
 sound                       path, bytes, array, dict … at any rate
-waveform    (samples,)      mono, at the extractor's rate
+blocks      (samples,)      mono, at the extractor's rate, read one after the other
 windows                     `chunk_length_s` long, one every `hop_length_s`, the last one partial
 logits      (1, labels)     per window, batched across windows and files
 scores      (labels,)       mean over windows, weighted by the sound in each
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from transformers import AudioClassificationPipeline
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import AudioClassificationPipeline, Pipeline
 from transformers.pipelines.base import ChunkPipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 _MODEL_TYPE = "audio-spectrogram-transformer"
 _FRAMES_PER_SECOND = 100
 
 
+def cut_windows(
+    blocks: Iterable[tuple[int, np.ndarray]], length: int, hop: int, shortest_rest: int = 1
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Cut a sound that comes in blocks into overlapping windows.
+
+    Args:
+        blocks: starts, which are not looked at, and waveforms (samples,), as `stream_audio` yields.
+        length: of a window, in samples.
+        hop: from one window's start to the next, in samples.
+        shortest_rest: a rest of fewer samples is part of the window before it.
+
+    Yields:
+        start in samples, waveform (samples,), whether it is the last one, which holds the rest.
+    """
+    start = 0
+    held = np.empty(0, np.float32)
+    for _, block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) >= length + shortest_rest:
+            yield start, held[:length], False
+            start += hop
+            held = held[hop:]
+    yield start, held, True
+
+
 class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline):
     """`pipeline("audio-classification")` for AST checkpoints.
 
-    Takes whatever `load_audio` reads: no ffmpeg, any sampling rate, any number of channels. Sound
-    longer than the model's length is cut into overlapping windows; nothing is dropped. Checkpoints
-    of other models are handled by the stock pipeline's code.
+    Takes whatever `load_audio` reads: no ffmpeg, any sampling rate, any number of channels; also
+    lists and generators of these, `KeyDataset`s and columns of `datasets`, whose audio it decodes
+    itself. Sound longer than the model's length is cut into overlapping windows; nothing is
+    dropped. Files are read as they are classified, so memory does not grow with their length.
+    Checkpoints of other models are handled by the stock pipeline's code.
 
     Call arguments besides the stock ones (`top_k`, `function_to_apply`, `batch_size`):
         chunk_length_s: length of a window; default: the model's length.
         hop_length_s: from one window's start to the next; default: half a window.
         return_timestamps: also return the scores of every window:
             {"labels": […], "windows": [{"start": s, "end": s, "labels": […]}, …]}.
+        threshold: leave out labels that score less: a number, or one for each label of interest by
+            name, and then other labels are left out. Of those that remain, `top_k` are returned.
+
+    A batch holds the windows of as many files as it takes. A last, partial window is padded as the
+    checkpoint was trained: with a mask if `feature_extractor.return_attention_mask` is set, so that
+    its padding is never heard, else as `transformers`' AST pads.
 
     Raises:
         ValueError: for unknown or impossible arguments.
@@ -50,11 +85,33 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
     def _is_ast(self) -> bool:
         return self.model.config.model_type == _MODEL_TYPE
 
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Classify one sound (-> its answer), a list or column (-> a list), a generator or
+        `KeyDataset` (-> an iterator)."""
+        if not self._is_ast:
+            return super().__call__(inputs, **kwargs)
+        if isinstance(inputs, (list, tuple)):
+            return super().__call__(list(inputs), **kwargs) if inputs else []
+        if isinstance(inputs, KeyDataset):
+            inputs = KeyDataset(_undecoded(inputs.dataset, inputs.key), inputs.key)
+        elif hasattr(inputs, "column_name") and hasattr(inputs, "source"):  # dataset["audio"]
+            column = inputs.column_name
+            rows = _undecoded(inputs.source, column)
+            answers = super().__call__((row[column] for row in rows), **kwargs)
+            return list(answers) if hasattr(inputs, "__len__") else answers
+        return super().__call__(inputs, **kwargs)
+
+    def get_iterator(self, *args, **kwargs):
+        # The stock pipeline is no ChunkPipeline.
+        iterator_of = ChunkPipeline if self._is_ast else Pipeline
+        return iterator_of.get_iterator(self, *args, **kwargs)
+
     def _sanitize_parameters(
         self,
         chunk_length_s: float | None = None,
         hop_length_s: float | None = None,
         return_timestamps: bool | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         **kwargs,
     ):
         if not self._is_ast:
@@ -63,29 +120,59 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         if kwargs:
             raise ValueError(
                 f"Unknown argument {', '.join(map(repr, kwargs))}; this pipeline takes top_k, "
-                "function_to_apply, batch_size, chunk_length_s, hop_length_s, return_timestamps."
+                "function_to_apply, batch_size, chunk_length_s, hop_length_s, return_timestamps, "
+                "threshold."
             )
+        top_k = stock.get("top_k")
+        if top_k is not None and (isinstance(top_k, bool) or top_k != int(top_k) or top_k < 1):
+            raise ValueError(f"top_k must be a whole number from 1, or None for all, got {top_k}.")
         _, _, postprocess_params = super()._sanitize_parameters(**stock)
         if "top_k" not in stock and hasattr(self, "_postprocess_params"):
             del postprocess_params["top_k"]  # at a call: keep what the pipeline was made with
         preprocess_params = {}
         for name, seconds in (("chunk_length_s", chunk_length_s), ("hop_length_s", hop_length_s)):
             if seconds is not None:
-                if seconds <= 0:
+                if not 0 < seconds < math.inf:
                     raise ValueError(f"{name} must be a positive number of seconds, got {seconds}.")
+                if seconds < 1 / _FRAMES_PER_SECOND:
+                    raise ValueError(f"{name} must be at least one frame, 0.01 s, got {seconds}.")
                 preprocess_params[name] = seconds
         if return_timestamps is not None:
+            if not isinstance(return_timestamps, bool):
+                raise ValueError(
+                    f"return_timestamps must be True or False, got {return_timestamps!r}."
+                )
             postprocess_params["return_timestamps"] = return_timestamps
+        if threshold is not None:
+            postprocess_params["threshold"] = self._thresholds(threshold)
         return preprocess_params, {}, postprocess_params
 
-    def preprocess(
-        self, inputs: Any, chunk_length_s: float | None = None, hop_length_s: float | None = None
+    def _thresholds(self, threshold: float | Mapping[str, float]) -> torch.Tensor:
+        """One number, or some labels' by name -> (labels,)."""
+        id2label = self.model.config.id2label
+        if not isinstance(threshold, Mapping):
+            threshold = dict.fromkeys(id2label.values(), threshold)
+        thresholds = torch.full((len(id2label),), math.inf)
+        index = {label: position for position, label in id2label.items()}
+        for label, value in threshold.items():
+            if label not in index:
+                known = ", ".join([*index][:10]) + (", …" if len(index) > 10 else "")
+                raise ValueError(f"threshold names the unknown label {label!r}. Known: {known}.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(
+                    f"threshold must be a number, or a dict of a number per label, got {value!r}."
+                )
+            thresholds[index[label]] = value
+        return thresholds
+
+    def preprocess(self, inputs: Any, **kwargs: Any) -> Any:
+        return self._windows(inputs, **kwargs) if self._is_ast else super().preprocess(inputs)
+
+    def _windows(
+        self, sound: Any, chunk_length_s: float | None = None, hop_length_s: float | None = None
     ) -> Iterator[dict[str, Any]]:
-        if not self._is_ast:
-            yield {**super().preprocess(inputs), "is_last": True}
-            return
+        """The features of a sound, window by window, with where each is, in samples."""
         extractor = self.feature_extractor
-        waveform = extractor.load_audio(inputs)
         rate = extractor.sampling_rate
         max_length = self.model.config.max_length
         if chunk_length_s is None:
@@ -99,51 +186,50 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
                 f"hop_length_s ({hop / rate:g}) is longer than chunk_length_s ({chunk / rate:g}): "
                 "the sound between the windows would not be heard."
             )
-        start = 0
-        while True:
-            # Less than a frame's step (10 ms) beyond a window holds no further frame.
-            is_last = len(waveform) - (start + chunk) < rate // _FRAMES_PER_SECOND
-            window = waveform[start:] if is_last else waveform[start : start + chunk]
-            # A checkpoint trained with masks gets its windows unpadded; one trained on padded
-            # spectrograms, as all published ones were, gets them padded.
-            masked = extractor.return_attention_mask
+        # A checkpoint trained with masks gets its windows unpadded but for one patch; one trained
+        # on padded spectrograms, as all published ones were, gets them padded.
+        if extractor.return_attention_mask:
+            padded_length = self.model.config.patch_size
+        else:
+            padded_length = max(max_length, round(chunk / rate * _FRAMES_PER_SECOND))
+        # Less than a frame's step (10 ms) beyond a window holds no further frame.
+        shortest_rest = rate // _FRAMES_PER_SECOND
+        windows = cut_windows(extractor.stream_audio(sound), chunk, hop, shortest_rest)
+        for start, samples, is_last in windows:
             features = extractor(
-                window,
+                samples,
                 sampling_rate=rate,
-                padding=False if masked else "max_length",
-                max_length=max(max_length, round(chunk / rate * _FRAMES_PER_SECOND)),
+                padding="max_length",
+                max_length=padded_length,
+                truncation=False,
                 return_tensors="pt",
             )
             if self.dtype is not None:
                 features["input_values"] = features["input_values"].to(self.dtype)
-            yield {**features, "is_last": is_last, "start": start, "samples": len(window)}
-            if is_last:
-                return
-            start += hop
+            yield {**features, "is_last": is_last, "start": start, "samples": len(samples)}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        bookkeeping: dict[str, Any] = {
-            key: model_inputs.pop(key)
-            for key in ("is_last", "start", "samples")
-            if key in model_inputs
-        }
-        return {"logits": self.model(**model_inputs).logits, **bookkeeping}
+        if not self._is_ast:
+            return super()._forward(model_inputs)
+        inputs = {k: v for k, v in model_inputs.items() if k in ("input_values", "attention_mask")}
+        bookkeeping = {k: model_inputs[k] for k in ("is_last", "start", "samples")}
+        return {"logits": self.model(**inputs).logits, **bookkeeping}
 
     def postprocess(
         self,
-        model_outputs: list[dict[str, Any]],
+        model_outputs: Any,
         top_k: int = 5,
         function_to_apply: str | None = None,
         return_timestamps: bool = False,
+        threshold: torch.Tensor | None = None,
     ) -> list[dict[str, Any]] | dict[str, Any]:
         if not self._is_ast:
-            stock_output = SequenceClassifierOutput(logits=model_outputs[0]["logits"])
-            return super().postprocess(stock_output, top_k, function_to_apply)
+            return super().postprocess(model_outputs, top_k, function_to_apply)
         scores = self._scores(
             torch.cat([window["logits"].float() for window in model_outputs]), function_to_apply
         )  # (windows, labels)
         samples = torch.tensor([float(window["samples"]) for window in model_outputs])
-        labels = self._top_labels(samples @ scores / samples.sum(), top_k)
+        labels = self._top_labels(samples @ scores / samples.sum(), top_k, threshold)
         if not return_timestamps:
             return labels
         rate = self.feature_extractor.sampling_rate
@@ -151,7 +237,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             {
                 "start": window["start"] / rate,
                 "end": (window["start"] + window["samples"]) / rate,
-                "labels": self._top_labels(window_scores, top_k),
+                "labels": self._top_labels(window_scores, top_k, threshold),
             }
             for window, window_scores in zip(model_outputs, scores, strict=True)
         ]
@@ -167,10 +253,23 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             return logits
         return logits.softmax(-1) if function_to_apply == "softmax" else logits.sigmoid()
 
-    def _top_labels(self, scores: torch.Tensor, top_k: int) -> list[dict[str, Any]]:
+    def _top_labels(
+        self, scores: torch.Tensor, top_k: int, threshold: torch.Tensor | None
+    ) -> list[dict[str, Any]]:
+        if threshold is not None:
+            scores = scores.masked_fill(scores < threshold, -math.inf)
         best = scores.topk(top_k)
         id2label = self.model.config.id2label
         return [
             {"score": score, "label": id2label[index]}
             for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            if score > -math.inf
         ]
+
+
+def _undecoded(dataset: Any, column: str) -> Any:
+    """A dataset whose audio column gives what is stored: `datasets` itself needs torchcodec."""
+    feature: Any = (getattr(dataset, "features", None) or {}).get(column)
+    if type(feature).__name__ == "Audio" and feature.decode:
+        return dataset.cast_column(column, type(feature)(decode=False))
+    return dataset
