@@ -126,6 +126,9 @@ class WaveformClassifier(nn.Module):
     The feature extractor and the model in one, in operations that every runtime has.
     """
 
+    spectrum: Tensor
+    mel_filters: Tensor
+
     def __init__(self, model: ASTForAudioClassification, feature_extractor: ASTFeatureExtractor):
         super().__init__()
         self.classifier = SpectrogramClassifier(model)
@@ -199,7 +202,7 @@ def _write_graph(classifier: nn.Module, path: Path, metadata: dict[str, str]) ->
     if isinstance(classifier, WaveformClassifier):
         name, example, axis = "waveform", torch.zeros(2, 2 * classifier.frame_length), "samples"
     else:
-        config = classifier.model.config  # type: ignore[union-attr]
+        config: Any = classifier.model.config  # type: ignore[union-attr]
         name, axis = "input_values", "frames"
         example = torch.zeros(2, config.max_length + 1, config.num_mel_bins)
     with torch.no_grad():
