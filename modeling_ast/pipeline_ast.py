@@ -78,17 +78,18 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         ours = self.feature_extractor_class
-        if self._is_ast and ours is not None and not isinstance(self.feature_extractor, ours):
+        if self.is_ast and ours is not None and not isinstance(self.feature_extractor, ours):
             self.feature_extractor = ours(**self.feature_extractor.to_dict())
 
     @property
-    def _is_ast(self) -> bool:
+    def is_ast(self) -> bool:
+        """Whether the checkpoint is an AST; others get the stock pipeline's behaviour."""
         return self.model.config.model_type == _MODEL_TYPE
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Classify one sound (-> its answer), a list or column (-> a list), a generator or
         `KeyDataset` (-> an iterator)."""
-        if not self._is_ast:
+        if not self.is_ast:
             return super().__call__(inputs, **kwargs)
         if isinstance(inputs, (list, tuple)):
             return super().__call__(list(inputs), **kwargs) if inputs else []
@@ -103,7 +104,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
     def get_iterator(self, *args, **kwargs):
         # The stock pipeline is no ChunkPipeline.
-        iterator_of = ChunkPipeline if self._is_ast else Pipeline
+        iterator_of = ChunkPipeline if self.is_ast else Pipeline
         return iterator_of.get_iterator(self, *args, **kwargs)
 
     def _sanitize_parameters(
@@ -114,7 +115,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         threshold: float | Mapping[str, float] | None = None,
         **kwargs,
     ):
-        if not self._is_ast:
+        if not self.is_ast:
             return super()._sanitize_parameters(**kwargs)
         stock = {key: kwargs.pop(key) for key in ("top_k", "function_to_apply") if key in kwargs}
         if kwargs:
@@ -166,7 +167,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         return thresholds
 
     def preprocess(self, inputs: Any, **kwargs: Any) -> Any:
-        return self._windows(inputs, **kwargs) if self._is_ast else super().preprocess(inputs)
+        return self._windows(inputs, **kwargs) if self.is_ast else super().preprocess(inputs)
 
     def _windows(
         self, sound: Any, chunk_length_s: float | None = None, hop_length_s: float | None = None
@@ -209,7 +210,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             yield {**features, "is_last": is_last, "start": start, "samples": len(samples)}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        if not self._is_ast:
+        if not self.is_ast:
             return super()._forward(model_inputs)
         inputs = {k: v for k, v in model_inputs.items() if k in ("input_values", "attention_mask")}
         bookkeeping = {k: model_inputs[k] for k in ("is_last", "start", "samples")}
@@ -223,9 +224,9 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         return_timestamps: bool = False,
         threshold: torch.Tensor | None = None,
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        if not self._is_ast:
+        if not self.is_ast:
             return super().postprocess(model_outputs, top_k, function_to_apply)
-        scores = self._scores(
+        scores = self.scores(
             torch.cat([window["logits"].float() for window in model_outputs]), function_to_apply
         )  # (windows, labels)
         samples = torch.tensor([float(window["samples"]) for window in model_outputs])
@@ -243,7 +244,8 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         ]
         return {"labels": labels, "windows": windows}
 
-    def _scores(self, logits: torch.Tensor, function_to_apply: str | None) -> torch.Tensor:
+    def scores(self, logits: torch.Tensor, function_to_apply: str | None = None) -> torch.Tensor:
+        """Logits (…, labels) to scores, as the checkpoint's `problem_type` or the argument says."""
         if function_to_apply is None:
             function_to_apply = {
                 "regression": "none",
