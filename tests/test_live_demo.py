@@ -240,7 +240,7 @@ def page(trained_checkpoint):
 
 
 @pytest.fixture
-def browser():
+def browser(tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
@@ -256,6 +256,8 @@ def browser():
         "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # no network
     ):
         options.add_argument(argument)
+    downloads = {"download.default_directory": str(tmp_path / "downloads")}
+    options.add_experimental_option("prefs", downloads)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)
     opened = webdriver.Chrome(options=options, service=service)
@@ -292,7 +294,11 @@ def test_page_in_a_browser(page, browser, tmp_path):
     wait_for(lambda: all(name in text("#events") for name in PITCHES))
     wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "#timeline img"))
     wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "#explanation img"))
-    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "#download a[href*='events.csv']"))
+    wait_for(lambda: browser.find_element(By.ID, "download").is_enabled())
+    browser.find_element(By.ID, "download").click()
+    wait_for((tmp_path / "downloads" / "events.csv").exists)
+    with open(tmp_path / "downloads" / "events.csv", encoding="utf-8", newline="") as file:
+        assert {row["label"] for row in csv.DictReader(file)} == set(PITCHES)
     time.sleep(1)  # for the screenshot only: pictures fade in
     pictures = REPOSITORY / "runs"
     pictures.mkdir(exist_ok=True)
