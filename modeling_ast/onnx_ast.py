@@ -42,6 +42,7 @@ class OnnxModel:
             raise ValueError(f"No such file: {path}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors; it warns of half precision, which it then casts
         try:
             self.session = onnxruntime.InferenceSession(
                 path, options, providers=onnxruntime.get_available_providers()

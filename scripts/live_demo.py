@@ -31,6 +31,7 @@ from transformers.utils import logging
 import feature_extraction
 import modeling_ast
 from feature_extraction import AudioDecodingError, load_audio
+from feature_extraction.fbank_ast import num_frames
 from modeling_ast import class_relevance, find_events, plot_relevance
 
 from .arguments import hub_configs_folder, run_command
@@ -114,7 +115,7 @@ def explain(classifier: Any, heard: Heard, path: str | Path) -> str:
     mask = None if mask is None else mask.to(classifier.model.device)
     index = next(i for i, name in classifier.model.config.id2label.items() if name == label)
     relevance = class_relevance(classifier.model, input_values, index, mask)[0]
-    frames = min(input_values.shape[1], max(1, round(100 * len(samples) / rate)))
+    frames = max(1, num_frames(len(samples), rate))  # without padding
     caption = f"What speaks for “{label}”, from {window['start']:.1f} s to {window['end']:.1f} s"
     plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption)
     return caption
@@ -172,16 +173,18 @@ def build_app(
         return [figure, table, gradio.update(value=str(csv_path), interactive=True)]
 
     def new_sound(path: str | None, threshold: float) -> list[Any]:
-        if path is None:
-            nothing = [None, None, None, None, gradio.update(value=None, interactive=False)]
-            return nothing + [None] * explains
-        try:
-            heard = listen(classifier, path, max_minutes)
-        except ValueError as error:
-            # Shown until it is closed. The file's name is someone else's text: no HTML.
-            raise gradio.Error(html.escape(str(error)), duration=None) from error
+        message, heard = "", None
+        if path is not None:
+            try:
+                heard = listen(classifier, path, max_minutes)
+            except ValueError as error:
+                message = str(error)
+        shown = gradio.update(value=message, visible=bool(message))
+        if heard is None:
+            no_file = gradio.update(value=None, interactive=False)
+            return [shown, None, None, None, None, no_file, *([None] if explains else [])]
         scores = {entry["label"]: entry["score"] for entry in heard.answer["labels"]}
-        outputs = [heard, scores, *outcome(heard, threshold)]
+        outputs = [shown, heard, scores, *outcome(heard, threshold)]
         if explains:
             image = Path(tempfile.mkdtemp(dir=folder), "explanation.png")
             explain(classifier, heard, image)
@@ -211,10 +214,14 @@ def build_app(
             labels = gradio.Label(
                 num_top_classes=_TOP_LABELS, label="Whole sound", elem_id="labels"
             )
+        # Plain text, as it may hold a file's name.
+        message = gradio.Textbox(
+            label="This sound cannot be classified", visible=False, elem_id="message"
+        )
         threshold = gradio.Slider(
             0.05, 0.95, value=0.5, step=0.05, label="Threshold: a score that makes an event"
         )
-        timeline = gradio.Plot(label="Timeline", elem_id="timeline")
+        timeline = gradio.Plot(show_label=False, elem_id="timeline")
         with gradio.Row():
             table = gradio.Dataframe(
                 headers=["start (s)", "end (s)", "label", "score"],
@@ -227,11 +234,11 @@ def build_app(
             download = gradio.DownloadButton(
                 "Download events (CSV)", interactive=False, elem_id="download"
             )
-        outputs = [state, labels, timeline, table, download]
+        outputs = [message, state, labels, timeline, table, download]
         if explains:
             outputs.append(
                 gradio.Image(
-                    label="Where the model looked, for the best label",
+                    show_label=False,
                     type="filepath",
                     interactive=False,
                     buttons=[],
