@@ -246,8 +246,12 @@ def build_app(
                 )
             )
         sound.change(new_sound, [sound, threshold], outputs, api_visibility="private")
-        threshold.release(
-            new_threshold, [state, threshold], [timeline, table, download], api_visibility="private"
+        threshold.change(
+            new_threshold,
+            [state, threshold],
+            [timeline, table, download],
+            trigger_mode="always_last",
+            api_visibility="private",
         )
     return app
 

@@ -257,7 +257,7 @@ def browser(tmp_path):
         "--headless=new",
         "--no-sandbox",
         "--disable-dev-shm-usage",
-        "--window-size=1280,1800",
+        "--window-size=1280,2300",
         "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # no network
     ):
         options.add_argument(argument)
