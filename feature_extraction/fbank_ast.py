@@ -106,7 +106,19 @@ def kaldi_fbank(
 def _write_log_mel(
     log_mel: Tensor, frames: Tensor, window: Tensor, mel_bands: list[tuple[slice, Tensor]]
 ) -> None:
-    """(..., frames, length) -> (..., frames, mel), into `log_mel`.
+    """(..., frames, length) -> (..., frames, mel), into `log_mel`."""
+    spectrum = _spectrum(frames, window)
+    power = spectrum.real.square().add_(spectrum.imag.square())
+    first = 0
+    for bins, filters in mel_bands:
+        last = first + filters.shape[1]
+        torch.matmul(power[..., bins], filters, out=log_mel[..., first:last])
+        first = last
+    log_mel.clamp_(min=LOG_FLOOR).log_()
+
+
+def _spectrum(frames: Tensor, window: Tensor) -> Tensor:
+    """(..., frames, length) -> (..., frames, FFT bins), complex.
 
     Every step rounds as Kaldi's port in torchaudio does: a filter that holds only the rounding
     noise of a loud frame would show any other order of operations.
@@ -118,19 +130,30 @@ def _write_log_mel(
     torch.sub(frames[..., 1:], scaled[..., :-1], out=windowed[..., 1:])
     torch.sub(frames[..., :1], scaled[..., :1], out=windowed[..., :1])  # against itself
     windowed.mul_(window)
-    spectrum = torch.fft.rfft(padded)
-    power = spectrum.real.square().add_(spectrum.imag.square())
-    first = 0
-    for bins, filters in mel_bands:
-        last = first + filters.shape[1]
-        torch.matmul(power[..., bins], filters, out=log_mel[..., first:last])
-        first = last
-    log_mel.clamp_(min=LOG_FLOOR).log_()
+    return torch.fft.rfft(padded)
 
 
 def _fft_size(length: int) -> int:
     """Samples of the frame with its zeros: Kaldi rounds up to a power of two."""
     return 1 << (length - 1).bit_length()
+
+
+def filterbank_matrices(sampling_rate: int, num_mel_bins: int) -> tuple[Tensor, Tensor]:
+    """`kaldi_fbank` as two matrices, for graphs that have no FFT.
+
+    All steps up to the spectrum are linear, so what they make of unit impulses says all. Computed
+    in float64 by the very code that featurises sound.
+
+    Returns:
+        spectrum (frame length, 2 * FFT bins): a frame times it is the real and the imaginary part
+        of its spectrum; mel filters (FFT bins, mel): the power spectrum times it is the mel
+        spectrum, `LOG_FLOOR` and the logarithm are left. Both float32.
+    """
+    length = frame_length(sampling_rate)
+    window = torch.hann_window(length, periodic=False)
+    spectrum = _spectrum(torch.eye(length, dtype=torch.float64), window)
+    filters = _mel_filters(sampling_rate, num_mel_bins, _fft_size(length))
+    return torch.cat([spectrum.real, spectrum.imag], dim=-1).float(), filters
 
 
 @lru_cache(maxsize=8)

@@ -109,7 +109,9 @@ def run_time_positions(
     if rows != trained[0]:
         table = resize_position_table(table, trained, (rows, trained[1]))
     positions = table[:, NUM_SPECIAL_TOKENS:].unflatten(1, (rows, trained[1]))
-    if columns <= trained[1]:
+    # A number that is not known while a graph is exported takes the general way, which for a
+    # shorter clip comes to the same.
+    if not isinstance(columns, torch.SymInt) and columns <= trained[1]:
         return positions[:, :, :columns].flatten(1, 2)
 
     # Linear interpolation along time, sampled as torch's `interpolate` does (corners not aligned).

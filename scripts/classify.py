@@ -31,12 +31,13 @@ from transformers.utils import logging
 
 from feature_extraction import AudioDecodingError
 from modeling_ast import find_events
+from modeling_ast.onnx_ast import OnnxClassifier
 
 from .arguments import checkpoint_folder, run_command
 from .recordings import Recording, Recordings
 from .results import TABLE_FORMATS, TRACK_FORMATS, Parts, check_settings, collect, path_of
 
-_DEFAULT_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
+DEFAULT_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 _PART_S = 30.0  # between writes: what a kill costs at most, besides the sounds not finished
 _PART_WINDOWS = 4096  # in memory, at most, before a write
 _CURVES = 5  # classes on a page
@@ -64,7 +65,11 @@ class Classifier:
     """
 
     def __init__(self, model: str, device: torch.device | None = None):
-        self.pipeline = load_classifier(model, device=device)
+        self.pipeline: Any = (
+            OnnxClassifier(model)
+            if model.endswith(".onnx")
+            else load_classifier(model, device=device)
+        )
         config = self.pipeline.model.config
         if not self.pipeline.is_ast:
             raise ValueError(
@@ -86,10 +91,16 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, windows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """Features of some windows -> scores (windows, labels), embeddings (windows, D)."""
+        """Features of some windows -> scores (windows, labels), embeddings (windows, D).
+
+        An ONNX file gives no embeddings: (windows, 0).
+        """
         model = self.pipeline.model
         batch = pad_collate_fn(None, self.pipeline.feature_extractor)(windows)
         batch = {name: values.to(model.device) for name, values in batch.items()}
+        if isinstance(self.pipeline, OnnxClassifier):
+            scores = self.pipeline.scores(model(**batch).logits)
+            return scores.numpy(), np.empty((len(scores), 0), np.float32)
         pooled = model.audio_spectrogram_transformer(**batch).pooler_output
         scores = self.pipeline.scores(model.classifier(pooled).float())
         return scores.cpu().numpy(), pooled.float().cpu().numpy()
@@ -361,7 +372,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="audio files or addresses, folders (searched with their sub-folders), globs, Parquet "
         "or tar files or folders of them, or names of Hub datasets",
     )
-    add("--model", default=_DEFAULT_MODEL, help="checkpoint folder or Hub name (%(default)s)")
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="checkpoint folder, Hub name or ONNX file (%(default)s)",
+    )
     add("--top-k", type=int, default=3, help="labels per row (%(default)s)")
     add("--batch-size", type=int, default=8, help="windows at a time (%(default)s)")
     add("--chunk-length-s", type=float, help="length of a window (the model's length)")
@@ -412,6 +427,8 @@ def _check(options: argparse.Namespace) -> None:
         for name in ("embeddings", "plot"):
             if getattr(options, name):
                 raise ValueError(f"--{name} writes files: it needs --output FOLDER.")
+    elif options.embeddings and options.model.endswith(".onnx"):
+        raise ValueError("--embeddings needs a checkpoint: an ONNX file gives scores only.")
     elif options.json:
         raise ValueError("--json prints; with --output, choose --formats json.")
 

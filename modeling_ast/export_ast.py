@@ -1,0 +1,237 @@
+"""AST as ONNX files: from a waveform to probabilities in one graph, or from a spectrogram.
+
+    waveform        (B, samples)    at the extractor's rate, full scale is -1..1
+    log-mel         (B, T, F)       the filterbank as one convolution and one matrix
+    input_values    (B, T, F)       normalised, padded as the checkpoint was trained
+    logits          (B, labels)
+    probabilities   (B, labels)     sigmoid or softmax, as `config.problem_type` says
+
+B, samples and T are free at run time. A file's metadata hold what its user has to know:
+
+    labels                  JSON list of the label names, in order
+    sampling_rate           of the waveform, in Hz
+    config                  the checkpoint's config.json
+    preprocessor_config     the checkpoint's preprocessor_config.json
+
+`onnx_ast.py` runs such files. Writing them needs the packages onnx, onnxscript and, for int8,
+onnxruntime: `pip install 'audio-spectrogram-transformer[export]'`.
+"""
+
+import copy
+import importlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv1d, pad
+
+from feature_extraction import ASTFeatureExtractor
+from feature_extraction.fbank_ast import (
+    LOG_FLOOR,
+    filterbank_matrices,
+    frame_length,
+    frame_shift,
+)
+
+from .configuration_ast import ASTConfig
+from .modeling_ast import ASTForAudioClassification
+
+# What can be written, and the files' names.
+VARIANTS = {
+    "fp32": "model.onnx",
+    "fp16": "model_fp16.onnx",
+    "int8": "model_int8.onnx",
+    "spectrogram": "model_spectrogram.onnx",
+}
+
+
+def export_onnx(
+    model: ASTForAudioClassification,
+    feature_extractor: ASTFeatureExtractor,
+    folder: str | Path,
+    variants: Sequence[str] = tuple(VARIANTS),
+) -> dict[str, Path]:
+    """Write a model as ONNX files.
+
+    Args:
+        model: any AST classifier; it is not changed.
+        feature_extractor: the checkpoint's. With `return_attention_mask` the model was trained
+            without padding and hears clips as they are; otherwise shorter clips are padded to
+            `max_length` frames, as all published checkpoints expect.
+        folder: where the files go; made when it is not there.
+        variants: which ones, of
+            fp32: waveform in, float32;
+            fp16: waveform in, weights and activations in half precision (the filterbank, inputs
+                and outputs stay in float32): half the size, for GPUs;
+            int8: waveform in, matrices in 8 bits, activations quantised as they come: a quarter
+                of the size and faster on CPUs;
+            spectrogram: `input_values` (B, T, F) in, as `feature_extractor` makes them, float32.
+
+    Returns:
+        The files by variant. Inputs are `waveform` or `input_values`; outputs `probabilities` and
+        `logits` (for regression, `probabilities` are the logits).
+
+    Raises:
+        ValueError: for an unknown variant, a package that is missing, a model that merges tokens.
+    """
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ValueError(f"Unknown variant {variant!r}; expected {', '.join(VARIANTS)}.")
+    if model.config.merged_tokens_per_layer:
+        raise ValueError(
+            f"merged_tokens_per_layer={model.config.merged_tokens_per_layer} cannot be exported: "
+            "set model.config.merged_tokens_per_layer = 0."
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {variant: folder / VARIANTS[variant] for variant in variants}
+    metadata = _metadata(model.config, feature_extractor)
+    model = copy.deepcopy(model).cpu().float().eval()
+    model.set_attn_implementation("eager")  # its graph is the plainest
+    if "spectrogram" in files:
+        _write_graph(SpectrogramClassifier(model), files["spectrogram"], metadata)
+    if "fp32" in files:
+        _write_graph(WaveformClassifier(model, feature_extractor), files["fp32"], metadata)
+    if "int8" in files:
+        source = files.get("fp32", folder / "unquantized.onnx")
+        if "fp32" not in files:
+            _write_graph(WaveformClassifier(model, feature_extractor), source, metadata)
+        _quantize(source, files["int8"])
+        if "fp32" not in files:
+            source.unlink()
+    if "fp16" in files:
+        _write_graph(WaveformClassifier(model.half(), feature_extractor), files["fp16"], metadata)
+    return files
+
+
+class SpectrogramClassifier(nn.Module):
+    """Spectrograms (B, T, F) -> probabilities (B, labels), logits (B, labels), float32."""
+
+    def __init__(self, model: ASTForAudioClassification):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_values: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(input_values).logits.float()
+        return probabilities(logits, self.model.config), logits
+
+
+class WaveformClassifier(nn.Module):
+    """Waveforms (B, samples) -> probabilities (B, labels), logits (B, labels), float32.
+
+    The feature extractor and the model in one, in operations that every runtime has.
+    """
+
+    spectrum: Tensor
+    mel_filters: Tensor
+
+    def __init__(self, model: ASTForAudioClassification, feature_extractor: ASTFeatureExtractor):
+        super().__init__()
+        self.classifier = SpectrogramClassifier(model)
+        rate = feature_extractor.sampling_rate
+        spectrum, mel_filters = filterbank_matrices(rate, feature_extractor.num_mel_bins)
+        # Kernels (out, in, width). As a convolution the mel filters too stay as they are when the
+        # matrices of the model are quantised.
+        self.register_buffer("spectrum", spectrum.T[:, None].contiguous())
+        self.register_buffer("mel_filters", mel_filters.T[:, :, None].contiguous())
+        self.frame_length, self.frame_shift = frame_length(rate), frame_shift(rate)
+        self.mean, self.scale = 0.0, 1.0
+        if feature_extractor.do_normalize:
+            self.mean, self.scale = feature_extractor.mean, 2 * feature_extractor.std
+        if feature_extractor.return_attention_mask:
+            # What the model puts in place of padding in the one patch of a shorter clip.
+            self.shortest, self.padding_value = model.config.patch_size, 0.0
+        else:
+            self.shortest = feature_extractor.max_length
+            self.padding_value = (feature_extractor.padding_value - self.mean) / self.scale
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        missing = torch.sym_max(self.frame_length - waveform.shape[1], 0)
+        waveform = pad(waveform, (0, missing))
+        parts = conv1d(waveform[:, None], self.spectrum, stride=self.frame_shift)
+        real, imaginary = parts.chunk(2, dim=1)  # (B, FFT bins, T)
+        mel = conv1d(real.square() + imaginary.square(), self.mel_filters)  # (B, F, T)
+        log_mel = mel.clamp(min=LOG_FLOOR).log().transpose(1, 2)
+        input_values = (log_mel - self.mean) / self.scale
+        missing = torch.sym_max(self.shortest - input_values.shape[1], 0)
+        return self.classifier(pad(input_values, (0, 0, 0, missing), value=self.padding_value))
+
+
+def probabilities(logits: Tensor, config: ASTConfig) -> Tensor:
+    """What `config.problem_type` makes of logits; those of a regression are returned."""
+    if config.problem_type == "regression":
+        return logits
+    if config.problem_type == "multi_label_classification":
+        return logits.sigmoid()
+    return logits.softmax(dim=-1)
+
+
+def import_optional(name: str) -> Any:
+    """A package of the extra `export`.
+
+    Raises:
+        ValueError: that says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"ONNX files need the package {name.split('.')[0]}, which is not installed: "
+            "pip install 'audio-spectrogram-transformer[export]'"
+        ) from error
+
+
+def _metadata(config: ASTConfig, feature_extractor: ASTFeatureExtractor) -> dict[str, str]:
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    return {
+        "labels": json.dumps(labels, ensure_ascii=False),
+        "sampling_rate": str(feature_extractor.sampling_rate),
+        "config": config.to_json_string(),
+        "preprocessor_config": feature_extractor.to_json_string(),
+    }
+
+
+def _write_graph(classifier: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    for package in ("onnx", "onnxscript"):
+        import_optional(package)
+    batch = torch.export.Dim("batch", min=1)
+    if isinstance(classifier, WaveformClassifier):
+        name, example, axis = "waveform", torch.zeros(2, 2 * classifier.frame_length), "samples"
+    else:
+        config: Any = classifier.model.config  # type: ignore[union-attr]
+        name, axis = "input_values", "frames"
+        example = torch.zeros(2, config.max_length + 1, config.num_mel_bins)
+    with torch.no_grad():
+        program: Any = torch.onnx.export(
+            classifier.eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes={name: {0: batch, 1: torch.export.Dim(axis, min=1)}},
+            input_names=[name],
+            output_names=["probabilities", "logits"],
+        )
+    program.model.metadata_props.update(metadata)
+    program.save(path)
+
+
+def _quantize(source: Path, target: Path) -> None:
+    quantization = import_optional("onnxruntime.quantization")
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it advises a step that this graph has behind it
+    try:
+        quantization.quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            # 7 bits: products of 8 bits overflow in the instructions of CPUs without VNNI.
+            reduce_range=True,
+        )
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,122 @@
+"""The ONNX files of `export_ast.py` in the pipeline: ONNX Runtime runs them, not PyTorch.
+
+classifier = OnnxClassifier("model_int8.onnx")
+classifier("recording.mp3", return_timestamps=True)
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from feature_extraction import ASTFeatureExtractor
+
+from .configuration_ast import ASTConfig
+from .export_ast import import_optional
+from .pipeline_ast import ASTAudioClassificationPipeline
+
+
+class OnnxModel:
+    """Stands where a pipeline expects a model: features in, logits out.
+
+    Args:
+        path: a file that `export_onnx` wrote, waveform-in or spectrogram-in, any precision.
+
+    Raises:
+        ValueError: when the file is not such a one, or the package onnxruntime is missing.
+    """
+
+    dtype = torch.float32
+    device = torch.device("cpu")  # of what goes in and comes out
+    input_modalities = "audio"
+
+    def __init__(self, path: str | os.PathLike):
+        onnxruntime = import_optional("onnxruntime")
+        if not Path(path).is_file():
+            raise ValueError(f"No such file: {path}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors; it warns of half precision, which it then casts
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path, options, providers=onnxruntime.get_available_providers()
+            )
+        # Its errors have no common class.
+        except Exception as error:
+            raise ValueError(f"{path} is no ONNX file that ONNX Runtime reads: {error}") from error
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        missing = {"config", "preprocessor_config"} - set(metadata)
+        if missing:
+            raise ValueError(
+                f"{path} has no {' and no '.join(sorted(missing))} in its metadata: expected a "
+                "file that ast-export-onnx wrote."
+            )
+        self.config = ASTConfig.from_dict(json.loads(metadata["config"]))
+        self.input_name = self.session.get_inputs()[0].name
+        extractor_class = _Waveforms if self.input_name == "waveform" else ASTFeatureExtractor
+        self.feature_extractor = extractor_class(**json.loads(metadata["preprocessor_config"]))
+
+    def __call__(
+        self, input_values: Tensor, attention_mask: Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        """(B, samples) or (B, T, F), mask (B, samples) or (B, T) -> logits (B, labels).
+
+        The graphs know no mask: clips of a length go in together, without their padding.
+        """
+        inputs = input_values.numpy()
+        lengths = np.full(len(inputs), inputs.shape[1])
+        if attention_mask is not None:
+            shortest = 1 if self.input_name == "waveform" else self.config.patch_size
+            inputs = inputs * attention_mask.numpy().reshape(
+                *attention_mask.shape, *[1] * (inputs.ndim - 2)
+            )
+            lengths = np.maximum(attention_mask.sum(dim=1).numpy(), shortest)
+        logits = np.empty((len(inputs), self.config.num_labels), np.float32)
+        for length in np.unique(lengths):
+            rows = lengths == length
+            clips = np.ascontiguousarray(inputs[rows, :length], np.float32)
+            (logits[rows],) = self.session.run(["logits"], {self.input_name: clips})
+        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+
+
+class OnnxClassifier(ASTAudioClassificationPipeline):
+    """The pipeline on an ONNX file: the same sounds in, the same answers out.
+
+    With a waveform-in file, a window longer than the model's (`chunk_length_s`) is not padded when
+    it is the last, partial one.
+
+    Args:
+        path: a file that `export_onnx` wrote.
+        **kwargs: as for any pipeline: top_k, batch_size …
+
+    Raises:
+        ValueError: as `OnnxModel`.
+    """
+
+    def __init__(self, path: str | os.PathLike, **kwargs: Any):
+        model = OnnxModel(path)
+        super().__init__(
+            model=model,
+            feature_extractor=model.feature_extractor,
+            task="audio-classification",
+            device=-1,
+            **kwargs,
+        )
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """The stock pipeline wants one of `transformers`' model classes."""
+
+
+class _Waveforms(ASTFeatureExtractor):
+    """Hands waveforms on: the filterbank is in the graph."""
+
+    def __call__(self, raw_speech: np.ndarray, **_: Any) -> BatchFeature:  # type: ignore[override]
+        waveform = torch.from_numpy(np.asarray(raw_speech, np.float32))[None]  # (1, samples)
+        mask = torch.ones_like(waveform, dtype=torch.long)
+        return BatchFeature({"input_values": waveform, "attention_mask": mask})
