@@ -6,8 +6,8 @@
                 to the longest clip
 
     rank_share      -> the rows of one process: each shard is read by one worker of one process
-    batches         -> one pass over them: drawn class by class, shuffled, decoded, mixed, grouped by
-                       length, featurised
+    batches         -> one pass over them: drawn class by class, shuffled, decoded, mixed, grouped
+                       by length, featurised
     SkippedSounds   -> the sounds that could not be read
 
 For the same (seed, epoch, rank), number of processes and number of workers the batches are the same
@@ -199,7 +199,7 @@ def batches(
 
     Args:
         stream: of rows as `open_labelled_audio` gives them, or a process's share of them.
-        batch_size: clips per batch; the last one of each worker may have fewer.
+        batch_size: clips per batch; the last one may have fewer.
         num_workers: processes; 0 does all in this one.
         collator: what makes clips and batches, with the key that all randomness comes from.
         shuffle_buffer: rows per worker that the next one is drawn from, shards being in random
@@ -228,10 +228,15 @@ def batches(
         generator=torch.Generator(),  # so that torch's own is left alone
     )
     skipped = SkippedSounds() if skipped is None else skipped
-    for failures, batch in loader:
+    left_over: list[Clip] = []
+    for failures, batch, rest in loader:
         skipped.add(failures)
+        left_over += rest
         if batch is not None:
             yield batch
+    # What did not fill a batch in any of the workers.
+    for start in range(0, len(left_over), batch_size):
+        yield collator.batch(left_over[start : start + batch_size])
 
 
 def repeated(make_batches: Callable[[], Iterator[Any]]) -> Iterator[Any]:
@@ -257,7 +262,7 @@ def _unchanged(item: Any) -> Any:
 
 @dataclass
 class _Batches(torch.utils.data.IterableDataset):
-    """A worker's (failures, batch) pairs; the last one has no batch."""
+    """A worker's sounds that cannot be read, batch, and clips too few for one, again and again."""
 
     rows: IterableDataset
     batch_size: int
@@ -266,14 +271,20 @@ class _Batches(torch.utils.data.IterableDataset):
     draws: Sequence[float] | None
     bucket_batches: int
 
-    def __iter__(self) -> Iterator[tuple[list[tuple[str, str]], dict[str, Tensor] | None]]:
+    def __iter__(
+        self,
+    ) -> Iterator[tuple[list[tuple[str, str]], dict[str, Tensor] | None, list[Clip]]]:
         # Made here, in the worker, so that each worker has its own.
         generator = augmentation_generator(*self.collator.generator_key)
         failures: list[tuple[str, str]] = []
+        rest: list[Clip] = []
         for clips in self._groups(self._clips(generator, failures), generator):
-            yield failures.copy(), self.collator.batch(clips)
+            if len(clips) < self.batch_size:
+                rest = clips
+                continue
+            yield failures.copy(), self.collator.batch(clips), []
             failures.clear()
-        yield failures, None
+        yield failures, None, rest
 
     def _groups(self, clips: Iterator[Clip], generator: torch.Generator) -> Iterator[list[Clip]]:
         """Clips in batches, of similar length if so wished; batches are in random order then."""

@@ -104,7 +104,7 @@ def test_errors_name_the_way_out(tmp_path):
         ({"dataset": parquet, "fold_column": "fold"}, "--fold_column needs --evaluation_fold"),
         (
             {"dataset": parquet, "fold_column": "fold", "evaluation_fold": "9"},
-            "no clips in the evaluation part.*Check the split, fold or fraction",
+            "no clips in the evaluation part.*Check the split, fold, group or fraction",
         ),
         (
             {"dataset": parquet, "fold_column": "fold", "evaluation_fold": "1"},
