@@ -36,7 +36,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	    && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu $(TORCH) \
 	    || echo "No CPU build of torch to be had: installing the one with CUDA."; \
 	fi
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,train]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dev,export,train]'
 	touch $@
 
 clean:
