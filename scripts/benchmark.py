@@ -38,9 +38,9 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from .arguments import run_command
 from .batches import Collator
 from .benchmark_inference import add_cold, add_forward, add_lengths
-from .data import open_stream
 from .measuring import add_common_arguments, measure, native_config, report, status_kib
 from .recordings import Recordings
+from .sources import open_stream
 
 
 def benchmark(arguments: list[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from feature_extraction import ASTFeatureExtractor, AudioDecodingError, kaldi_fb
 from feature_extraction.fbank_ast import LOG_FLOOR, frame_shift, num_frames
 
 from .arguments import did_you_mean, parse_arguments, run_command
-from .data import open_stream
+from .sources import open_stream
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

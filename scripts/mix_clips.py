@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from feature_extraction import load_audio
 
 from .arguments import did_you_mean, parse_arguments, run_command
-from .data import open_stream
+from .sources import open_stream
 
 _SAMPLING_RATE = 16000
 _MAX_ATTENUATION_DB = 6.0

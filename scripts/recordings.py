@@ -14,7 +14,7 @@ from typing import Any
 from datasets import IterableDataset
 
 from .arguments import did_you_mean
-from .data import AUDIO_SUFFIXES, open_stream
+from .sources import AUDIO_SUFFIXES, open_stream
 
 _DATASET_SUFFIXES = (".parquet", ".tar")
 

@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from .arguments import did_you_mean
 from .batches import SkippedSounds
 from .finetune_arguments import FinetuneArguments
+from .model_card import write_model_card
 
 _KEPT_STATES = 2
 # Other values of these do not make it another run.
@@ -240,6 +241,7 @@ class RunFolder:
         if self.progress.best_epoch is not None:
             _rename(self._states / f"best-{self.progress.best_epoch}", self.checkpoint)
         shutil.rmtree(self._states)
+        write_model_card(self.path, self.checkpoint)
 
 
 def _is_better(metric: str, new: float | None, old: float | None) -> bool:

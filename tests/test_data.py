@@ -8,7 +8,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from feature_extraction import load_audio
-from scripts.data import open_labelled_audio, open_stream
+from scripts.data import open_labelled_audio
+from scripts.sources import open_stream
 
 from .conftest import SHARED, shared
 from .sounds import PITCHES, write_class_folders, write_parquet, write_webdataset

@@ -14,7 +14,6 @@ from transformers.models.audio_spectrogram_transformer import (
 )
 
 from feature_extraction import ASTFeatureExtractor, kaldi_fbank, load_audio
-from scripts.data import open_stream
 from scripts.dataset_stats import (
     Statistics,
     StatsArguments,
@@ -23,6 +22,7 @@ from scripts.dataset_stats import (
     measure_dataset,
     measure_sounds,
 )
+from scripts.sources import open_stream
 
 from .conftest import shared
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from scripts.data import open_stream
 from scripts.demo import RATE, SECONDS, SOUNDS, synthesise, write_split
+from scripts.sources import open_stream
 
 from .conftest import REPOSITORY
 
