@@ -342,7 +342,8 @@ def plot_learning_curve(records: Sequence[dict[str, Any]], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     left.plot(epochs, [r["train_loss"] for r in records], "o-", label="train")
     left.plot(epochs, [r["evaluation_loss"] for r in records], "o-", label="evaluation")
-    left.set(xlabel="epoch", ylabel="mean over clips", title="loss", ylim=(0, None))
+    left.set(xlabel="epoch", ylabel="mean over clips", title="loss")
+    left.set_ylim(0, 1.05 * left.get_ylim()[1])
     left.legend()
     values = [100 * (r[f"evaluation_{metric}"] or 0) for r in records]
     right.plot(epochs, values, "o-", color="tab:green")
@@ -353,6 +354,7 @@ def plot_learning_curve(records: Sequence[dict[str, Any]], path: Path) -> None:
                    textcoords="offset points", ha="right")  # fmt: skip
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(path, dpi=120)
     plt.close(figure)
