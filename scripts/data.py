@@ -130,7 +130,8 @@ def open_labelled_audio(
                 "or fraction."
             )
     _check_groups(train, evaluation)
-    values, label_names = _classes(train, evaluation, (stream.features or {}).get(label_column))
+    feature = (stream.features or {}).get(label_column)
+    values, label_names = _classes(train, evaluation, feature, evaluation_split is not None)
 
     if evaluation_split is not None:
         train_rows, evaluation_rows = stream, open_split(evaluation_split)
@@ -253,10 +254,18 @@ def _labels(value: Any, separator: str | None) -> list[Any]:
     return list(dict.fromkeys(part.strip() for part in value.split(separator) if part.strip()))
 
 
-def _classes(train: _Part, evaluation: _Part, feature: Any) -> tuple[list[Any], list[str]]:
-    """The labels as they are stored, in the order of the classes, and the classes' names."""
+def _classes(
+    train: _Part, evaluation: _Part, feature: Any, apart: bool
+) -> tuple[list[Any], list[str]]:
+    """The labels as they are stored, in the order of the classes, and the classes' names.
+
+    Args:
+        train, evaluation: what was counted.
+        feature: of the label column.
+        apart: whether the evaluation part is a split of its own, which may have other labels.
+    """
     feature = getattr(feature, "feature", feature)  # of a list
-    values = sorted(train.labels)
+    values = sorted(train.labels if apart else train.labels | evaluation.labels)
     names = [str(value) for value in values]
     if isinstance(feature, ClassLabel):
         values, names = list(range(feature.num_classes)), list(feature.names)

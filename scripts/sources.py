@@ -221,6 +221,8 @@ def _named_files(
         table = pyarrow.concat_tables(parts, promote_options="permissive")
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"The columns of {tables[0].parent} do not agree: {error}") from error
+    if not len(table):
+        raise ValueError(f"{' and '.join(map(str, tables))} has no rows.")
     return _table_stream(table, None, columns)
 
 
@@ -235,4 +237,4 @@ def _table_stream(
     if features is not None:
         features = Features({name: features[name] for name in table.column_names})
     rows = Dataset(table, info=DatasetInfo(features=features))
-    return rows.to_iterable_dataset(num_shards=max(1, min(_MAX_SHARDS, len(rows))))
+    return rows.to_iterable_dataset(num_shards=min(_MAX_SHARDS, len(rows)))
