@@ -19,6 +19,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 _MODEL_TYPE = "audio-spectrogram-transformer"
 _FRAMES_PER_SECOND = 100
+_LAST_FRAME_S = 0.015  # so far the last frame, of 25 ms, reaches beyond its step of 10 ms
 
 
 def cut_windows(
@@ -177,8 +178,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         rate = extractor.sampling_rate
         max_length = self.model.config.max_length
         if chunk_length_s is None:
-            # The last frame of 25 ms reaches 15 ms beyond max_length steps of 10 ms.
-            chunk = int((max_length / _FRAMES_PER_SECOND + 0.015) * rate)
+            chunk = int((max_length / _FRAMES_PER_SECOND + _LAST_FRAME_S) * rate)
         else:
             chunk = round(chunk_length_s * rate)
         hop = chunk // 2 if hop_length_s is None else round(hop_length_s * rate)
@@ -192,7 +192,8 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         if extractor.return_attention_mask:
             padded_length = self.model.config.patch_size
         else:
-            padded_length = max(max_length, round(chunk / rate * _FRAMES_PER_SECOND))
+            frames = int((chunk / rate - _LAST_FRAME_S) * _FRAMES_PER_SECOND)
+            padded_length = max(max_length, frames)
         # Less than a frame's step (10 ms) beyond a window holds no further frame.
         shortest_rest = rate // _FRAMES_PER_SECOND
         windows = cut_windows(extractor.stream_audio(sound), chunk, hop, shortest_rest)

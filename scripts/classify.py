@@ -294,8 +294,10 @@ def write_results(options: argparse.Namespace) -> int:
                 progress.update()
                 windows += len(row.get("windows", ()))
                 if time.perf_counter() - written >= _PART_S or windows >= _PART_WINDOWS:
-                    parts.write(rows)
-                    rows, windows, written = [], 0, time.perf_counter()
+                    # No longer held before it is written: a signal in between writes none twice.
+                    part, rows, windows = rows, [], 0
+                    parts.write(part)
+                    written = time.perf_counter()
     finally:  # what is finished is kept, whatever ends this run
         if rows:
             parts.write(rows)

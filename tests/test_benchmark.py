@@ -50,6 +50,21 @@ def test_mistakes():
         benchmark(["features", "--repeats", "0"])
 
 
+def test_pipeline(tmp_path, capsys):
+    path = tmp_path / "pipeline.json"
+    sizes = ["--clips=3", "--clip_length_s=0.5", "--batch_size=2", "--max_length=64"]
+    model = ["--hidden_size=64", "--num_hidden_layers=1"]
+    benchmark(["pipeline", *sizes, *model, "--repeats=1", f"--json={path}"])
+    written = json.loads(path.read_text())
+    assert written["title"].startswith("3 files, 0.000 h of sound, batches of 2, width 64")
+    names = [case["case"] for case in written["cases"]]
+    assert names[0].startswith("stock pipeline, ")
+    assert names[1:] == ["ours", "ours, padding masked"]
+    assert written["largest_score_difference"] < 1e-4
+    assert set(written["hours_of_sound_per_hour"]) == set(names)
+    assert "hours of sound per hour: " in capsys.readouterr().out
+
+
 def test_train(tmp_path, capsys):
     path = tmp_path / "train.json"
     sizes = ["--batch_size=2", "--max_length=96", "--hidden_size=64", "--num_hidden_layers=1"]

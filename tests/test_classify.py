@@ -1,0 +1,415 @@
+"""ast-classify on folders, globs and datasets: what it writes, interruptions, processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from transformers import pipeline
+
+from feature_extraction import ASTFeatureExtractor
+from modeling_ast import find_events
+from scripts import classify
+from scripts.recordings import Recordings
+from scripts.results import Parts, path_of
+
+from .conftest import REPOSITORY
+from .sounds import write_class_folders, write_parquet, write_webdataset
+
+
+def noise(seconds: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, round(seconds * 16000)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Sounds of 0.3 to 5 s at several depths, one that is damaged after a while, one that is none.
+
+    The tiny model hears 1.3 s: the longest are several windows.
+    """
+    folder = tmp_path_factory.mktemp("recordings")
+    (folder / "a" / "b").mkdir(parents=True)
+    for number, seconds in enumerate((5.0, 0.3, 2.0)):
+        soundfile.write(folder / f"{number}.wav", noise(seconds, number), 16000)
+    soundfile.write(folder / "a" / "deep.flac", noise(3.0, 3), 16000)
+    soundfile.write(folder / "a" / "b" / "deeper.OGG", noise(1.0, 4), 16000, format="OGG")
+    soundfile.write(folder / "a" / "damaged.flac", noise(60.0, 5), 16000)
+    whole = (folder / "a" / "damaged.flac").read_bytes()
+    half = len(whole) // 2
+    (folder / "a" / "damaged.flac").write_bytes(whole[:half] + bytes(1000) + whole[half + 1000 :])
+    (folder / "notes.mp3").write_bytes(b"no sound at all")
+    (folder / "readme.txt").write_text("not tried")
+    return folder
+
+
+READABLE = ["0.wav", "1.wav", "2.wav", "a/b/deeper.OGG", "a/deep.flac"]
+
+
+@pytest.fixture
+def run(native_folder, capsys):
+    """Run ast-classify in this process: -> exit status, stdout, stderr."""
+
+    def run(*arguments: object, model: Path = native_folder) -> tuple[int, str, str]:
+        capsys.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as ending:
+            classify.main([*map(str, arguments), "--model", str(model)])
+        signal.signal(signal.SIGTERM, before)
+        return ending.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference(native_folder, folder):
+    """What the pipeline says of every readable sound, all labels of all windows."""
+    classifier = pipeline("audio-classification", model=str(native_folder), top_k=None)
+    return {
+        str(folder / name): classifier(str(folder / name), return_timestamps=True)
+        for name in READABLE
+    }
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_written_is_what_the_pipeline_says(run, folder, reference, tmp_path):
+    output = tmp_path / "out"
+    options = ["--formats", "csv", "json", "parquet", "audacity", "raven", "--per", "window"]
+    every_score = [
+        label["score"]
+        for answer in reference.values()
+        for window in answer["windows"]
+        for label in window["labels"]
+    ]
+    high, low = np.quantile(every_score, [0.9, 0.8]).tolist()
+    options += ["--threshold", str(high), "--release-threshold", str(low), "--batch-size", "3"]
+    status, _, stderr = run(folder, "--output", output, "--top-k", "2", "--embeddings", *options)
+    assert status == 1  # two sounds cannot be read
+    assert "7/7" in stderr
+    assert "h of sound" in stderr
+    assert "x real time" in stderr
+    assert {row["sound"] for row in read_csv(output / "errors.csv")} == {
+        str(folder / "a" / "damaged.flac"),
+        str(folder / "notes.mp3"),
+    }
+
+    rows = read_csv(output / "windows.csv")
+    assert list(rows[0]) == ["sound", "start", "end", "label_1", "score_1", "label_2", "score_2"]
+    expected = [
+        (name, window) for name, answer in reference.items() for window in answer["windows"]
+    ]
+    assert len(rows) == len(expected)
+    by_place = {(row["sound"], round(float(row["start"]), 4)): row for row in rows}
+    for name, window in expected:
+        row = by_place[name, round(window["start"], 4)]
+        assert float(row["end"]) == pytest.approx(window["end"], abs=1e-5)
+        for rank in (1, 2):
+            assert row[f"label_{rank}"] == window["labels"][rank - 1]["label"]
+            score = window["labels"][rank - 1]["score"]
+            assert float(row[f"score_{rank}"]) == pytest.approx(score, abs=1e-5)
+    as_json = json.loads((output / "windows.json").read_text())
+    assert [row["label_1"] for row in as_json] == [row["label_1"] for row in rows]
+    assert pq.read_table(output / "windows.parquet").num_rows == len(rows)
+
+    events = {name: find_events(answer["windows"], high, low) for name, answer in reference.items()}
+    assert any(events.values())
+    assert len(read_csv(output / "events.csv")) == sum(map(len, events.values()))
+    for name, of_sound in events.items():
+        track = (output / "audacity" / f"{path_of(name)}.txt").read_text().splitlines()
+        lines = [line.split("\t") for line in track]
+        assert [(float(start), float(end), label) for start, end, label in lines] == [
+            (round(event["start"], 6), round(event["end"], 6), event["label"]) for event in of_sound
+        ]
+        table = output / "raven" / f"{path_of(name)}.Table.1.selections.txt"
+        with table.open(newline="") as file:
+            selections = list(csv.DictReader(file, delimiter="\t"))
+        assert [selection["Label"] for selection in selections] == [e["label"] for e in of_sound]
+        for number, selection in enumerate(selections, start=1):
+            assert selection["Selection"] == str(number)
+            assert float(selection["Begin Time (s)"]) < float(selection["End Time (s)"])
+            assert float(selection["Low Freq (Hz)"]) < float(selection["High Freq (Hz)"]) == 8000
+
+
+def test_rows_and_embeddings_per_window_and_per_file(run, native_folder, folder, tmp_path):
+    """The second run classifies nothing: it writes what is there in another way."""
+    output = tmp_path / "out"
+    sound = folder / "0.wav"
+    assert run(sound, "--output", output, "--embeddings", "--per", "window")[0] == 0
+    by_window = pq.read_table(output / "embeddings.parquet").to_pylist()
+    assert run(sound, "--output", output, "--embeddings", "--formats", "json")[0] == 0
+    (by_file,) = pq.read_table(output / "embeddings.parquet").to_pylist()
+    (row,) = json.loads((output / "files.json").read_text())
+
+    classifier = pipeline("audio-classification", model=str(native_folder))
+    extractor = ASTFeatureExtractor.from_pretrained(native_folder)
+    waveform, _ = soundfile.read(sound, dtype="float32")
+    assert row["duration"] == by_file["duration"] == 5.0
+    assert row["score_1"] == pytest.approx(classifier(str(sound))[0]["score"], abs=1e-5)
+    lengths = []
+    for window in by_window:
+        part = waveform[round(window["start"] * 16000) : round(window["end"] * 16000)]
+        features = extractor(part, sampling_rate=16000, return_tensors="pt")
+        with torch.no_grad():
+            model = classifier.model.audio_spectrogram_transformer
+            expected = model(**features).pooler_output[0].numpy()
+        np.testing.assert_allclose(window["embedding"], expected, atol=1e-5)
+        lengths.append(len(part))
+    mean = np.average([window["embedding"] for window in by_window], axis=0, weights=lengths)
+    np.testing.assert_allclose(by_file["embedding"], mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4])
+def test_interrupted_and_started_again(run, folder, tmp_path, monkeypatch, stop_after):
+    """Nothing twice, nothing lost: both runs together read each sound once."""
+    files = [str(folder / name) for name in READABLE]
+    read = []
+    windows = classify.Classifier.windows
+
+    def counting(self, source, *arguments):
+        if len(read) == stop_after and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        read.append(source)
+        return windows(self, source, *arguments)
+
+    interrupted: list[bool] = []
+    monkeypatch.setattr(classify.Classifier, "windows", counting)
+    output = tmp_path / "out"
+    # Batches of one window: all that was read is classified when the interruption comes.
+    status, _, stderr = run(*files, "--output", output, "--batch-size", "1")
+    assert status == 130, stderr
+    assert len(Parts(output).done()) == stop_after
+    assert not (output / "files.csv").exists()
+    status, _, stderr = run(*files, "--output", output)
+    assert status == 0, stderr
+    assert sorted(read) == sorted(files)
+    assert sorted(row["sound"] for row in read_csv(output / "files.csv")) == sorted(files)
+
+    whole = tmp_path / "whole"
+    run(*files, "--output", whole)
+    for one, other in zip(
+        read_csv(whole / "files.csv"), read_csv(output / "files.csv"), strict=True
+    ):
+        assert (one["sound"], one["label_1"]) == (other["sound"], other["label_1"])
+        assert float(one["score_1"]) == pytest.approx(float(other["score_1"]), abs=1e-5)
+
+
+def test_sounds_that_failed_are_tried_again(run, folder, tmp_path):
+    sound = tmp_path / "sound.wav"
+    sound.write_bytes(b"still being copied")
+    output = tmp_path / "out"
+    assert run(sound, folder / "1.wav", "--output", output)[0] == 1
+    assert [row["sound"] for row in read_csv(output / "errors.csv")] == [str(sound)]
+    soundfile.write(sound, noise(0.5, 0), 16000)
+    assert run(sound, folder / "1.wav", "--output", output)[0] == 0
+    assert not (output / "errors.csv").exists()
+    assert len(read_csv(output / "files.csv")) == 2
+
+
+def test_pages(run, folder, tmp_path):
+    output = tmp_path / "out"
+    assert run(folder / "0.wav", folder / "1.wav", "--output", output, "--plot")[0] == 0
+    for name in ("0.wav", "1.wav"):
+        page = output / "plots" / f"{path_of(str(folder / name))}.png"
+        assert page.read_bytes().startswith(b"\x89PNG")
+
+
+def test_dataset(run, folder, reference, tmp_path):
+    parquet = write_parquet(tmp_path / "data" / "train-0.parquet", 2)
+    write_parquet(tmp_path / "data" / "train-1.parquet", 1, seed=5)
+    status, out, _ = run(parquet.parent, "--json", "--top-k", "1")
+    assert status == 0
+    results = json.loads(out)
+    assert len(results) == 9
+    assert results[7]["file"] == f"{parquet.parent}#1-1/low5_0.flac"
+    assert [len(result["labels"]) for result in results] == [1] * 9
+
+
+def test_printed_windows(run, folder, reference):
+    name = str(folder / "0.wav")
+    _, table, _ = run(name, "--per", "window", "--top-k", "1")
+    windows = reference[name]["windows"]
+    assert len(table.splitlines()) == len(windows)
+    assert table.splitlines()[0].startswith(f"{name}      0.00 –     1.29 s  ")
+    (result,) = json.loads(run(name, "--per", "window", "--json")[1])
+    assert [window["end"] for window in result["windows"]] == [w["end"] for w in windows]
+
+
+def test_thresholds_of_some_labels(run, folder, reference, tmp_path):
+    thresholds = tmp_path / "thresholds.json"
+    thresholds.write_text(json.dumps({"LABEL_1": 0.0}))
+    output = tmp_path / "out"
+    assert run(folder / "2.wav", "--output", output, "--threshold", thresholds)[0] == 0
+    (event,) = read_csv(output / "events.csv")
+    assert (event["label"], event["start"], event["end"]) == ("LABEL_1", "0.0", "2.0")
+
+
+def test_listing(folder, tmp_path):
+    listed = Recordings([str(folder), str(folder / "0.wav")])  # named twice, listed once
+    names = sorted([*READABLE, "a/damaged.flac", "notes.mp3"])
+    assert sorted(listed.files) == [str(folder / name) for name in names]
+    assert Recordings([f"{folder}/**/*.wav"]).files == [str(folder / f"{n}.wav") for n in range(3)]
+    assert Recordings([f"{folder}/a*"]).files == sorted(
+        str(folder / name) for name in names if name.startswith("a/")
+    )
+    assert Recordings(["https://a.org/b.ogg", "missing.wav"]).files == [
+        "https://a.org/b.ogg",
+        "missing.wav",
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no sounds: expected audio files"):
+        Recordings([str(tmp_path / "empty")])
+    with pytest.raises(ValueError, match=r"No sound matches .*\*\.wav"):
+        Recordings([str(tmp_path / "*.wav")])
+    parquet = write_parquet(tmp_path / "train.parquet", 1)
+    with pytest.raises(ValueError, match=r"no column 'sound' \(--audio-column\)"):
+        Recordings([str(parquet)], audio_column="sound")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shares_are_all_once(tmp_path, count):
+    """Files, three Parquet files, and a tar file that all processes must read."""
+    folder = write_class_folders(tmp_path / "folder", 2)
+    for number in range(3):
+        write_parquet(tmp_path / "parquet" / f"{number}.parquet", 2, seed=10 * number)
+    write_webdataset(tmp_path / "sounds.tar", 2)
+    arguments = [str(folder), str(tmp_path / "parquet")]
+    listed = Recordings(arguments)
+    shares = [[sound.name for sound in listed.share(index, count)] for index in range(count)]
+    everything = [name for share in shares for name in share]
+    assert len(everything) == len(set(everything)) == 6 + 18
+    assert set(everything) == {sound.name for sound in listed.share(0, 1)}
+    assert all(shares)
+    tar = Recordings([str(tmp_path / "sounds.tar")], audio_column="flac")
+    names = [sound.name for index in range(count) for sound in tar.share(index, count)]
+    assert len(names) == len(set(names)) == 6
+
+
+def test_paths_stay_inside_the_output_and_apart():
+    names = ["/a/b.wav", "../a/b.wav", "a/../b.wav", "https://x.org/b.wav?c=1", "d#0-1/b.wav"]
+    paths = [path_of(name) for name in names]
+    assert len(set(paths)) == len(names)
+    assert not any(path.is_absolute() or ".." in path.parts for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0."),
+        (["--embeddings"], "--embeddings writes files: it needs --output FOLDER."),
+        (["--threshold", "0.3", "--release-threshold", "0.5"], "release_threshold (0.5) is above"),
+        (["--output", "OUT", "--json"], "choose --formats json"),
+        (["--chunk-length-s", "1", "--hop-length-s", "2"], "hop_length_s (2) is longer"),
+    ],
+)
+def test_mistakes(run, folder, tmp_path, options, message):
+    options = [tmp_path if option == "OUT" else option for option in options]
+    status, _, stderr = run(folder / "0.wav", *options)
+    assert status == 2
+    assert message in stderr.splitlines()[-1]
+
+
+def test_other_settings_need_another_folder(run, folder, tmp_path):
+    assert run(folder / "0.wav", "--output", tmp_path)[0] == 0
+    status, _, stderr = run(folder / "0.wav", "--output", tmp_path, "--chunk-length-s", "1")
+    assert status == 2
+    assert "holds results with chunk_length_s None, this run has 1.0" in stderr
+
+
+def test_other_models_are_refused(run, folder, tmp_path):
+    import transformers
+
+    config = transformers.Wav2Vec2Config(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        conv_dim=(16, 16), conv_stride=(5, 4), conv_kernel=(10, 8), num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2, classifier_proj_size=16,
+    )  # fmt: skip
+    transformers.Wav2Vec2ForSequenceClassification(config).save_pretrained(tmp_path)
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    status, _, stderr = run(folder / "0.wav", model=tmp_path)
+    assert status == 2
+    assert "is a wav2vec2 checkpoint, expected an Audio Spectrogram Transformer" in stderr
+
+
+# A process that dies without a word, as one that the kernel kills: rank 1, after its second part.
+KILLED = """
+import os, signal
+from scripts import classify
+classify._PART_S = 0.0  # every sound a part
+write = classify.Parts.write
+written = []
+def write_and_die(self, rows):
+    write(self, rows)
+    written.append(rows)
+    if self.rank == 1 and len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+if os.environ.get("KILL"):
+    classify.Parts.write = write_and_die
+classify.main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_one_killed(native_folder, run, tmp_path):
+    """What the killed one had not done is done by a restart; no sound twice, none lost."""
+    data = tmp_path / "data"
+    for number in range(4):
+        write_parquet(data / f"{number}.parquet", 3, seed=10 * number)
+    (tmp_path / "main.py").write_text(KILLED)
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", "29617"]
+    command += [str(tmp_path / "main.py"), str(data), "--model", str(native_folder)]
+    command += ["--output", str(output), "--batch-size", "1", "--embeddings"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+    def launch(**more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command,
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            check=False,
+        )
+
+    killed = launch(KILL="1")
+    assert killed.returncode != 0
+    rank_1 = list((output / "parts").glob("rank00001-*.parquet"))
+    assert len(rank_1) == 2
+    before = Parts(output).done()
+    assert 2 <= len(before) < 36
+    assert not (output / "files.csv").exists()
+
+    restarted = launch()
+    assert restarted.returncode == 0, restarted.stderr
+    assert "by process 0 of 2" in restarted.stderr
+    # In the parts themselves: nothing was done twice.
+    names = [
+        name
+        for part in (output / "parts").glob("*.parquet")
+        for name in pq.read_table(part, columns=["sound"])["sound"].to_pylist()
+    ]
+    assert len(names) == len(set(names)) == 36
+    rows = {row["sound"]: row for row in read_csv(output / "files.csv")}
+    assert set(rows) == set(names)
+    assert pq.read_table(output / "embeddings.parquet").num_rows == 36
+
+    alone = tmp_path / "alone"
+    assert run(data, "--output", alone)[0] == 0
+    for row in read_csv(alone / "files.csv"):
+        assert rows[row["sound"]]["label_1"] == row["label_1"]
+        assert float(rows[row["sound"]]["score_1"]) == pytest.approx(
+            float(row["score_1"]), abs=1e-4
+        )
