@@ -34,9 +34,10 @@ from feature_extraction import AudioDecodingError, load_audio
 from feature_extraction.fbank_ast import num_frames
 from modeling_ast import class_relevance, find_events, plot_relevance
 
-from .arguments import hub_configs_folder, run_command
+from .arguments import checkpoint_folder, hub_configs_folder, run_command
 from .classify import DEFAULT_MODEL, Classifier
 
+_SPACE_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"  # as space/app.py has it
 MAX_MINUTES = 10.0
 MAX_MEGABYTES = 100
 _KEPT_S = 900  # uploads; deleted within a minute after that
@@ -297,11 +298,12 @@ def write_space(folder: Path, checkpoint: str) -> None:
         (folder / package).mkdir()
         for file in source.glob("*.py"):
             shutil.copy(file, folder / package)
+    checkpoint = checkpoint_folder(checkpoint)
     if Path(checkpoint).is_dir():
         shutil.copytree(checkpoint, folder / "checkpoint")
     else:
         app = folder / "app.py"
-        app.write_text(app.read_text().replace(DEFAULT_MODEL, checkpoint))
+        app.write_text(app.read_text().replace(_SPACE_MODEL, checkpoint))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
