@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -326,9 +326,11 @@ def _open_file(file: Any, name: str) -> Iterator[Any]:
             "from where it stands: seek(0) to read it again.)"
         )
     file.seek(-len(begin), os.SEEK_CUR)
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
         for position, pattern, format_name in _FFMPEG_FORMATS:
             if begin[position:].startswith(pattern):
+                # Only here: to make and remove a folder can take longer than to decode a clip.
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
                 file = _decode_with_ffmpeg(file, name, format_name, Path(folder))
         try:
             sound = soundfile.SoundFile(file)
