@@ -158,6 +158,7 @@ def test_missing_gradio_says_what_to_install(classifier, tmp_path, monkeypatch):
         live_demo.build_app(classifier, tmp_path)
 
 
+@pytest.mark.slow
 def test_space_holds_all_it_needs(native_folder, tmp_path):
     """Its app starts in a process that cannot see this repository."""
     pytest.importorskip("gradio")
@@ -188,6 +189,10 @@ def test_space_holds_all_it_needs(native_folder, tmp_path):
 def test_space_of_a_hub_model(tmp_path):
     write_space(tmp_path / "space", "someone/model")
     assert '"someone/model"' in (tmp_path / "space" / "app.py").read_text()
+    written = {str(path.relative_to(tmp_path / "space")) for path in tmp_path.rglob("*.py")}
+    for package, source in (("ast_scripts", "scripts"), ("modeling_ast", "modeling_ast")):
+        files = {f"{package}/{path.name}" for path in (REPOSITORY / source).glob("*.py")}
+        assert files <= written
     header = (tmp_path / "space" / "README.md").read_text().split("---")[1]
     assert "sdk: gradio" in header
     assert "app_file: app.py" in header
