@@ -216,7 +216,7 @@ def benchmark_pipeline(options: argparse.Namespace) -> None:
         options.json,
         largest_score_difference=difference,
         hours_of_sound_per_hour={
-            name: round(hours * 3600 / statistics.median(runs)) for name, runs in seconds.items()
+            name: round(hours * 3600 / statistics.median(runs), 1) for name, runs in seconds.items()
         },
     )
 
