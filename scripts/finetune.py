@@ -272,7 +272,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     resume_from = None
     if run.newest_state is not None:
         if average is not None:
-            average.load_state_dict(torch.load(run.newest_state / "average.pt"))
+            average.load_state_dict(torch.load(run.newest_state / "average.pt", weights_only=True))
         (resume_from,) = map(str, run.newest_state.glob("checkpoint-*"))
         if trainer.is_world_process_zero():
             print(

@@ -104,7 +104,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
     if run.newest_state is not None:
         accelerator.load_state(str(run.newest_state))
         if average is not None:
-            average.load_state_dict(torch.load(run.newest_state / "average.pt"))
+            average.load_state_dict(torch.load(run.newest_state / "average.pt", weights_only=True))
         accelerator.print(
             f"Going on with {run.path}: epoch {progress.epoch}, step {progress.step + 1}"
         )
