@@ -93,11 +93,14 @@ class SkippedSounds:
         self.reasons.update(failures)
         allowed = int(self.limit * self.clips if self.limit < 1 else self.limit)
         if len(self.reasons) > allowed:
-            named = [f"{name}: {reason}" for name, reason in self.reasons.items()]
+            named = [
+                reason if name in reason else f"{name}: {reason}"
+                for name, reason in self.reasons.items()
+            ]
             more = len(named) - _NAMED_SOUNDS
             raise ValueError(
-                f"{len(named)} sounds cannot be read, more than --max_corrupt {self.limit:g} "
-                f"allows ({allowed}). Repair or remove them, or allow more. "
+                f"Sounds that cannot be read: {len(named)}, more than --max_corrupt "
+                f"{self.limit:g} allows ({allowed}). Repair or remove them, or allow more. "
                 + " | ".join(named[:_NAMED_SOUNDS])
                 + (f" | and {more} more" if more > 0 else "")
             )

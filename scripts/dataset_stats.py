@@ -291,7 +291,7 @@ def dataset_stats(args: StatsArguments) -> Statistics:
         raise ValueError(f"--num_workers must be 0 or more, got {args.num_workers}.")
     extractor = _output_extractor(args)
     checkpoint = _load_extractor(args.checkpoint) if args.checkpoint else None
-    stream = open_stream(args.dataset, args.split, args.dataset_config)
+    stream = open_stream(args.dataset, args.split, args.dataset_config, args.audio_column)
     statistics = measure_dataset(
         stream,
         args.audio_column,

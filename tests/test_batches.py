@@ -439,17 +439,17 @@ def test_too_many_corrupt_sounds_stop_with_the_list(num_workers):
                 )
             )
         message = str(stop.value)
-        assert message.startswith("3 sounds cannot be read")
+        assert message.startswith("Sounds that cannot be read: 3, more than")
         assert "allows (2)" in message
         for number in (3, 4, 5):
             assert f"{number}.wav: Cannot read" in message
-    with pytest.raises(ValueError, match="1 sounds cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read: 1, more"):
         list(batches(corrupt_stream({3}), 4, num_workers, collator_for(24)))
 
 
 def test_the_list_of_corrupt_sounds_is_cut():
     skipped = SkippedSounds(1, 100)
-    with pytest.raises(ValueError, match=r"30 sounds cannot be read.*19: x \| and 10 more$"):
+    with pytest.raises(ValueError, match=r"cannot be read: 30, .*19: x \| and 10 more$"):
         skipped.add([(str(number), "x") for number in range(30)])
     with pytest.raises(ValueError, match="--max_corrupt must be 0 or more, got -1"):
         SkippedSounds(-1)

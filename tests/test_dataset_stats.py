@@ -108,6 +108,15 @@ def test_workers_change_nothing(sounds_folder):
     assert alone.frames == together.frames
 
 
+def test_csv(sounds_folder, tmp_path, capsys):
+    """The command finds the sounds that a table names in a column of the user's."""
+    sounds = sorted(sounds_folder.rglob("*.wav"))
+    table = tmp_path / "clips.csv"
+    table.write_text("\n".join(["file", *map(str, sounds)]))
+    measured = dataset_stats(StatsArguments(dataset=str(table), audio_column="file", num_workers=0))
+    assert measured.mean == measure_dataset(open_stream(str(sounds_folder), "train")).mean
+
+
 def test_an_existing_file_is_updated(sounds_folder, tmp_path, caplog):
     ASTFeatureExtractor(num_mel_bins=40, max_length=77, mean=5.0).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
