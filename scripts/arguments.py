@@ -27,6 +27,11 @@ def checkpoint_folder(name: str) -> str:
     return name if Path(name).is_dir() else str(bundled.get(name, name))
 
 
+def setting(default: Any, help: str) -> Any:  # noqa: A002
+    """A dataclass field with a default and its line in `--help`."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def parse_arguments(
     arguments_class: type[T], positional: str, description: str, argv: Sequence[str] | None = None
 ) -> T:

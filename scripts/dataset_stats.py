@@ -28,7 +28,7 @@ from tqdm import tqdm
 from feature_extraction import ASTFeatureExtractor, AudioDecodingError, kaldi_fbank, stream_audio
 from feature_extraction.fbank_ast import LOG_FLOOR, frame_shift, num_frames
 
-from .arguments import did_you_mean, parse_arguments, run_command
+from .arguments import did_you_mean, parse_arguments, run_command, setting
 from .sources import open_stream
 
 logger = logging.getLogger(__name__)
@@ -45,28 +45,24 @@ _FAR_MEAN = 0.4
 _FAR_STD = 1.4
 
 
-def _option(default: Any, help: str) -> Any:  # noqa: A002
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class StatsArguments:
-    dataset: str = _option("", "folder of class folders, Parquet or tar file(s), or a Hub dataset")
-    dataset_config: str | None = _option(None, "configuration of the Hub dataset")
-    split: str = _option("train", "split to measure: the one that the model is trained on")
-    audio_column: str = _option("audio", "column with the sound")
-    output: str | None = _option(
+    dataset: str = setting("", "folder of class folders, Parquet or tar file(s), or a Hub dataset")
+    dataset_config: str | None = setting(None, "configuration of the Hub dataset")
+    split: str = setting("train", "split to measure: the one that the model is trained on")
+    audio_column: str = setting("audio", "column with the sound")
+    output: str | None = setting(
         None, "folder whose preprocessor_config.json is written, or updated where there is one"
     )
-    histogram: str | None = _option(
+    histogram: str | None = setting(
         None, "PNG; default: log_mel_histogram.png in the output folder, or none without one"
     )
-    checkpoint: str | None = _option(
+    checkpoint: str | None = setting(
         None, "compare with this checkpoint's statistics (folder or Hub name)"
     )
-    num_mel_bins: int = _option(128, "mel bins, where the output folder does not say")
-    sampling_rate: int = _option(16000, "Hz, where the output folder does not say")
-    num_workers: int = _option(2, "processes that decode and featurise; 0: this one")
+    num_mel_bins: int = setting(128, "mel bins, where the output folder does not say")
+    sampling_rate: int = setting(16000, "Hz, where the output folder does not say")
+    num_workers: int = setting(2, "processes that decode and featurise; 0: this one")
 
 
 @dataclass

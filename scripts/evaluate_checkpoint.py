@@ -28,7 +28,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from transformers.utils import logging
 
 from feature_extraction import AudioDecodingError, load_audio
 
-from .arguments import did_you_mean, run_command
+from .arguments import did_you_mean, run_command, setting
 from .batches import rank_share
 from .classify import load_classifier
 from .data import LabelledAudio, open_labelled_audio
@@ -62,31 +62,27 @@ _METRIC_NAMES = {
 }
 
 
-def _option(default: Any, help: str) -> Any:  # noqa: A002
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class EvaluateArguments:
     """Options of an evaluation; those of the data are as in fine-tuning."""
 
-    dataset_config: str | None = _option(None, "configuration of the Hub dataset")
-    audio_column: str = _option("audio", "column with the sound")
-    label_column: str = _option("label", "column with the label or labels")
-    train_split: str = _option("train", "split that the fold or fraction is held out of")
-    evaluation_split: str | None = _option(None, "evaluate this whole split")
-    fold_column: str | None = _option(None, "column with the fold, instead of a split")
-    evaluation_fold: str | None = _option(None, "the fold to evaluate on")
-    evaluation_fraction: float = _option(0.2, "held out when there is no split and no fold")
-    group_column: str | None = _option(None, "column of what the fraction is of: a speaker, say")
-    label_separator: str | None = _option(None, "between the labels of a clip in one string")
+    dataset_config: str | None = setting(None, "configuration of the Hub dataset")
+    audio_column: str = setting("audio", "column with the sound")
+    label_column: str = setting("label", "column with the label or labels")
+    train_split: str = setting("train", "split that the fold or fraction is held out of")
+    evaluation_split: str | None = setting(None, "evaluate this whole split")
+    fold_column: str | None = setting(None, "column with the fold, instead of a split")
+    evaluation_fold: str | None = setting(None, "the fold to evaluate on")
+    evaluation_fraction: float = setting(0.2, "held out when there is no split and no fold")
+    group_column: str | None = setting(None, "column of what the fraction is of: a speaker, say")
+    label_separator: str | None = setting(None, "between the labels of a clip in one string")
 
-    output_dir: str = _option("runs/evaluation", "folder for the report, the tables, the picture")
-    json: bool = _option(False, "print the report as JSON instead of tables")
-    batch_size: int = _option(16, "windows per forward pass")
-    num_workers: int = _option(2, "processes that decode")
-    bootstrap_resamples: int = _option(1000, "for the confidence intervals")
-    seed: int = _option(0, "of the bootstrap")
+    output_dir: str = setting("runs/evaluation", "folder for the report, the tables, the picture")
+    json: bool = setting(False, "print the report as JSON instead of tables")
+    batch_size: int = setting(16, "windows per forward pass")
+    num_workers: int = setting(2, "processes that decode")
+    bootstrap_resamples: int = setting(1000, "for the confidence intervals")
+    seed: int = setting(0, "of the bootstrap")
 
 
 @dataclass

@@ -8,7 +8,7 @@ Writes fold*.parquet: audio (FLAC), labels (a list), fold, sources (the names of
 """
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,24 @@ from tqdm.auto import tqdm
 
 from feature_extraction import load_audio
 
-from .arguments import did_you_mean, parse_arguments, run_command
+from .arguments import did_you_mean, parse_arguments, run_command, setting
 from .sources import open_stream
 
 _SAMPLING_RATE = 16000
 _MAX_ATTENUATION_DB = 6.0
 
 
-def _option(default: Any, help: str) -> Any:  # noqa: A002
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class MixArguments:
-    dataset: str = _option("", "folder, Parquet or tar file(s), or a Hub dataset, with folds")
-    split: str = _option("train", "its split")
-    audio_column: str = _option("audio", "column with the sound")
-    label_column: str = _option("label", "column with the class, a name or an index")
-    fold_column: str = _option("fold", "column with the fold")
-    output_dir: str = _option("runs/mixtures", "folder for the Parquet files")
-    mixtures_per_fold: int = _option(160, "mixtures made of each fold's clips")
-    max_clips: int = _option(3, "clips in a mixture: one to so many, each number as likely")
-    seed: int = _option(0, "of what is mixed and how loud")
+    dataset: str = setting("", "folder, Parquet or tar file(s), or a Hub dataset, with folds")
+    split: str = setting("train", "its split")
+    audio_column: str = setting("audio", "column with the sound")
+    label_column: str = setting("label", "column with the class, a name or an index")
+    fold_column: str = setting("fold", "column with the fold")
+    output_dir: str = setting("runs/mixtures", "folder for the Parquet files")
+    mixtures_per_fold: int = setting(160, "mixtures made of each fold's clips")
+    max_clips: int = setting(3, "clips in a mixture: one to so many, each number as likely")
+    seed: int = setting(0, "of what is mixed and how loud")
 
 
 def mix(sounds: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
