@@ -37,7 +37,7 @@ from .arguments import checkpoint_folder, run_command
 from .recordings import Recording, Recordings
 from .results import TABLE_FORMATS, TRACK_FORMATS, Parts, check_settings, collect, path_of
 
-DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
+DEFAULT_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 _PART_S = 30.0  # between writes: what a kill costs at most, besides the sounds not finished
 _PART_WINDOWS = 4096  # in memory, at most, before a write
 _CURVES = 5  # classes on a page
