@@ -92,7 +92,8 @@ def push(folder: Path, repo_id: str, private: bool = False, with_pipeline: bool 
 
     Raises:
         ValueError: when the checkpoint or the name is not allowed, the token is missing or refused,
-            or the Hub does not answer as it should. The remote files are then as they were.
+            or the Hub does not answer as it should. The Hub is then as it was: a repository
+            that was created for this push is deleted again.
     """
     check_name(repo_id)
     token = get_token()
@@ -104,11 +105,12 @@ def push(folder: Path, repo_id: str, private: bool = False, with_pipeline: bool 
         for file in files:
             if token and token.encode() in (target / file).read_bytes():
                 raise ValueError(f"{file} holds your token. Take it out: it would be public.")
+        api = HfApi()
+        is_new = False
         try:
-            api = HfApi()
             if "/" not in repo_id:
                 repo_id = f"{api.whoami()['name']}/{repo_id}"
-            api.create_repo(repo_id, private=private or None, exist_ok=True)
+            is_new = _create(api, repo_id, private)
             if private and not api.model_info(repo_id).private:
                 raise ValueError(
                     f"{repo_id} exists and is public; --private does not change that. Choose "
@@ -123,8 +125,31 @@ def push(folder: Path, repo_id: str, private: bool = False, with_pipeline: bool 
         except ValueError as error:
             raise ValueError(_without(token, str(error))) from None
         except Exception as error:  # of whatever HTTP library huggingface_hub uses
-            raise ValueError(_without(token, _explain(error, repo_id))) from None
+            message = _explain(error, repo_id)
+            if is_new:
+                message += _take_back(api, repo_id)
+            raise ValueError(_without(token, message)) from None
     return commit.commit_url
+
+
+def _create(api: HfApi, repo_id: str, private: bool) -> bool:
+    """Make the repository; False where there is one."""
+    try:
+        api.create_repo(repo_id, private=private or None)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 409:
+            raise
+        return False
+    return True
+
+
+def _take_back(api: HfApi, repo_id: str) -> str:
+    """Delete the repository that this push has created; what to add to the error's message."""
+    try:
+        api.delete_repo(repo_id, missing_ok=True)
+    except Exception:  # the Hub has just failed once
+        return f" An empty {repo_id} was created and could not be deleted again."
+    return ""
 
 
 def check_name(repo_id: str) -> None:

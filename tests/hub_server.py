@@ -129,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._handle()
 
-    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def _handle(self) -> None:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -184,6 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
         routes: list[tuple[str, str, Callable[..., Answer]]] = [
             ("GET", "/api/whoami-v2", self._whoami),
             ("POST", "/api/repos/create", self._create),
+            ("DELETE", "/api/repos/delete", self._delete),
             ("POST", "/api/validate-yaml", self._validate_yaml),
             ("POST", f"/api/models/{_REPO}/preupload/(?P<revision>.+)", self._preupload),
             ("POST", f"/api/models/{_REPO}/commit/(?P<revision>.+)", self._commit),
@@ -239,6 +240,13 @@ class _Handler(BaseHTTPRequestHandler):
             attributes = StoredFile(b"*.safetensors filter=lfs\n", is_lfs=False)
             created.commit("main", {".gitattributes": attributes}, "initial commit")
         return 409 if exists else 200, {"url": f"{self.hub.url}/{repo}", "name": repo}, {}
+
+    def _delete(self) -> Answer:
+        asked = json.loads(self.body)
+        repo = f"{asked.get('organization') or self._user}/{asked['name']}"
+        self._repository(repo, write=True)
+        del self.hub.repositories[repo]
+        return 200, b"", {}
 
     def _validate_yaml(self) -> Answer:
         front_matter = re.match(r"---\n(.*?)\n---", json.loads(self.body)["content"], re.DOTALL)

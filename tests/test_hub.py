@@ -227,6 +227,20 @@ def test_a_push_that_breaks_changes_nothing_and_can_be_repeated(hub, run_folder,
     assert hub.files("someone/broken")["model.safetensors"] == weights
 
 
+@pytest.mark.parametrize("broken", ["PUT /storage", "POST .*/commit/"])
+def test_a_first_push_that_breaks_leaves_no_empty_repository(hub, run_folder, broken, capsys):
+    hub.failures = [(broken, 503)]
+    line = pushing_fails([str(run_folder), "someone/first"], capsys)
+    assert line.endswith("Nothing was committed; run the same command again.")
+    assert hub.repositories == {}
+    hub.failures += [("DELETE /api/repos", 503)]
+    line = pushing_fails([str(run_folder), "someone/first"], capsys)
+    assert line.endswith("An empty someone/first was created and could not be deleted again.")
+    hub.failures = []
+    push(run_folder, "someone/first")
+    assert set(hub.files("someone/first")) >= COMPLETE
+
+
 def pushing_fails(arguments: list[str], capsys) -> str:
     """The one line that the command ends with."""
     with pytest.raises(SystemExit) as exit_:
