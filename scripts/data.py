@@ -277,10 +277,6 @@ def _classes(
             )
     if not train.labels:
         raise ValueError(f"No clip of {train.dataset} has a label in {train.label_column!r}.")
-    if len(values) < 2 and not train.is_multi_label:
-        raise ValueError(
-            f"{train.dataset} has one label only ({names[0]!r}); a classifier needs at least two."
-        )
     counts = [
         (name, train.labels[v], evaluation.labels[v]) for name, v in zip(names, values, strict=True)
     ]

@@ -50,7 +50,7 @@ def open_data(args: FinetuneArguments) -> LabelledAudio:
     """The dataset that the options name."""
     if not args.dataset:
         raise ValueError("Name a dataset, for example my_sounds/ (see --help).")
-    return open_labelled_audio(
+    data = open_labelled_audio(
         args.dataset,
         args.dataset_config,
         args.audio_column,
@@ -63,6 +63,12 @@ def open_data(args: FinetuneArguments) -> LabelledAudio:
         args.group_column,
         args.label_separator,
     )
+    if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
+        raise ValueError(
+            f"{args.dataset} has one label only ({data.label_names[0]!r}); a classifier needs at "
+            "least two."
+        )
+    return data
 
 
 def describe_data(data: LabelledAudio) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -201,6 +202,18 @@ def test_a_class_without_clips_is_said(sounds, tmp_path):
     values = [row["average_precision"] for row in report["per_class"][1:]]
     mean = report["metrics"]["mean_average_precision"]["value"]
     assert mean == pytest.approx(np.mean(values))
+
+
+def test_sounds_of_one_class(checkpoint, sounds, tmp_path):
+    """As with recordings of the one species that one looks for: recall is what they tell."""
+    shutil.copytree(sounds / "low", tmp_path / "sounds" / "low")
+    report = evaluate(checkpoint, tmp_path / "sounds", tmp_path / "report")
+    assert report["clips"] == 6
+    assert report["classes_without_positives"] == [name for name in LABELS if name != "low"]
+    low = next(row for row in report["per_class"] if row["label"] == "low")
+    assert low["recall"] == report["metrics"]["accuracy"]["value"]
+    assert report["metrics"]["roc_auc"]["value"] is None
+    assert "2 classes have no clip, left out of the means" in format_report(report)
 
 
 def test_folds_and_fractions_are_those_of_fine_tuning(checkpoint, tmp_path):

@@ -214,6 +214,9 @@ def test_errors_take_one_line(tmp_path, command):
     parquet = str(write_parquet(tmp_path / "train.parquet", 2))
     recipe = tmp_path / "wrong.yaml"
     recipe.write_text("num_epoch: 3\n")
+    (tmp_path / "one" / "owl").mkdir(parents=True)
+    for number in range(9):
+        (tmp_path / "one" / "owl" / f"{number}.flac").write_bytes(encode(tone(440.0, seed=number)))
     for arguments, message in (
         ([str(recipe), parquet], "unknown option 'num_epoch'. Did you mean 'num_epochs'?"),
         (
@@ -222,6 +225,7 @@ def test_errors_take_one_line(tmp_path, command):
         ),
         ([], "Name a dataset, for example my_sounds/"),
         ([str(tmp_path / "no")], "No such folder or file"),
+        ([str(tmp_path / "one")], "has one label only ('owl'); a classifier needs at least two."),
         ([parquet, "--label_column", "x"], "has no column 'x' (--label_column). Known: audio"),
     ):
         status, _, error = command(finetune_accelerate.main, *arguments)
