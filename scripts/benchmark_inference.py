@@ -1,6 +1,7 @@
 """`ast-benchmark forward`, `lengths` and `cold`: what a model costs to run, ours against native."""
 
 import argparse
+import copy
 import multiprocessing
 import subprocess
 import sys
@@ -15,7 +16,11 @@ from transformers.models.audio_spectrogram_transformer import (
     modeling_audio_spectrogram_transformer as native,
 )
 
+from feature_extraction import ASTFeatureExtractor
+from feature_extraction.fbank_ast import num_samples
 from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast.export_ast import export_onnx
+from modeling_ast.onnx_ast import OnnxModel
 
 from .measuring import add_common_arguments, measure, report, status_kib
 
@@ -63,6 +68,12 @@ def add_forward(subparsers) -> None:
     )
     parser.add_argument("--clips", type=int, help="instead of the workload's 1, 8 or 32")
     parser.add_argument("--batch_size", type=int, default=8, help="clips at once, at most")
+    parser.add_argument(
+        "--merged", type=int, default=0, help="also ours with so many tokens merged per layer"
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="also ours as 8-bit ONNX file, from the waveform on"
+    )
     _add_size(parser)
     add_common_arguments(parser, repeats=5)
     parser.set_defaults(run=benchmark_forward)
@@ -108,8 +119,17 @@ def benchmark_forward(options: argparse.Namespace) -> None:
     cases: dict[str, Callable[[], object]] = {
         f"native, padded to {options.max_length} frames": run_native,
         "ours": run_ours,
-        f"matrix product of size {_GEMM_SIZE}": lambda: square @ square,
     }
+    if options.merged:
+        config = copy.deepcopy(ours.config)
+        config.merged_tokens_per_layer = options.merged
+        merging = ASTForAudioClassification(config).eval()
+        cases[f"ours, {options.merged} tokens merged per layer"] = lambda: [
+            merging(spectrograms, mask) for spectrograms, mask in batches
+        ]
+    if options.int8:
+        cases["ours, int8 with ONNX Runtime, features too"] = _int8_case(ours, batches)
+    cases[f"matrix product of size {_GEMM_SIZE}"] = lambda: square @ square
     seconds = measure(cases, options.repeats)
     products = [2 * _GEMM_SIZE**3 / run / 1e9 for run in seconds.popitem()[1]]
     limit = float(np.median(products))
@@ -129,6 +149,28 @@ def benchmark_forward(options: argparse.Namespace) -> None:
         ours_reaches_GFLOP_per_s=round(rate, 1),
         share_of_the_limit=round(rate / limit, 3),
     )
+
+
+def _int8_case(
+    model: ASTForAudioClassification, batches: list[tuple[Tensor, Tensor | None]]
+) -> Callable[[], object]:
+    """Noise as long as the spectrograms of each batch, through the model's waveform-in int8 file.
+
+    The filterbank in the file does a plain matrix product where `kaldi_fbank` has an FFT.
+    """
+    extractor = ASTFeatureExtractor(max_length=model.config.max_length, return_attention_mask=True)
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = OnnxModel(export_onnx(model, extractor, folder, ["int8"])["int8"])
+    waveforms: list[tuple[Tensor, Tensor | None]] = []
+    for spectrograms, mask in batches:
+        waveform = torch.randn(len(spectrograms), num_samples(spectrograms.shape[1])) / 10
+        if mask is None:
+            waveforms.append((waveform, None))
+            continue
+        samples = torch.tensor([num_samples(int(frames)) for frames in mask.sum(dim=1)])
+        in_clip = torch.arange(waveform.shape[1]) < samples[:, None]
+        waveforms.append((waveform, in_clip.long()))
+    return lambda: [runtime(waveform, in_clip) for waveform, in_clip in waveforms]
 
 
 def multiplications(config: ASTConfig, frames: int) -> int:

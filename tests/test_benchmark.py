@@ -124,6 +124,18 @@ def test_forward(workload, tmp_path, capsys):
     assert "share of the limit" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # the ONNX export
+def test_forward_approximated(tmp_path):
+    path = tmp_path / "forward.json"
+    extra = ["--clips=3", "--merged=4", "--int8"]
+    benchmark(["forward", "--workload=mixed", *extra, *SMALL, f"--json={path}"])
+    names = [case["case"] for case in json.loads(path.read_text())["cases"]]
+    assert names[2:] == [
+        "ours, 4 tokens merged per layer",
+        "ours, int8 with ONNX Runtime, features too",
+    ]
+
+
 def test_multiplications_are_torchs():
     from torch.utils.flop_counter import FlopCounterMode
 
