@@ -38,6 +38,7 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from .arguments import run_command
 from .batches import Collator
 from .benchmark_inference import add_cold, add_forward, add_lengths
+from .benchmark_training import add_accuracy
 from .measuring import add_common_arguments, measure, native_config, report, status_kib
 from .recordings import Recordings
 from .sources import open_stream
@@ -57,6 +58,7 @@ def benchmark(arguments: list[str] | None = None) -> None:
         add_cold,
         _add_pipeline,
         _add_train,
+        add_accuracy,
         _add_merging,
     ):
         add_parser(subparsers)

@@ -64,13 +64,7 @@ def report(
         json_path: where the JSON goes; None: nowhere.
         extra: figures to print below the table, and to write.
     """
-    machine = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processor": _processor_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    print(f"{title}; " + ", ".join(f"{key} {value}" for key, value in machine.items() if value))
+    print(f"{title}; " + ", ".join(f"{key} {value}" for key, value in machine().items() if value))
     print(f"{'':44}{'ms/' + unit:>10}{'min':>9}{'max':>9}{unit + 's/s':>10}{'faster':>9}")
     rows: list[dict] = []
     first: float | None = None
@@ -95,8 +89,18 @@ def report(
         print(f"{name.replace('_', ' ')}: {value}")
     if json_path:
         json_path.write_text(
-            json.dumps({"title": title, "machine": machine, "cases": rows, **extra}, indent=2)
+            json.dumps({"title": title, "machine": machine(), "cases": rows, **extra}, indent=2)
         )
+
+
+def machine() -> dict[str, str | int | None]:
+    """What the figures hold for."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": _processor_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
 
 
 def _processor_name() -> str:

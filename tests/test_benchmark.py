@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
+from transformers import ViTConfig, ViTModel
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts.benchmark import benchmark
 from scripts.benchmark_inference import multiplications
 from scripts.measuring import measure
+
+from .sounds import write_class_folders
+from .test_finetune import TINY
 
 
 def test_features(tmp_path, capsys):
@@ -134,6 +139,28 @@ def test_forward_approximated(tmp_path):
         "ours, 4 tokens merged per layer",
         "ours, int8 with ONNX Runtime, features too",
     ]
+
+
+def test_accuracy(tmp_path, capsys):
+    write_class_folders(tmp_path / "sounds", 6)
+    config = ViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=1,
+                       intermediate_size=64, image_size=32)  # fmt: skip
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    recipe = {**TINY, "num_epochs": 2}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    what = [str(tmp_path / "tiny.yaml"), str(tmp_path / "sounds"), str(tmp_path / "vit")]
+    outputs = [f"--json={tmp_path / 'out.json'}", f"--plot={tmp_path / 'out.png'}"]
+    benchmark(["accuracy", *what, "--plain_epochs=3", "--target=0", *outputs])
+    written = json.loads((tmp_path / "out.json").read_text())
+    (plain, ours) = written["curves"].values()
+    assert (len(plain), len(ours)) == (3, 2)
+    for curve in (plain, ours):
+        seconds, accuracies = zip(*curve, strict=True)
+        assert sorted(seconds) == list(seconds)
+        assert all(0 <= accuracy <= 100 for accuracy in accuracies)
+    assert written["times_faster"] == plain[0][0] / ours[0][0]
+    assert f"times faster: {written['times_faster']:.1f}" in capsys.readouterr().out
+    assert (tmp_path / "out.png").stat().st_size > 5000
 
 
 def test_multiplications_are_torchs():
