@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
@@ -15,6 +16,8 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from modeling_ast import ASTConfig
 
+_SHORTEST_S = 0.2  # of a measurement
+
 
 def add_common_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
     """The options that every benchmark has: --repeats, --threads and --json."""
@@ -24,21 +27,35 @@ def add_common_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
 
 
 def measure(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every run of every case: each once to warm up, then `repeats` rounds in turn."""
-    for run in cases.values():
-        run()
+    """Seconds of a run of every case, measured `repeats` times in turn after a warm-up.
+
+    A measurement is the mean of as many runs on end as fill 0.2 s: a short one after a pause, in
+    which caches, memory and threads have gone to others, does not cost what it costs in a loop.
+    """
+    runs = {name: _runs_to_fill(_SHORTEST_S, run) for name, run in cases.items()}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
-            _wait_for_gpu()
             # numpy's threads spin for tens of milliseconds after their last product, on the cores
             # that the next case needs.
             time.sleep(0.1)
-            start = time.perf_counter()
-            run()
-            _wait_for_gpu()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_timed(run, runs[name]))
     return seconds
+
+
+def _runs_to_fill(seconds: float, run: Callable[[], object]) -> int:
+    first = _timed(run, 1)  # with all that happens once
+    return 1 if first >= seconds else math.ceil(seconds / max(_timed(run, 1), 1e-6))
+
+
+def _timed(run: Callable[[], object], times: int) -> float:
+    """Mean seconds."""
+    _wait_for_gpu()
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+        _wait_for_gpu()
+    return (time.perf_counter() - start) / times
 
 
 def _wait_for_gpu() -> None:

@@ -1,6 +1,7 @@
 """ast-benchmark: its tables and JSON, on loads too small to say anything about speed."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from transformers import ViTConfig, ViTModel
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
+from scripts import measuring
 from scripts.benchmark import benchmark
 from scripts.benchmark_inference import multiplications
-from scripts.measuring import measure
 
 from .sounds import write_class_folders
 from .test_finetune import TINY
@@ -47,10 +48,25 @@ def test_features(tmp_path, capsys):
         assert case["min"] <= case["ms_per_clip"] <= case["max"]
 
 
-def test_cases_alternate():
+def test_cases_alternate(monkeypatch):
     calls = []
-    measure({name: lambda name=name: calls.append(name) for name in "ab"}, repeats=2)
+    cases = {name: lambda name=name: calls.append(name) for name in "ab"}
+    monkeypatch.setattr(measuring, "_SHORTEST_S", 0.0)
+    measuring.measure(cases, repeats=2)
     assert "".join(calls) == "ababab"  # the first round warms up
+
+
+def test_short_cases_run_on_end():
+    """Their mean is measured, and long ones run once per measurement."""
+    calls = []
+    cases = {
+        "short": lambda: (calls.append("short"), time.sleep(0.01)),
+        "long": lambda: (calls.append("long"), time.sleep(0.25)),
+    }
+    seconds = measuring.measure(cases, repeats=2)
+    assert calls.count("long") == 3
+    assert 10 < calls.count("short") < 60
+    assert all(0.01 <= run < 0.1 for run in seconds["short"])
 
 
 def test_mistakes():
