@@ -30,6 +30,7 @@ from .arguments import parse_arguments, run_command
 from .batches import SkippedSounds
 from .data import LabelledAudio
 from .finetune_arguments import FinetuneArguments
+from .folds import finetune_folds
 from .run_folder import RunFolder
 from .training import (
     Batch,
@@ -293,10 +294,11 @@ def main() -> None:
     logging.disable_progress_bar()  # transformers' own, for loading and saving
 
     def command() -> None:
-        finetune(
+        finetune_folds(
+            finetune,
             parse_arguments(
                 FinetuneArguments, "dataset", "Fine-tune AST on labelled sound (Trainer)."
-            )
+            ),
         )
 
     run_command("ast-finetune", command)

@@ -27,6 +27,7 @@ from transformers.utils import logging
 from .arguments import parse_arguments, run_command
 from .batches import SkippedSounds
 from .finetune_arguments import FinetuneArguments
+from .folds import finetune_folds
 from .run_folder import RunFolder
 from .training import (
     augment,
@@ -192,10 +193,11 @@ def main() -> None:
     logging.disable_progress_bar()  # transformers' own, for loading and saving
 
     def command() -> None:
-        finetune(
+        finetune_folds(
+            finetune,
             parse_arguments(
                 FinetuneArguments, "dataset", "Fine-tune AST on labelled sound (Accelerate)."
-            )
+            ),
         )
 
     run_command("ast-finetune-accelerate", command)

@@ -23,7 +23,9 @@ class FinetuneArguments:
     train_split: str = setting("train", "split to train on")
     evaluation_split: str | None = setting(None, "split to evaluate on")
     fold_column: str | None = setting(None, "column with the fold, instead of a split")
-    evaluation_fold: str | None = setting(None, "the fold to evaluate on; the others train")
+    evaluation_fold: str | None = setting(
+        None, "the fold to evaluate on; the others train. 'all': each in turn"
+    )
     evaluation_fraction: float = setting(0.2, "held out when there is no split and no fold")
     group_column: str | None = setting(
         None, "column with the speaker or recording: no group is in both parts"

@@ -98,6 +98,7 @@ def write_model_card(
         recipe={name: arguments[name] for name in _RECIPE if _is_used(name, arguments.get(name))},
         cost=_cost(records, report.get("machine") or {}),
         parameters=_count_parameters(checkpoint),
+        about=_all_folds(run_folder),
         ending=ENDING,
     )
     path = checkpoint / "README.md"
@@ -353,6 +354,19 @@ def _evaluations(
             "metrics": metrics,
         }
     ]
+
+
+def _all_folds(run_folder: Path) -> str:
+    """What the recipe reaches on average, where every fold was held out in turn."""
+    path = run_folder.resolve().parent / "folds.json"
+    if not path.is_file():
+        return ""
+    summary = _read_json(path)
+    return (
+        f"The same settings with each of the {len(summary['folds'])} folds held out in turn: mean "
+        f"{summary['metric'].replace('_', ' ')} {summary['mean']:.4f}, from "
+        f"{summary['lowest']:.4f} to {summary['highest']:.4f}."
+    )
 
 
 def _evaluation_files(run_folder: Path) -> list[Path]:

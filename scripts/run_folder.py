@@ -244,6 +244,30 @@ class RunFolder:
         write_model_card(self.path, self.checkpoint)
 
 
+def finished_result(args: FinetuneArguments) -> dict[str, Any] | None:
+    """The record of the result in `args.output_dir`; None where no run was finished.
+
+    Raises:
+        ValueError: when that run had other options.
+    """
+    folder = Path(args.output_dir)
+    if not (folder / "checkpoint").exists():
+        return None
+    stored = yaml.safe_load((folder / "arguments.yaml").read_text(encoding="utf-8"))
+    changed = [
+        f"{key} {stored.get(key)!r}, now {value!r}"
+        for key, value in dataclasses.asdict(args).items()
+        if key not in _FREE_OPTIONS and stored.get(key) != value
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a finished run with {'; '.join(changed)}. Give the same options, "
+            "another --output_dir, or --overwrite."
+        )
+    report = yaml.safe_load((folder / "report.yaml").read_text(encoding="utf-8"))
+    return report["result"]
+
+
 def _is_better(metric: str, new: float | None, old: float | None) -> bool:
     if new is None or old is None:
         return old is None

@@ -89,6 +89,7 @@ def test_pipeline(tmp_path, capsys):
     assert "hours of sound per hour: " in capsys.readouterr().out
 
 
+@pytest.mark.slow  # three processes
 def test_train(tmp_path, capsys):
     path = tmp_path / "train.json"
     sizes = ["--batch_size=2", "--max_length=96", "--hidden_size=64", "--num_hidden_layers=1"]
