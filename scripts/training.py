@@ -357,6 +357,7 @@ def epoch_batches(
         draws=data.balanced_draws() if args.balanced_sampling else None,
         bucket_batches=args.bucket_batches,
         skipped=skipped,
+        read_in_turn=data.train_clips <= args.shuffle_buffer,
     )
     for batch in islice(repeated(one_pass), skip, count_steps(args, data, processes)):
         if args.loss == "binary_cross_entropy" and batch["labels"].dim() == 1:
