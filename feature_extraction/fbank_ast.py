@@ -107,8 +107,8 @@ def _write_log_mel(
     log_mel: Tensor, frames: Tensor, window: Tensor, mel_bands: list[tuple[slice, Tensor]]
 ) -> None:
     """(..., frames, length) -> (..., frames, mel), into `log_mel`."""
-    spectrum = _spectrum(frames, window)
-    power = spectrum.real.square().add_(spectrum.imag.square())
+    squares = torch.view_as_real(_spectrum(frames, window)).square_()  # of both parts
+    power = squares[..., 0] + squares[..., 1]
     first = 0
     for bins, filters in mel_bands:
         last = first + filters.shape[1]
