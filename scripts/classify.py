@@ -37,7 +37,8 @@ from .arguments import checkpoint_folder, run_command
 from .recordings import Recording, Recordings
 from .results import TABLE_FORMATS, TRACK_FORMATS, Parts, check_settings, collect, path_of
 
-DEFAULT_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
+DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
+_LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 _PART_S = 30.0  # between writes: what a kill costs at most, besides the sounds not finished
 _PART_WINDOWS = 4096  # in memory, at most, before a write
 _CURVES = 5  # classes on a page
@@ -439,7 +440,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def command() -> int:
         _check(options)
-        return print_results(options) if options.output is None else write_results(options)
+        status = print_results(options) if options.output is None else write_results(options)
+        if options.model == DEFAULT_MODEL:
+            print(
+                f"Heard by the bundled {DEFAULT_MODEL}, which knows ten sounds. For AudioSet's "
+                f"527: --model {_LARGER_MODEL}",
+                file=sys.stderr,
+            )
+        return status
 
     # A scheduler that ends this process lets it write what it has.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -21,7 +21,7 @@ from scripts import classify
 from scripts.recordings import Recordings
 from scripts.results import Parts, path_of
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, shared
 from .sounds import write_class_folders, write_parquet, write_webdataset
 
 
@@ -81,6 +81,24 @@ def reference(native_folder, folder):
 def read_csv(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def test_without_a_model_it_is_the_bundled_one(capsys, tmp_path):
+    """Real sounds that it was not trained on, with no network (conftest.py)."""
+    rows = pq.read_table(shared("data/esc10/data/fold5.parquet")).to_pylist()
+    wanted = {0: "dog_bark", 4: "clock_tick", 8: "rooster"}
+    for label, name in wanted.items():
+        clip = next(row for row in rows if row["label"] == label)
+        (tmp_path / f"{name}.ogg").write_bytes(clip["audio"]["bytes"])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ending:
+        classify.main([str(tmp_path), "--json"])
+    signal.signal(signal.SIGTERM, before)
+    assert not ending.value.code
+    output, error = capsys.readouterr()
+    answers = {Path(row["file"]).stem: row["labels"][0]["label"] for row in json.loads(output)}
+    assert answers == {name: name for name in wanted.values()}
+    assert "Heard by the bundled ast-tiny-esc10, which knows ten sounds." in error
 
 
 def test_what_is_written_is_what_the_pipeline_says(run, folder, reference, tmp_path):

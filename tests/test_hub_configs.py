@@ -165,7 +165,8 @@ def test_bundled_checkpoints_are_small_and_loadable():
             checkpoint_folder(folder.name), output_loading_info=True
         )
         assert not report["missing_keys"]
-        assert model.dtype == torch.float16
+        # Half precision is for the file's size only: CPUs compute in float32.
+        assert model.dtype == torch.float32
         assert model.config.id2label.keys() == set(range(model.config.num_labels))
 
 
