@@ -82,7 +82,7 @@ def report(
         extra: figures to print below the table, and to write.
     """
     print(f"{title}; " + ", ".join(f"{key} {value}" for key, value in machine().items() if value))
-    print(f"{'':44}{'ms/' + unit:>10}{'min':>9}{'max':>9}{unit + 's/s':>10}{'faster':>9}")
+    print(f"{'':44}{'ms/' + unit:>11}{'min':>11}{'max':>11}{unit + 's/s':>10}{'faster':>9}")
     rows: list[dict] = []
     first: float | None = None
     for name, runs in seconds.items():
@@ -99,7 +99,7 @@ def report(
         }
         rows.append(row)
         print(
-            f"{name:44}{median:10.3f}{min(per_unit):9.3f}{max(per_unit):9.3f}"
+            f"{name:44}{median:11.3f}{min(per_unit):11.3f}{max(per_unit):11.3f}"
             f"{1000 / median:10.1f}{first / median:8.1f}x"
         )
     for name, value in extra.items():
