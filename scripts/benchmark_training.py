@@ -93,7 +93,8 @@ def _plain_loop(args: FinetuneArguments, epochs: int, folder: Path) -> Curve:
                 train[0][indices], _TIME_MASK, _FREQUENCY_MASK, generator=generator
             )
             features = roll(features, args.max_length, generator=generator)
-            model(features, labels=train[1][indices]).loss.backward()
+            # By hand: a recipe of ours may have made the config multi-label.
+            torch.nn.functional.cross_entropy(model(features).logits, train[1][indices]).backward()
             optimizer.step()
             optimizer.zero_grad()
         model.eval()
