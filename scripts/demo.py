@@ -196,7 +196,7 @@ def main() -> None:
     print("2. Fine-tuning a small AST on them, from random weights:", flush=True)
     package = __package__ or "scripts"
     command = [sys.executable, "-m", f"{package}.finetune_accelerate", "demo.yaml", str(data)]
-    subprocess.run([*command, "--output_dir", str(run_folder)], check=True)
+    subprocess.run([*command, "--output_dir", str(run_folder), "--overwrite"], check=True)
     last = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[-1])
 
     classifier = load_classifier(str(run_folder / "checkpoint"))
