@@ -359,9 +359,9 @@ def _evaluations(
 def _all_folds(run_folder: Path) -> str:
     """What the recipe reaches on average, where every fold was held out in turn."""
     path = run_folder.resolve().parent / "folds.json"
-    if not path.is_file():
+    summary = _read_json(path) if path.is_file() else {"folds": {}}
+    if run_folder.resolve().name not in {f"fold{name}" for name in summary["folds"]}:
         return ""
-    summary = _read_json(path)
     return (
         f"The same settings with each of the {len(summary['folds'])} folds held out in turn: mean "
         f"{summary['metric'].replace('_', ' ')} {summary['mean']:.4f}, from "

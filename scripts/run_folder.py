@@ -120,11 +120,7 @@ class RunFolder:
         self.progress = Progress()
         if self.newest_state is not None:
             stored = json.loads((self.newest_state / "progress.json").read_text("utf-8"))
-            changed = [
-                f"{key} {stored['run'].get(key)!r}, now {value!r}"
-                for key, value in self._identity.items()
-                if key not in _FREE_OPTIONS and stored["run"].get(key) != value
-            ]
+            changed = _changes(stored["run"], self._identity)
             if not changed:
                 self.progress = Progress(**stored["progress"])
             elif args.overwrite:
@@ -244,6 +240,15 @@ class RunFolder:
         write_model_card(self.path, self.checkpoint)
 
 
+def _changes(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What makes it another run, for an error message."""
+    return [
+        f"{key} {stored.get(key)!r}, now {value!r}"
+        for key, value in now.items()
+        if key not in _FREE_OPTIONS and stored.get(key) != value
+    ]
+
+
 def finished_result(args: FinetuneArguments) -> dict[str, Any] | None:
     """The record of the result in `args.output_dir`; None where no run was finished.
 
@@ -254,12 +259,7 @@ def finished_result(args: FinetuneArguments) -> dict[str, Any] | None:
     if not (folder / "checkpoint").exists():
         return None
     stored = yaml.safe_load((folder / "arguments.yaml").read_text(encoding="utf-8"))
-    changed = [
-        f"{key} {stored.get(key)!r}, now {value!r}"
-        for key, value in dataclasses.asdict(args).items()
-        if key not in _FREE_OPTIONS and stored.get(key) != value
-    ]
-    if changed:
+    if changed := _changes(stored, dataclasses.asdict(args)):
         raise ValueError(
             f"{folder} holds a finished run with {'; '.join(changed)}. Give the same options, "
             "another --output_dir, or --overwrite."
