@@ -4,6 +4,7 @@ from .audio_ast import AudioDecodingError, load_audio, stream_audio
 from .augmentation_ast import (
     add_noise,
     augmentation_generator,
+    filter_augment,
     mixup,
     random_gain,
     roll,
@@ -18,6 +19,7 @@ __all__ = [
     "AudioDecodingError",
     "add_noise",
     "augmentation_generator",
+    "filter_augment",
     "kaldi_fbank",
     "load_audio",
     "mixup",

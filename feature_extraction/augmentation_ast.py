@@ -1,7 +1,8 @@
 """Training-time augmentations: batched, on any device, driven by an explicit generator.
 
     waveforms       B x (samples,)  mixup, random_gain, time_shift
-    log-mel         (B, T, F)       spec_augment (the original: before the normalisation)
+    log-mel         (B, T, F)       spec_augment (the original: before the normalisation),
+                                    filter_augment
     input_values    (B, T, F)       add_noise, roll (the original: after the normalisation)
 
 Nothing is changed in place. Each function draws from `generator`, which lives on the data's device:
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -193,6 +194,33 @@ def _random_run(
     start = (start * (length - width + 1)).floor()
     position = torch.arange(length, device=device)
     return (position >= start) & (position < start + width)
+
+
+def filter_augment(
+    spectrograms: Tensor,
+    max_gain: float,
+    bands: int = 3,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """FilterAugment (arXiv 2110.03282): a random equaliser, as every recorder and room is one.
+
+    Gains are uniform in ±`max_gain` at the edges of the bands and linear between them. (The paper's
+    linear kind; there the edges are random too, and they are 3 to 6 bands.)
+
+    Args:
+        spectrograms: (B, T, F), F at least 2.
+        max_gain: in the spectrograms' units: a decibel is ln(10) / 10 = 0.23 in log-mel, and after
+            the normalisation that divided by 2 · std.
+        bands: equally wide in mel bins.
+        generator: source of randomness, on the spectrograms' device.
+    """
+    batch_size, _, mel_bins = spectrograms.shape
+    device = spectrograms.device
+    gains = torch.rand(batch_size, 1, bands + 1, device=device, generator=generator)
+    gains = nn.functional.interpolate(
+        max_gain * (2 * gains - 1), size=mel_bins, mode="linear", align_corners=True
+    )
+    return spectrograms + gains  # (B, 1, F): the same in all frames
 
 
 def add_noise(

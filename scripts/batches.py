@@ -118,6 +118,7 @@ class Collator:
     num_labels: int
     mixup_rate: float = 0.0
     generator_key: tuple[int, int, int] = (0, 0, 0)  # seed, epoch, rank
+    speed_perturbation: float = 0.0
     _generator: torch.Generator | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -130,8 +131,8 @@ class Collator:
         clips = []
         for row in rows:
             partner = self.partner(rows, generator)
-            second = None if partner is None else self.decode(partner)
-            clips.append(self.mix(self.decode(row), second, generator))
+            second = None if partner is None else self.decode(partner, generator)
+            clips.append(self.mix(self.decode(row, generator), second, generator))
         return self.batch(clips)
 
     def partner(self, rows: Sequence[Any], generator: torch.Generator) -> Any | None:
@@ -140,8 +141,10 @@ class Collator:
             return rows[int(torch.randint(len(rows), (), generator=generator))]
         return None
 
-    def decode(self, row: dict[str, Any]) -> Clip:
-        """As much of a sound as the extractor uses, and its label.
+    def decode(self, row: dict[str, Any], generator: torch.Generator) -> Clip:
+        """As much of a sound as the extractor uses, at a speed that is drawn, and its label.
+
+        Speed perturbation (Ko et al., Interspeech 2015) resamples: the pitch changes with it.
 
         Raises:
             AudioDecodingError: when it cannot be read.
@@ -149,7 +152,11 @@ class Collator:
         extractor = self.feature_extractor
         rate = extractor.sampling_rate
         used = num_samples(extractor.max_length, rate) / rate
-        waveform = torch.from_numpy(load_audio(row["audio"], rate, duration=used))
+        slower = 1.0  # a clip of a second then lasts as many
+        if self.speed_perturbation:
+            slower += self.speed_perturbation * (2 * float(torch.rand((), generator=generator)) - 1)
+        sound = load_audio(row["audio"], round(slower * rate), duration=used / slower)
+        waveform = torch.from_numpy(sound)
         label = torch.tensor(row["label"])
         if label.ndim or self.mixup_rate:
             target = torch.zeros(self.num_labels)
@@ -308,14 +315,16 @@ class _Batches(torch.utils.data.IterableDataset):
     def _clips(self, generator: torch.Generator, failures: list[tuple[str, str]]) -> Iterator[Clip]:
         """Decoded and mixed. A clip whose partner cannot be read stays as it is."""
         for row, partner in self._pairs(generator):
-            clip = self._decoded(row, failures)
-            second = None if partner is None else self._decoded(partner, failures)
+            clip = self._decoded(row, generator, failures)
+            second = None if partner is None else self._decoded(partner, generator, failures)
             if clip is not None:
                 yield self.collator.mix(clip, second, generator)
 
-    def _decoded(self, row: dict[str, Any], failures: list[tuple[str, str]]) -> Clip | None:
+    def _decoded(
+        self, row: dict[str, Any], generator: torch.Generator, failures: list[tuple[str, str]]
+    ) -> Clip | None:
         try:
-            return self.collator.decode(row)
+            return self.collator.decode(row, generator)
         except AudioDecodingError as error:
             failures.append((row["name"], str(error)))
             return None

@@ -127,7 +127,7 @@ class ASTTrainer(Trainer):
         """A whole optimizer step's batch, in parts whose losses add up to its mean."""
         batch = self._prepare_inputs(inputs)
         clips = self.accelerator.reduce(torch.tensor(len(batch["labels"]), device=self.args.device))
-        batch = augment(batch, self.options, self.state.global_step, **self.share)
+        batch = augment(batch, self.options, self.extractor, self.state.global_step, **self.share)
         parts = parts_of(batch, self.options.batch_size)
         loss = torch.zeros((), device=self.args.device)
         for number, part in enumerate(parts, start=1):

@@ -130,7 +130,7 @@ def finetune(args: FinetuneArguments) -> dict[str, Any]:
             ):
                 step = (epoch - 1) * steps_per_epoch + progress.step
                 batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-                batch = augment(batch, args, step, rank, world)
+                batch = augment(batch, args, extractor, step, rank, world)
                 labels = batch["labels"]
                 # Over all processes. Their gradients are averaged, so each divides by the mean.
                 clips = accelerator.reduce(torch.tensor(len(labels), device=labels.device))

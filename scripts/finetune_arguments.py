@@ -88,6 +88,12 @@ class FinetuneArguments:
     time_mask: int = setting(96, "SpecAugment: hide up to this many frames")
     frequency_mask: int = setting(24, "SpecAugment: hide up to this many mel bins")
     noise_level: float = setting(0.0, "add uniform noise of up to this many (double) deviations")
+    filter_augment: float = setting(
+        0.0, "FilterAugment: a random equaliser of up to this many decibels either way"
+    )
+    speed_perturbation: float = setting(
+        0.0, "play clips faster and higher, or slower and lower, by up to this share, e.g. 0.1"
+    )
     time_roll: int = setting(0, "shift clips in a circle by up to this many frames")
     time_patchout: int = setting(0, "patch columns dropped per clip: cheaper steps, less overfit")
     frequency_patchout: int = setting(0, "patch rows dropped per clip")
@@ -124,6 +130,10 @@ class FinetuneArguments:
         if self.ema_decay and self.averaged_epochs > 1:
             raise ValueError(
                 "--ema_decay and --averaged_epochs are two ways of averaging; choose one."
+            )
+        if not 0 <= self.speed_perturbation < 1:
+            raise ValueError(
+                f"--speed_perturbation is a share below 1, e.g. 0.1; got {self.speed_perturbation}."
             )
         if self.bucket_batches and self.time_roll:
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")

@@ -28,6 +28,7 @@ from feature_extraction import (
     ASTFeatureExtractor,
     add_noise,
     augmentation_generator,
+    filter_augment,
     roll,
     spec_augment,
 )
@@ -352,7 +353,13 @@ def epoch_batches(
         rank_share(data.train, rank, processes, args.num_workers),
         args.batch_size * args.gradient_accumulation_steps,
         args.num_workers,
-        Collator(extractor, num_labels, args.mixup_rate, (args.seed, epoch, rank)),
+        Collator(
+            extractor,
+            num_labels,
+            args.mixup_rate,
+            (args.seed, epoch, rank),
+            args.speed_perturbation,
+        ),
         shuffle_buffer=args.shuffle_buffer,
         draws=data.balanced_draws() if args.balanced_sampling else None,
         bucket_batches=args.bucket_batches,
@@ -379,14 +386,24 @@ def evaluation_batches(
     return batches(share, args.batch_size, args.num_workers, collator, skipped=skipped)
 
 
-def augment(batch: Batch, args: FinetuneArguments, step: int, rank: int, processes: int) -> Batch:
-    """SpecAugment, noise and rolling of the whole batch of an optimizer step, on its device.
+def augment(
+    batch: Batch,
+    args: FinetuneArguments,
+    extractor: ASTFeatureExtractor,
+    step: int,
+    rank: int,
+    processes: int,
+) -> Batch:
+    """FilterAugment, SpecAugment, noise and rolling of an optimizer step's batch, on its device.
 
     Drawn from a generator of this step alone: there is no state to keep. Its keys are above those
     of the loaders' (epoch, rank < processes).
     """
     inputs = batch["input_values"]
     generator = augmentation_generator(args.seed, step, processes + rank, inputs.device)
+    if args.filter_augment:
+        decibel = math.log(10) / 10 / (2 * extractor.std)  # in normalised log-mel
+        inputs = filter_augment(inputs, args.filter_augment * decibel, generator=generator)
     # Hidden parts become the data's mean. (The original hides before it normalises, with a log-mel
     # of 0, which is as loud as sound gets.)
     inputs = spec_augment(inputs, args.time_mask, args.frequency_mask, generator=generator)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from feature_extraction import (
     add_noise,
     augmentation_generator,
+    filter_augment,
     mixup,
     random_gain,
     roll,
@@ -36,6 +37,7 @@ AUGMENTATIONS = {
     "random_gain": lambda g: torch.cat(random_gain(WAVEFORMS, generator=g)),
     "time_shift": lambda g: torch.cat(time_shift(WAVEFORMS, 100, g)),
     "spec_augment": lambda g: spec_augment(SPECTROGRAMS, 30, 12, generator=g),
+    "filter_augment": lambda g: filter_augment(SPECTROGRAMS, 1.4, generator=g),
     "add_noise": lambda g: add_noise(SPECTROGRAMS, generator=g),
     "roll": lambda g: roll(SPECTROGRAMS, 20, g),
 }
@@ -224,3 +226,20 @@ def test_on_a_gpu():
     waveforms = time_shift(random_gain(waveforms, 6.0, generator), 100, generator)
     spectrograms = roll(add_noise(SPECTROGRAMS.cuda(), 0.1, generator), 9, generator)
     assert {x.device.type for x in (*waveforms, labels, spectrograms)} == {"cuda"}
+
+
+@given(max_gain=st.floats(0, 10), bands=st.integers(1, 6), seed=seeds)
+@settings(deadline=None)
+def test_filter_augment_is_one_smooth_curve_for_all_frames(max_gain, bands, seed):
+    changed = filter_augment(torch.zeros(4, 7, 61), max_gain, bands, seeded(seed))
+    assert torch.equal(changed, changed[:, :1].expand_as(changed))
+    assert changed.abs().max() <= max_gain
+    # From one edge of a band to the next, over 60 / bands bins, at most from -max to +max.
+    assert changed.diff(dim=2).abs().max() <= 2 * max_gain * bands / 60 + 1e-5
+
+
+def test_filter_augment_draws_gains_from_the_whole_range():
+    gains = filter_augment(torch.zeros(4000, 1, 16), 6.0, 3, seeded(0))[:, 0, [0, -1]]
+    assert gains.mean().abs() < 0.1
+    assert abs(gains.std() - 6 / 3**0.5) < 0.05  # of uniform numbers in ±6
+    assert not torch.equal(gains[:, 0], gains[:, 1])

@@ -231,7 +231,7 @@ def test_draws_follow_the_original_weights(labels):
 class NumberingCollator(Collator):
     """Labels are replaced by the row's number."""
 
-    def decode(self, row):
+    def decode(self, row, generator):
         return torch.zeros(400), torch.tensor(int(row["name"]))
 
 
@@ -370,11 +370,37 @@ def test_clips_shorter_than_a_patch_are_extended_when_unpadded():
 
 
 def test_a_long_file_is_decoded_as_far_as_it_is_used():
-    waveform, _ = Collator(EXTRACTOR, 2).decode({"audio": sound_of(0, 500_000), "label": 0})
+    row = {"audio": sound_of(0, 500_000), "label": 0}
+    waveform, _ = Collator(EXTRACTOR, 2).decode(row, torch.Generator())
     assert len(waveform) == 400 + 63 * 160
     whole = EXTRACTOR(sound_of(0, 500_000)["array"], sampling_rate=RATE, return_tensors="pt")
     part = EXTRACTOR(waveform, sampling_rate=RATE, return_tensors="pt")
     assert torch.equal(whole["input_values"], part["input_values"])
+
+
+@pytest.mark.parametrize("samples", [8000, 500_000])
+def test_speed_perturbation_changes_length_and_pitch_alike(samples):
+    """Of a short sound; of a long one as much as is used, whatever its speed."""
+    pitch, tenth = 440.0, 0.1
+    sound = np.sin(2 * np.pi * pitch / RATE * np.arange(samples)).astype(np.float32)
+    row = {"audio": {"array": sound, "sampling_rate": RATE}, "label": 0}
+    collator = Collator(EXTRACTOR, 2, speed_perturbation=tenth)
+    generator = torch.Generator().manual_seed(0)
+    clips = [collator.decode(row, generator)[0].numpy() for _ in range(20)]
+    speeds = []
+    for clip in clips:
+        crossings = np.flatnonzero((clip[100:-101] < 0) & (clip[101:-100] >= 0))
+        found = RATE * (len(crossings) - 1) / (crossings[-1] - crossings[0])
+        speeds.append(found / pitch)
+        wanted = samples / speeds[-1] if samples == 8000 else 400 + 63 * 160
+        assert len(clip) == pytest.approx(wanted, abs=10 if samples == 8000 else 1)
+    assert 1 / (1 + tenth) - 0.01 < min(speeds) < 0.94
+    assert 1.06 < max(speeds) < 1 / (1 - tenth) + 0.01
+    # The same seed, the same speeds; evaluation plays every clip as it is.
+    again = [collator.decode(row, torch.Generator().manual_seed(5))[0] for _ in range(2)]
+    assert torch.equal(*again)
+    plain, _ = Collator(EXTRACTOR, 2).decode(row, generator)
+    assert np.array_equal(plain.numpy(), sound[: len(plain)])
 
 
 # Labels

@@ -28,6 +28,8 @@ SETTINGS = {
     "mixup_rate": 0.5,
     "time_roll": 48,
     "noise_level": 0.1,
+    "filter_augment": 6.0,
+    "speed_perturbation": 0.1,
     "time_patchout": 1,
     "averaged_epochs": 2,
     "best_metric": "loss",
@@ -168,6 +170,7 @@ def test_two_processes_killed(door, recipe, tmp_path):
 def test_two_processes_equal_a_doubled_batch(door, recipe, tmp_path):
     """All 24 clips in every step, without randomness, as 2 x 12 and as 24."""
     plain = ["--shuffle_buffer", "0", "--mixup_rate", "0", "--time_roll", "0", "--noise_level", "0"]
+    plain += ["--filter_augment", "0", "--speed_perturbation", "0"]
     plain += ["--time_patchout", "0", "--time_mask", "0", "--frequency_mask", "0"]
     plain += ["--num_workers", "0", "--num_epochs", "5", "--averaged_epochs", "1"]
     plain += ["--gradient_accumulation_steps", "1"]
