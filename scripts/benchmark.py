@@ -63,7 +63,7 @@ def benchmark(arguments: list[str] | None = None) -> None:
     ):
         add_parser(subparsers)
     options = parser.parse_args(arguments)
-    if options.repeats < 1:
+    if getattr(options, "repeats", 1) < 1:
         raise ValueError(f"--repeats must be at least 1, got {options.repeats}.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)

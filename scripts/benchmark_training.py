@@ -43,7 +43,7 @@ def add_accuracy(subparsers) -> None:
     parser.add_argument("--plain_epochs", type=int, default=10, help="of the plain loop")
     parser.add_argument("--num_epochs", type=int, help="of ours; default: the recipe's")
     parser.add_argument("--plot", type=Path, help="also draw accuracy against time, to a PNG")
-    add_common_arguments(parser, repeats=1)
+    add_common_arguments(parser, repeats=None)
     parser.set_defaults(run=benchmark_accuracy)
 
 

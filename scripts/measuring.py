@@ -19,9 +19,12 @@ from modeling_ast import ASTConfig
 _SHORTEST_S = 0.2  # of a measurement
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
-    """The options that every benchmark has: --repeats, --threads and --json."""
-    parser.add_argument("--repeats", type=int, default=repeats, help="measurements of each case")
+def add_common_arguments(parser: argparse.ArgumentParser, repeats: int | None) -> None:
+    """The options of every benchmark: --threads, --json, and --repeats where it has a default."""
+    if repeats is not None:
+        parser.add_argument(
+            "--repeats", type=int, default=repeats, help="measurements of each case"
+        )
     parser.add_argument("--threads", type=int, help="torch's CPU threads; default: torch's choice")
     parser.add_argument("--json", type=Path, help="also write all the measurements here")
 
