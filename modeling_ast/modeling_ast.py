@@ -19,6 +19,7 @@ between attention and MLP of each layer at inference. Both are off by default.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -193,7 +194,7 @@ class ASTAttention(nn.Module):
 
 
 class ASTIntermediate(nn.Module):
-    """First half of the MLP block."""
+    """First half of the MLP block; the activation opens the second, see `ASTLayer`."""
 
     def __init__(self, config: ASTConfig):
         super().__init__()
@@ -201,7 +202,7 @@ class ASTIntermediate(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states))
+        return self.dense(hidden_states)
 
 
 class ASTLayer(GradientCheckpointingLayer):
@@ -234,8 +235,16 @@ class ASTLayer(GradientCheckpointingLayer):
             hidden_states, sizes = merge_tokens(
                 hidden_states, keys, sizes, self.config.merged_tokens_per_layer
             )
-        expanded = self.intermediate(self.layernorm_after(hidden_states))
-        return hidden_states + self.output(expanded), weights, sizes
+        # LayerNorm's and activation's results, 5 of the 16 values that training would keep, are
+        # computed again (arXiv 2205.05198), the products not: `checkpoint` stops at their inputs.
+        recomputes = self.training and torch.is_grad_enabled()
+        update = hidden_states
+        for half in (
+            lambda tokens: self.intermediate(self.layernorm_after(tokens)),
+            lambda tokens: self.output(self.intermediate.activation(tokens)),
+        ):
+            update = checkpoint(half, update, use_reentrant=False) if recomputes else half(update)
+        return hidden_states + update, weights, sizes
 
 
 class ASTEncoder(nn.Module):

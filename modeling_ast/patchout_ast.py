@@ -44,7 +44,8 @@ def drop_patches(
     kept_columns = _keep(by_row.any(dim=1), time_patchout)
     kept = (kept_rows[:, :, None] * grid[1] + kept_columns[:, None, :]).flatten(1)
     kept = kept.gather(1, _keep(valid.gather(1, kept), unstructured_patchout))
-    patches = patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
+    # Not `gather`, which would keep all patches for its gradient.
+    patches = patches[torch.arange(len(patches), device=patches.device)[:, None], kept]
     return patches, None if is_valid is None else is_valid.gather(1, kept)
 
 

@@ -14,7 +14,7 @@ from transformers.models.audio_spectrogram_transformer import (
 )
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTForAudioClassification, ASTModel
+from modeling_ast import ASTForAudioClassification, ASTModel, modeling_ast
 
 from .conftest import REPOSITORY
 from .test_geometry import tiny_model
@@ -154,6 +154,43 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         gradients.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def kept_for_gradients(model, spectrogram) -> int:
+    """Bytes that autograd keeps, without the weights."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(spectrogram)
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_recomputing_keeps_less_and_gives_the_same_gradients(dropout, monkeypatch):
+    model = tiny_model(hidden_dropout_prob=dropout).train()
+    spectrogram = torch.randn(2, 128, 64)
+    gradients, sizes = [], []
+    for recomputing in (True, False):
+        if not recomputing:
+            monkeypatch.setattr(modeling_ast, "checkpoint", lambda half, x, use_reentrant: half(x))
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(spectrogram, labels=torch.tensor([0, 1])).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        sizes.append(kept_for_gradients(model, spectrogram))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+    if not dropout:
+        # Per layer and token: a LayerNorm's mean, deviation and result, and the activation's.
+        config = model.config
+        values = 2 + config.hidden_size + config.intermediate_size
+        tokens = model.audio_spectrogram_transformer(spectrogram).last_hidden_state.shape[:2]
+        assert sizes[1] - sizes[0] == 4 * config.num_hidden_layers * tokens.numel() * values
 
 
 def test_lora_on_query_and_value_trains_and_reloads(tmp_path):
