@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import tempfile
 import time
 from dataclasses import replace
@@ -41,7 +42,9 @@ def add_accuracy(subparsers) -> None:
     parser.add_argument("weights", help="both start from: a DeiT or ViT folder")
     parser.add_argument("--target", type=float, default=93.0, help="accuracy in percent")
     parser.add_argument("--plain_epochs", type=int, default=10, help="of the plain loop")
-    parser.add_argument("--num_epochs", type=int, help="of ours; default: the recipe's")
+    parser.add_argument(
+        "--ours", default="", help='options over our recipe\'s, as in --ours="--num_epochs 5"'
+    )
     parser.add_argument("--plot", type=Path, help="also draw accuracy against time, to a PNG")
     add_common_arguments(parser, repeats=None)
     parser.set_defaults(run=benchmark_accuracy)
@@ -57,12 +60,11 @@ def benchmark_accuracy(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         words = [options.recipe, options.dataset, "--model", options.weights]
         words += ["--output_dir", str(Path(folder) / "run")]
-        if options.num_epochs:
-            words += ["--num_epochs", str(options.num_epochs)]
+        words += shlex.split(options.ours)
         args = parse_arguments(FinetuneArguments, "dataset", "", words)
         curves = {
             "native AST, plain loop": _plain_loop(args, options.plain_epochs, Path(folder)),
-            f"ours, {options.recipe}": _recipe(args),
+            f"ours, {Path(options.recipe).name}": _recipe(args),
         }
     _report(curves, options)
 
@@ -142,6 +144,7 @@ def _report(curves: dict[str, Curve], options: argparse.Namespace) -> None:
         print(f"times faster: {faster:.1f}")
     if options.json:
         report = {"machine": machine(), "target": options.target, "times_faster": faster}
+        report["our_options"] = options.ours
         report["curves"] = curves
         options.json.write_text(json.dumps(report, indent=2))
     if options.plot:
