@@ -13,6 +13,8 @@ import pytest
 import torch
 import transformers
 
+from modeling_ast import ASTConfig, ASTForAudioClassification
+
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 # Real data and weights that are not part of the repository; AST_SHARED says where they are.
@@ -35,18 +37,26 @@ def _seed():
     torch.manual_seed(0)
 
 
+TINY_MODEL = {  # takes milliseconds
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "max_length": 128,
+    "num_mel_bins": 64,
+    "num_labels": 5,
+}
+
+
 def tiny_native_config(**overrides) -> transformers.ASTConfig:
-    """transformers' own config of a model that takes milliseconds."""
-    settings = {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 96,
-        "max_length": 128,
-        "num_mel_bins": 64,
-        "num_labels": 5,
-    }
-    return transformers.ASTConfig(**{**settings, **overrides})
+    """transformers' own config of a tiny model."""
+    return transformers.ASTConfig(**{**TINY_MODEL, **overrides})
+
+
+def tiny_model(**overrides) -> ASTForAudioClassification:
+    """Our tiny model, with weights large enough that its inputs make a difference."""
+    settings = {**TINY_MODEL, "initializer_range": 0.2, **overrides}
+    return ASTForAudioClassification(ASTConfig(**settings)).eval()
 
 
 @pytest.fixture(scope="session")

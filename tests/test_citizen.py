@@ -16,8 +16,7 @@ from transformers.models.audio_spectrogram_transformer import (
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTForAudioClassification, ASTModel, modeling_ast
 
-from .conftest import REPOSITORY
-from .test_geometry import tiny_model
+from .conftest import REPOSITORY, tiny_model
 
 
 def masked_batch(frames: int = 128, valid: int = 100) -> tuple[torch.Tensor, torch.Tensor]:

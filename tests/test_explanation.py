@@ -11,7 +11,7 @@ from modeling_ast import (
     plot_relevance,
 )
 
-from .test_geometry import tiny_model
+from .conftest import tiny_model
 
 FRAMES, MEL_BINS, BURST = 96, 64, 16
 

@@ -19,26 +19,12 @@ from transformers.models.audio_spectrogram_transformer import (
 from modeling_ast import ASTConfig, ASTForAudioClassification, ASTModel
 from modeling_ast.patch_grid_ast import run_time_positions
 
-from .conftest import GOLDEN, SHARED, shared, tiny_native_config
+from .conftest import GOLDEN, SHARED, shared, tiny_model, tiny_native_config
 
 GOLDEN_TARGETS = sorted(
     {path.stem for folder in (GOLDEN, SHARED / "golden") for path in folder.glob("audioset_like_*")}
     - {"audioset_like_t1024"}
 )
-
-
-def tiny_model(**overrides) -> ASTForAudioClassification:
-    settings_ = {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 96,
-        "max_length": 128,
-        "num_mel_bins": 64,
-        "num_labels": 5,
-        "initializer_range": 0.2,
-    }
-    return ASTForAudioClassification(ASTConfig(**{**settings_, **overrides})).eval()
 
 
 @pytest.fixture(scope="module")

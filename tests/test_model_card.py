@@ -13,7 +13,7 @@ from modeling_ast import ASTForAudioClassification
 from scripts.convert import read_label_names
 from scripts.model_card import check_card, find_source, wilson_interval, write_model_card
 
-from .test_geometry import tiny_model
+from .conftest import tiny_model
 
 ESC10 = ["dog_bark", "rooster", "rain", "sea_waves", "fire_crackling"]
 EVALUATION = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from modeling_ast.patch_grid_ast import patch_mask
 from modeling_ast.patchout_ast import drop_patches
 
-from .test_geometry import tiny_model
+from .conftest import tiny_model
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

@@ -14,7 +14,7 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from modeling_ast.token_merging_ast import merge_tokens, start_merging
 
-from .test_geometry import tiny_model
+from .conftest import tiny_model
 
 
 def merge_by_the_book(tokens, keys, sizes, merged):
