@@ -2,6 +2,7 @@
 
 import json
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import ViTConfig, ViTModel
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts import measuring
+from scripts import benchmark_training, measuring
 from scripts.benchmark import benchmark
 from scripts.benchmark_inference import multiplications
 
@@ -179,6 +180,15 @@ def test_accuracy(tmp_path, capsys):
     assert written["times_faster"] == plain[0][0] / ours[0][0]
     assert f"times faster: {written['times_faster']:.1f}" in capsys.readouterr().out
     assert (tmp_path / "out.png").stat().st_size > 5000
+
+
+def test_an_accuracy_that_the_plain_loop_never_reaches(capsys):
+    curves = {"plain": [(10.0, 80.0), (30.0, 90.0)], "ours": [(5.0, 92.0), (12.0, 94.0)]}
+    options = Namespace(target=93.0, ours="", json=None, plot=None)
+    benchmark_training._report(curves, options)
+    assert "times faster: more than 2.5" in capsys.readouterr().out
+    benchmark_training._report({**curves, "ours": [(5.0, 92.0)]}, options)
+    assert "times faster" not in capsys.readouterr().out
 
 
 def test_multiplications_are_torchs():
