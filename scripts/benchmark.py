@@ -35,13 +35,13 @@ from transformers.models.audio_spectrogram_transformer import (
 from feature_extraction import ASTFeatureExtractor, kaldi_fbank, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
-from .arguments import run_command
-from .batches import Collator
-from .benchmark_inference import add_cold, add_forward, add_lengths
-from .benchmark_training import add_accuracy
-from .measuring import add_common_arguments, measure, native_config, report, status_kib
-from .recordings import Recordings
-from .sources import open_stream
+from .benchmarks.inference import add_cold, add_forward, add_lengths
+from .benchmarks.timing import add_common_arguments, measure, native_config, report, status_kib
+from .benchmarks.training import add_accuracy
+from .common.arguments import run_command
+from .data.batches import Collator
+from .data.recordings import Recordings
+from .data.sources import open_stream
 
 
 def benchmark(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,6 @@ import json
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -25,86 +24,20 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import pipeline
-from transformers.pipelines.base import pad_collate_fn
 from transformers.utils import logging
 
 from feature_extraction import AudioDecodingError
 from modeling_ast import find_events
-from modeling_ast.onnx_ast import OnnxClassifier
 
-from .arguments import checkpoint_folder, run_command
-from .recordings import Recording, Recordings
-from .results import TABLE_FORMATS, TRACK_FORMATS, Parts, check_settings, collect, path_of
+from .common.arguments import run_command
+from .data.recordings import Recording, Recordings
+from .inference.classifier import DEFAULT_MODEL, Classifier
+from .inference.results import TABLE_FORMATS, TRACK_FORMATS, Parts, check_settings, collect, path_of
 
-DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
 _LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 _PART_S = 30.0  # between writes: what a kill costs at most, besides the sounds not finished
 _PART_WINDOWS = 4096  # in memory, at most, before a write
 _CURVES = 5  # classes on a page
-
-
-def load_classifier(model: str, **kwargs: Any) -> Any:
-    """`pipeline("audio-classification")` of a checkpoint folder or Hub name.
-
-    Raises:
-        ValueError: when there is no such folder.
-        OSError: when there is no such model on the Hub, or it cannot be reached.
-    """
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise ValueError(f"No such checkpoint folder: {model}")
-    # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
-    warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-    return pipeline("audio-classification", model=checkpoint_folder(model), **kwargs)
-
-
-class Classifier:
-    """A checkpoint: sounds to windows, batches of windows to scores and embeddings.
-
-    Raises:
-        ValueError: for a checkpoint that cannot be loaded, or is no AST.
-    """
-
-    def __init__(self, model: str, device: torch.device | None = None):
-        self.pipeline: Any = (
-            OnnxClassifier(model)
-            if model.endswith(".onnx")
-            else load_classifier(model, device=device)
-        )
-        config = self.pipeline.model.config
-        if not self.pipeline.is_ast:
-            raise ValueError(
-                f"{model} is a {config.model_type} checkpoint, expected an Audio Spectrogram "
-                "Transformer."
-            )
-        self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
-        self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
-
-    def windows(
-        self, source: Any, chunk_length_s: float | None, hop_length_s: float | None
-    ) -> Iterator[tuple[float, float, bool, dict[str, Any]]]:
-        """A sound's windows: start and end in seconds, whether it is the last, its features."""
-        options = {"chunk_length_s": chunk_length_s, "hop_length_s": hop_length_s}
-        for window in self.pipeline.preprocess(source, **options):
-            start = window.pop("start") / self.sampling_rate
-            end = start + window.pop("samples") / self.sampling_rate
-            yield start, end, window.pop("is_last"), window
-
-    @torch.inference_mode()
-    def __call__(self, windows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """Features of some windows -> scores (windows, labels), embeddings (windows, D).
-
-        An ONNX file gives no embeddings: (windows, 0).
-        """
-        model = self.pipeline.model
-        batch = pad_collate_fn(None, self.pipeline.feature_extractor)(windows)
-        batch = {name: values.to(model.device) for name, values in batch.items()}
-        if isinstance(self.pipeline, OnnxClassifier):
-            scores = self.pipeline.scores(model(**batch).logits)
-            return scores.numpy(), np.empty((len(scores), 0), np.float32)
-        pooled = model.audio_spectrogram_transformer(**batch).pooler_output
-        scores = self.pipeline.scores(model.classifier(pooled).float())
-        return scores.cpu().numpy(), pooled.float().cpu().numpy()
 
 
 class _Heard:
@@ -229,7 +162,7 @@ def _plot(
     events: list[dict[str, Any]],
     folder: Path,
 ) -> None:
-    from .timeline import plot_timeline  # matplotlib takes a second to load
+    from .inference.timeline import plot_timeline  # matplotlib takes a second to load
 
     path = folder / "plots" / f"{path_of(recording.name)}.png"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ mel bins are those that it was trained with; a wrong one is noticed, and what wo
 """
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,7 +22,9 @@ import torch
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
-from .arguments import did_you_mean, hub_configs_folder, run_command
+from .common.arguments import run_command
+from .common.bundled import hub_configs_folder, read_label_names
+from .common.options import did_you_mean
 
 _IMAGE_CLASSES = 1000
 
@@ -104,25 +105,6 @@ def folder_to_original(source: Path, file: Path) -> None:
     unfinished = file.with_name(file.name + ".part")
     torch.save({name: tensor.contiguous() for name, tensor in state.items()}, unfinished)
     os.replace(unfinished, file)
-
-
-def read_label_names(labels: str) -> list[str]:
-    """Names in order from a JSON list of names, or of {"index", "name"}; or a bundled list."""
-    bundled = hub_configs_folder() / "labels"
-    path = Path(labels) if Path(labels).is_file() else bundled / f"{labels}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in bundled.glob("*.json")))
-        raise ValueError(f"No label names {labels}: neither a file nor one of the bundled {known}.")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(entry, dict) for entry in entries):
-            by_index = {entry["index"]: entry["name"] for entry in entries}
-            entries = [by_index[index] for index in range(len(entries))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must hold a JSON list of label names. ({error!r})") from error
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise ValueError(f"{path} must hold a JSON list of label names.")
-    return entries
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -25,9 +25,9 @@ from modeling_ast import ASTForAudioClassification
 from modeling_ast.export_ast import VARIANTS, export_onnx, import_optional
 from modeling_ast.onnx_ast import OnnxModel
 
-from .arguments import run_command
-from .benchmark import measure, report
-from .data import open_labelled_audio
+from .benchmarks.timing import measure, report
+from .common.arguments import run_command
+from .data.labelled import open_labelled_audio
 
 TOLERANCE = 1e-4  # of the logits in fp32
 COMPARED_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0, 20.0)

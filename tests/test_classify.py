@@ -18,8 +18,8 @@ from transformers import pipeline
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import find_events
 from scripts import classify
-from scripts.recordings import Recordings
-from scripts.results import Parts, path_of
+from scripts.data.recordings import Recordings
+from scripts.inference.results import Parts, path_of
 
 from .conftest import REPOSITORY, shared
 from .sounds import write_class_folders, write_parquet, write_webdataset

@@ -18,7 +18,8 @@ from transformers import Trainer, TrainingArguments, pipeline
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts.push_to_hub import main, push, write_repository
+from scripts.publishing.repository import push, write_repository
+from scripts.push_to_hub import main
 
 from .conftest import REPOSITORY
 from .hub_server import HubServer

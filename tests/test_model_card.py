@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTForAudioClassification
-from scripts.convert import read_label_names
-from scripts.model_card import check_card, find_source, wilson_interval, write_model_card
+from scripts.common.bundled import read_label_names
+from scripts.publishing.cards import check_card, find_source, wilson_interval, write_model_card
 
 from .conftest import tiny_model
 

@@ -15,7 +15,7 @@ from transformers import pipeline
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts.sources import open_stream
+from scripts.data.sources import open_stream
 
 from .conftest import REPOSITORY
 

@@ -6,7 +6,7 @@ import soundfile
 from matplotlib.figure import Figure
 
 from modeling_ast import find_events
-from scripts.timeline import plot_timeline
+from scripts.inference.timeline import plot_timeline
 
 RATE = 16000
 

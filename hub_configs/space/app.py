@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from ast_scripts.classify import Classifier
-from ast_scripts.live_demo import serve
+from ast_scripts.demo import serve
 
 # A checkpoint in this folder wins; the setting AST_MODEL of the Space names one on the Hub.
 HERE = Path(__file__).parent / "checkpoint"

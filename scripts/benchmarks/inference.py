@@ -22,7 +22,7 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.export_ast import export_onnx
 from modeling_ast.onnx_ast import OnnxModel
 
-from .measuring import add_common_arguments, measure, report, status_kib
+from .timing import add_common_arguments, measure, report, status_kib
 
 _SECOND = 98  # frames in one second of sound: only whole ones count
 _GEMM_SIZE = 2048

@@ -31,10 +31,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
-from .arguments import did_you_mean
-from .batches import SkippedSounds
-from .finetune_arguments import FinetuneArguments
-from .model_card import write_model_card
+from ..common.options import did_you_mean
+from ..data.batches import SkippedSounds
+from ..publishing.cards import write_model_card
+from .options import FinetuneArguments
 
 _KEPT_STATES = 2
 # Other values of these do not make it another run.

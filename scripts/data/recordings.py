@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from .arguments import did_you_mean
+from ..common.options import did_you_mean
 from .sources import AUDIO_SUFFIXES, open_stream
 
 _DATASET_SUFFIXES = (".parquet", ".tar")

@@ -19,7 +19,7 @@ from typing import Any
 
 from datasets import ClassLabel, IterableDataset
 
-from .arguments import did_you_mean
+from ..common.options import did_you_mean
 from .sources import open_stream
 
 __all__ = ["LabelledAudio", "open_labelled_audio", "open_stream"]

@@ -1,7 +1,6 @@
 """Command lines from dataclasses: options, a positional argument, YAML recipes, one-line errors."""
 
 import dataclasses
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,21 +9,10 @@ from typing import Any, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
+from .bundled import hub_configs_folder
+from .options import did_you_mean
+
 T = TypeVar("T")
-
-
-def hub_configs_folder() -> Path:
-    """`hub_configs`, in a checkout or beside the installed commands."""
-    here = Path(__file__).parent
-    installed = here / "hub_configs"
-    return installed if installed.is_dir() else here.parent / "hub_configs"
-
-
-def checkpoint_folder(name: str) -> str:
-    """The folder of a checkpoint that is bundled with the commands; any other name unchanged."""
-    weights = hub_configs_folder().glob("*/model.safetensors")
-    bundled = {file.parent.name: file.parent for file in weights}
-    return name if Path(name).is_dir() else str(bundled.get(name, name))
 
 
 def setting(default: Any, help: str) -> Any:  # noqa: A002
@@ -89,13 +77,6 @@ def _read_recipe(name: str, field_names: list[str]) -> dict[str, Any]:
                 f"{path} sets the unknown option {key!r}{did_you_mean(key, field_names)}"
             )
     return recipe
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """The end of an error message about an unknown name."""
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f". {hint}Known: {', '.join(known)}."
 
 
 def run_command(name: str, command: Callable[[], int | None]) -> None:

@@ -26,7 +26,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetNotFoundError
 
-from .arguments import did_you_mean
+from ..common.options import did_you_mean
 
 AUDIO_SUFFIXES = {
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf"),

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .arguments import did_you_mean
-from .finetune_arguments import FinetuneArguments
-from .model_card import write_model_card
+from ..common.options import did_you_mean
+from ..data.sources import open_stream
+from ..publishing.cards import write_model_card
+from .options import FinetuneArguments
 from .run_folder import finished_result, main_metric
-from .sources import open_stream
 
 
 def finetune_folds(

@@ -19,12 +19,12 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from feature_extraction import load_audio, roll, spec_augment
 
-from .arguments import parse_arguments
-from .data import LabelledAudio
-from .finetune_accelerate import finetune
-from .finetune_arguments import FinetuneArguments
-from .measuring import add_common_arguments, machine
-from .training import open_data, start_model
+from ..common.arguments import parse_arguments
+from ..data.labelled import LabelledAudio
+from ..finetune_accelerate import finetune
+from ..training.options import FinetuneArguments
+from ..training.start import open_data, start_model
+from .timing import add_common_arguments, machine
 
 _BATCH_SIZE = 16
 _LEARNING_RATE = 1e-4

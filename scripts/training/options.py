@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .arguments import did_you_mean, setting
+from ..common.arguments import setting
+from ..common.options import did_you_mean
 
 
 @dataclass

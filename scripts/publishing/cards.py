@@ -25,8 +25,7 @@ from safetensors import safe_open
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig
 
-from .arguments import hub_configs_folder
-from .convert import read_label_names
+from ..common.bundled import hub_configs_folder, read_label_names
 
 ENDING = (
     "<!-- Written by ast-push-to-hub from the files of the run, and written again at the next push."

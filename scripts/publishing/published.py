@@ -1,6 +1,8 @@
 """The author's published checkpoints as Hub repositories: config, preprocessor config and card.
 
-    python -m scripts.published    # writes hub_configs/ast-* from published_checkpoints.yaml
+    python -m scripts.publishing.published
+
+writes hub_configs/ast-* from published_checkpoints.yaml.
 
 `ast-convert original.pth --variant NAME --output DIR` adds the weights.
 """
@@ -14,9 +16,9 @@ import transformers
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig
 
-from .arguments import did_you_mean, hub_configs_folder
-from .convert import read_label_names
-from .model_card import find_source, published_checkpoints, render_card
+from ..common.bundled import hub_configs_folder, read_label_names
+from ..common.options import did_you_mean
+from .cards import find_source, published_checkpoints, render_card
 
 _DATA: dict[str, dict[str, Any]] = {
     "audioset": {
