@@ -19,11 +19,11 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from feature_extraction import load_audio, roll, spec_augment
 
-from ..common.arguments import parse_arguments
+from ..common.options import parse_arguments
 from ..data.labelled import LabelledAudio
-from ..finetune_accelerate import finetune
-from ..training.options import FinetuneArguments
+from ..training.options import FinetuneOptions
 from ..training.start import open_data, start_model
+from ..training.with_accelerate import finetune
 from .timing import add_common_arguments, machine
 
 _BATCH_SIZE = 16
@@ -59,9 +59,9 @@ def benchmark_accuracy(options: argparse.Namespace) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         words = [options.recipe, options.dataset, "--model", options.weights]
-        words += ["--output_dir", str(Path(folder) / "run")]
+        words += ["--output", str(Path(folder) / "run")]
         words += shlex.split(options.ours)
-        args = parse_arguments(FinetuneArguments, "dataset", "", words)
+        args = parse_arguments("ast-benchmark", FinetuneOptions, "", words, recipes=True)
         curves = {
             "native AST, plain loop": _plain_loop(args, options.plain_epochs, Path(folder)),
             f"ours, {Path(options.recipe).name}": _recipe(args),
@@ -69,14 +69,14 @@ def benchmark_accuracy(options: argparse.Namespace) -> None:
     _report(curves, options)
 
 
-def _recipe(args: FinetuneArguments) -> Curve:
+def _recipe(args: FinetuneOptions) -> Curve:
     finetune(args)
-    lines = (Path(args.output_dir) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(args.output) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [(record["seconds"], 100 * record["evaluation_accuracy"]) for record in records]
 
 
-def _plain_loop(args: FinetuneArguments, epochs: int, folder: Path) -> Curve:
+def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     begin = time.perf_counter()
@@ -108,7 +108,7 @@ def _plain_loop(args: FinetuneArguments, epochs: int, folder: Path) -> Curve:
     return curve
 
 
-def _native_model(args: FinetuneArguments, data: LabelledAudio, folder: Path) -> torch.nn.Module:
+def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> torch.nn.Module:
     # With statistics, which are not used here, so that none are measured.
     ours, _ = start_model(replace(args, mean=0.0, std=1.0), data)
     ours.save_pretrained(folder / "start")
