@@ -35,7 +35,8 @@ from feature_extraction.fbank_ast import num_frames
 from modeling_ast import class_relevance, find_events, plot_relevance
 
 from .common.arguments import run_command
-from .common.bundled import checkpoint_folder, hub_configs_folder
+from .common.bundled import hub_configs_folder
+from .common.checkpoints import checkpoint_folder
 from .inference.classifier import DEFAULT_MODEL, Classifier
 
 _SPACE_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"  # as space/app.py has it

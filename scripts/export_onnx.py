@@ -27,6 +27,7 @@ from modeling_ast.onnx_ast import OnnxModel
 
 from .benchmarks.timing import measure, report
 from .common.arguments import run_command
+from .common.checkpoints import resolve_checkpoint
 from .data.labelled import open_labelled_audio
 from .data.options import LabelledOptions
 
@@ -158,11 +159,10 @@ def export(argv: Sequence[str] | None = None) -> None:
         import_optional(package)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.checkpoint.startswith((".", "/", "~")) and not Path(args.checkpoint).is_dir():
-        raise ValueError(f"No such checkpoint folder: {args.checkpoint}")
 
-    model = ASTForAudioClassification.from_pretrained(args.checkpoint).eval()
-    extractor = ASTFeatureExtractor.from_pretrained(args.checkpoint)
+    checkpoint = resolve_checkpoint(args.checkpoint)
+    model = ASTForAudioClassification.from_pretrained(checkpoint).eval()
+    extractor = ASTFeatureExtractor.from_pretrained(checkpoint)
     # The exporter tells of operators that this graph has none of.
     warnings.filterwarnings("ignore", category=FutureWarning)
     python_logging.getLogger("torch.onnx").setLevel(python_logging.ERROR)

@@ -7,6 +7,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
     data = open_data(args)
     model = _native_model(args, data, folder)
     extractor = native_features.ASTFeatureExtractor(
-        max_length=args.max_length, num_mel_bins=args.num_mel_bins
+        max_length=model.config.max_length, num_mel_bins=model.config.num_mel_bins
     )
     train, evaluation = _featurised(data.train, extractor), _featurised(data.evaluation, extractor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
@@ -94,7 +95,7 @@ def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
             features = spec_augment(
                 train[0][indices], _TIME_MASK, _FREQUENCY_MASK, generator=generator
             )
-            features = roll(features, args.max_length, generator=generator)
+            features = roll(features, model.config.max_length, generator=generator)
             # By hand: a recipe of ours may have made the config multi-label.
             torch.nn.functional.cross_entropy(model(features).logits, train[1][indices]).backward()
             optimizer.step()
@@ -108,7 +109,7 @@ def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
     return curve
 
 
-def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> torch.nn.Module:
+def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> Any:
     # With statistics, which are not used here, so that none are measured.
     ours, _ = start_model(replace(args, mean=0.0, std=1.0), data)
     ours.save_pretrained(folder / "start")

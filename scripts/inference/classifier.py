@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,23 +11,21 @@ from transformers.pipelines.base import pad_collate_fn
 
 from modeling_ast.onnx_ast import OnnxClassifier
 
-from ..common.bundled import checkpoint_folder
+from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 
-DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
+__all__ = ["DEFAULT_MODEL", "Classifier", "load_classifier"]
 
 
 def load_classifier(model: str, **kwargs: Any) -> Any:
-    """`pipeline("audio-classification")` of a checkpoint folder or Hub name.
+    """`pipeline("audio-classification")` of a checkpoint: a folder, a bundled or a Hub name.
 
     Raises:
-        ValueError: when there is no such folder.
-        OSError: when there is no such model on the Hub, or it cannot be reached.
+        ValueError: when there is no such folder, or the Hub cannot be reached.
+        OSError: when there is no such model on the Hub.
     """
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise ValueError(f"No such checkpoint folder: {model}")
     # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
     warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-    return pipeline("audio-classification", model=checkpoint_folder(model), **kwargs)
+    return pipeline("audio-classification", model=resolve_checkpoint(model), **kwargs)
 
 
 class Classifier:
