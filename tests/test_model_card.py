@@ -202,7 +202,7 @@ def test_names_from_anywhere_are_text_in_a_card(run, tmp_path):
         names = [
             node.value.value
             for node in ast.parse(code).body
-            if isinstance(node, ast.Assign) and node.targets[0].id == "name"
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "name"
         ]
         assert names == ['me/x"); import os  # \n']
     (run / "evaluation" / "evaluation.json").unlink()
