@@ -521,5 +521,5 @@ def plot_learning_curve(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")  # the name may be one of an unfinished file
     plt.close(figure)
