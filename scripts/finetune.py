@@ -22,7 +22,7 @@ def run(options: FinetuneOptions) -> None:
     from .training.folds import finetune_folds
     from .training.with_trainer import finetune
 
-    finetune_folds(finetune, options, "ast-finetune")
+    finetune_folds(finetune, options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ def run(options: FinetuneOptions) -> None:
     from .training.folds import finetune_folds
     from .training.with_accelerate import finetune
 
-    finetune_folds(finetune, options, "ast-finetune-accelerate")
+    finetune_folds(finetune, options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -45,8 +45,8 @@ def test_every_fold_is_held_out_once(door, settings, tmp_path, capsys):
         return door.finetune(fold_options)
 
     with pytest.raises(KeyboardInterrupt):
-        finetune_folds(stopping, args, "ast-finetune")
-    finetune_folds(stopping, args, "ast-finetune")
+        finetune_folds(stopping, args)
+    finetune_folds(stopping, args)
     assert begun == ["1", "2", "2", "3"]  # the finished one is kept
     summary = json.loads((tmp_path / "run" / "folds.json").read_text())
     assert list(summary["folds"]) == ["1", "2", "3"]
@@ -66,16 +66,16 @@ def test_every_fold_is_held_out_once(door, settings, tmp_path, capsys):
 def test_mistakes(settings, tmp_path, monkeypatch):
     args = replace(settings, output=str(tmp_path / "run"), num_epochs=1)
     with pytest.raises(ValueError, match="evaluation_fold all needs --fold_column"):
-        finetune_folds(with_accelerate.finetune, replace(args, fold_column=None), "ast-finetune")
+        finetune_folds(with_accelerate.finetune, replace(args, fold_column=None))
     with pytest.raises(ValueError, match=r"no column 'nothing' \(--fold_column\)\. Known"):
         finetune_folds(
             with_accelerate.finetune, replace(args, fold_column="nothing"), "ast-finetune"
         )
     one = replace(args, evaluation_fold="1", output=str(tmp_path / "run" / "fold1"))
-    finetune_folds(with_accelerate.finetune, one, "ast-finetune")
+    finetune_folds(with_accelerate.finetune, one)
     with pytest.raises(ValueError, match=r"holds a finished run with seed 0, now 5\. Give the"):
-        finetune_folds(with_accelerate.finetune, replace(args, seed=5), "ast-finetune")
+        finetune_folds(with_accelerate.finetune, replace(args, seed=5))
     shutil.rmtree(tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="takes one process; start the folds one by one"):
-        finetune_folds(with_accelerate.finetune, args, "ast-finetune")
+        finetune_folds(with_accelerate.finetune, args)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.common.lock import locked
+from scripts.common.lock import hold
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.folds import finetune_folds
 from scripts.training.options import FinetuneOptions
@@ -125,18 +125,19 @@ def test_results_can_be_read_by_others(interrupted, tmp_path):
 
 def test_one_run_at_a_time_in_a_folder(tmp_path):
     options = FinetuneOptions(dataset="sounds", output=str(tmp_path / "run"))
+    begun = []
 
     def finetune(_: FinetuneOptions) -> dict:
-        message = r"run is in use by ast-finetune, process \d+ on .*, since 20\d\d-"
+        begun.append("once")
+        message = r"run is being written by process \d+ on .*since 20\d\d-.*Wait until it is done"
         with pytest.raises(ValueError, match=message):
-            finetune_folds(finetune, options, "ast-finetune-accelerate")
+            finetune_folds(finetune, options)
         return {}
 
-    finetune_folds(finetune, options, "ast-finetune")
-    (tmp_path / "run" / ".lock.json").write_text('{"process": 1}')  # as a killed process leaves it
-    with locked(tmp_path / "run", "ast-finetune"):
+    finetune_folds(finetune, options)
+    assert begun == ["once"]
+    with hold(tmp_path / "run"):  # it is free again
         pass
-    assert [path.name for path in (tmp_path / "run").iterdir()] in ([".lock"], [])
 
 
 def test_a_folds_name_is_no_path(tmp_path):
@@ -150,7 +151,7 @@ def test_a_folds_name_is_no_path(tmp_path):
     options = FinetuneOptions(
         **settings, dataset=str(tmp_path / "train.csv"), output=str(tmp_path / "out" / "run")
     )
-    finetune_folds(with_accelerate.finetune, options, "ast-finetune-accelerate")
+    finetune_folds(with_accelerate.finetune, options)
     made = {path.name for path in (tmp_path / "out" / "run").iterdir() if path.is_dir()}
     assert made == {"folda", "fold%2F..%2F..%2F..%2Fx"}
     assert {path.name for path in tmp_path.iterdir()} == {"sounds", "train.csv", "out"}

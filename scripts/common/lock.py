@@ -1,43 +1,51 @@
-"""One process at a time in an output folder."""
+"""A folder that one run writes to at a time."""
 
-import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from .files import write_whole
 
 
-@contextlib.contextmanager
-def locked(folder: Path, command: str) -> Iterator[None]:
-    """Have a folder to oneself; it is made where there is none.
+@contextmanager
+def hold(folder: Path, name: str = "run") -> Iterator[None]:
+    """Keep other processes out of a folder, or out of one part of it, while this one is in it.
 
-    The lock belongs to the process: when that ends, however it ends, the folder is free.
+    The lock is the operating system's: it ends with the process, however that ends, so what a
+    killed run leaves behind keeps nobody out. It works over NFS, too.
 
     Args:
-        folder: where the command writes.
-        command: its name, to tell others who is at work.
+        folder: is made; `.NAME.lock` and `.NAME.holder.json` in it are the lock and who has it.
+        name: of the part: processes that hold different parts work side by side.
 
     Raises:
-        ValueError: when another process has it; the message says which.
+        ValueError: when another process has it; the message says which one.
     """
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / ".lock.json"
-    lock = FileLock(folder / ".lock")
+    holder = folder / f".{name}.holder.json"
+    lock = FileLock(folder / f".{name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"{folder} is in use by {_described(holder)}. Wait until it has ended, or choose "
-            "another --output."
+            f"{folder} is being written by {_described(holder)}. Wait until it is done, or choose "
+            "another folder."
         ) from None
     try:
-        now = datetime.now().isoformat(sep=" ", timespec="seconds")
-        about = {"command": command, "process": os.getpid(), "host": socket.gethostname()}
-        holder.write_text(json.dumps({**about, "since": now}), encoding="utf-8")
+        about = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": Path(sys.argv[0]).name,
+        }
+        write_whole(holder, lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -48,8 +56,8 @@ def _described(holder: Path) -> str:
     try:
         about = json.loads(holder.read_text(encoding="utf-8"))
         return (
-            f"{about['command']}, process {about['process']} on {about['host']}, "
-            f"since {about['since']}"
+            f"process {about['process']} on {about['host']} ({about['command']}, since "
+            f"{about['since']})"
         )
-    except (OSError, ValueError, LookupError, TypeError):  # it has only just begun
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -29,13 +29,10 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
 
 from ..common.options import did_you_mean
+from .suffixes import AUDIO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = {
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf"),
-    *(".w64", ".rf64", ".m4a", ".mp4", ".aac", ".webm", ".wma"),
-}
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import file_name, write_whole
-from ..common.lock import locked
+from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..data.sources import open_stream
 from ..evaluation.metrics import METRICS, headline
@@ -27,14 +27,13 @@ from .start import open_data
 
 
 def finetune_folds(
-    finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions, command: str
+    finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
 ) -> None:
     """Fine-tune once, or, with `options.evaluation_fold` "all", once for every fold.
 
     Args:
         finetune: does a run, or the rest of it.
         options: of the run; of folds, each in turn.
-        command: its name, for others who want the same folder.
 
     Raises:
         ValueError: as `finetune`; for a folder that another process works in; for all folds without
@@ -42,7 +41,7 @@ def finetune_folds(
             or other data.
     """
     if options.evaluation_fold != "all":
-        _finetune_once(finetune, options, command)
+        _finetune_once(finetune, options)
         return
     if options.fold_column is None:
         raise ValueError("--evaluation_fold all needs --fold_column.")
@@ -53,7 +52,7 @@ def finetune_folds(
     for fold in _folds(options):
         fold_options = replace(options, evaluation_fold=fold, output=str(fold_folder(folder, fold)))
         if options.overwrite or not _is_finished(fold_options):
-            _finetune_once(finetune, fold_options, command)
+            _finetune_once(finetune, fold_options)
         records[fold] = finished_result(fold_options) or {}
     metric = headline(name.removeprefix("evaluation_") for name in records[fold])
     values = [record[f"evaluation_{metric}"] for record in records.values()]
@@ -83,12 +82,12 @@ def fold_folder(folder: Path, fold: str) -> Path:
 
 
 def _finetune_once(
-    finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions, command: str
+    finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
 ) -> None:
     if os.environ.get("RANK", "0") != "0":
         finetune(options)  # the first process has the lock for all
         return
-    with locked(Path(options.output), command):
+    with hold(Path(options.output)):
         if tidy_finished(options):
             print(f"{options.output} was finished but for a last tidying up, which is done now.")
         else:
