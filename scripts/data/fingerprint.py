@@ -65,8 +65,8 @@ class Fingerprint:
         for name in sorted({*stored["files"], *self.files}):
             sizes = [files.get(name) for files in (stored["files"], self.files)]
             if sizes[0] != sizes[1]:
-                before, now = ("absent" if s is None else f"{s} bytes" for s in sizes)
-                found.append(f"{name} {before}, now {now}")
+                was, is_now = ("absent" if s is None else f"{s} bytes" for s in sizes)
+                found.append(f"{name} {was}, now {is_now}")
         if stored["revision"] != self.revision:
             found.append(f"revision {stored['revision']} of the dataset, now {self.revision}")
         if len(found) > _MENTIONED:

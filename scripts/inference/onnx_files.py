@@ -102,19 +102,7 @@ def check(
 
     Clips are classified one by one, from waveform to label; the cases take turns.
     """
-    data = open_labelled_audio(
-        dataset,
-        options.dataset_config,
-        options.audio_column,
-        options.label_column,
-        options.train_split,
-        options.evaluation_split,
-        options.fold_column,
-        options.evaluation_fold,
-        options.evaluation_fraction,
-        options.group_column,
-        options.label_separator,
-    )
+    data = open_labelled_audio(dataset, options)
     names = {label: index for index, label in model.config.id2label.items()}
     unknown = [name for name in data.label_names if name not in names]
     if unknown:

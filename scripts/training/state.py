@@ -53,6 +53,8 @@ class TrainingState:
     def save(self, folder: Path, optimizer: Any, scheduler: Any, scaler: Any = None) -> None:
         """Write this process's files of a state; every process must call it."""
         _write(folder / f"random-{self.rank}.safetensors", *_random_state())
+        weights: Any
+        moments: Any
         if self.is_sharded:
             weights = get_model_state_dict(self.model, options=_GATHERED)
             moments = get_optimizer_state_dict(self.model, _plain(optimizer), options=_GATHERED)
@@ -83,7 +85,7 @@ class TrainingState:
         """
         with _reading(folder / "model.safetensors") as (weights, _):
             if self.is_sharded:
-                set_model_state_dict(self.model, weights, options=_DEALT_OUT)
+                set_model_state_dict(self.model, dict(weights), options=_DEALT_OUT)
             else:
                 self.model.load_state_dict(weights)
         if self.average is not None:

@@ -25,6 +25,7 @@ from feature_extraction import (
     roll,
     spec_augment,
 )
+from modeling_ast.scores_ast import scores_from_logits
 
 from ..data.batches import Collator, SkippedSounds, batches, rank_share, repeated
 from ..data.labelled import LabelledAudio
@@ -170,7 +171,7 @@ def evaluate_model(
             continue
         references += targets
         logits = output.logits.float()
-        scores += (logits.sigmoid() if multi_label else logits.softmax(dim=1)).tolist()
+        scores += scores_from_logits(logits, config.problem_type).tolist()
         losses.append(output.loss.item() * len(logits))
     bar.close()
     scores, references = gather_object(scores), gather_object(references)
