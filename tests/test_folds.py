@@ -68,9 +68,7 @@ def test_mistakes(settings, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="evaluation_fold all needs --fold_column"):
         finetune_folds(with_accelerate.finetune, replace(args, fold_column=None))
     with pytest.raises(ValueError, match=r"no column 'nothing' \(--fold_column\)\. Known"):
-        finetune_folds(
-            with_accelerate.finetune, replace(args, fold_column="nothing"), "ast-finetune"
-        )
+        finetune_folds(with_accelerate.finetune, replace(args, fold_column="nothing"))
     one = replace(args, evaluation_fold="1", output=str(tmp_path / "run" / "fold1"))
     finetune_folds(with_accelerate.finetune, one)
     with pytest.raises(ValueError, match=r"holds a finished run with seed 0, now 5\. Give the"):

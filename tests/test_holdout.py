@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from scripts.data.holdout import hold_out
 from scripts.data.labelled import open_labelled_audio
 from scripts.data.options import LabelledOptions
+from scripts.training.options import FinetuneOptions
+from scripts.training.start import open_data
 
 from .sounds import write_class_folders
 
@@ -76,7 +78,7 @@ def test_a_class_too_small_to_be_divided_is_named(tmp_path, caplog):
         (
             {"fold_column": "fold", "evaluation_fold": "1", "label_column": "category"},
             "left aside --label_column category, --fold_column fold, --evaluation_fold 1. "
-            "20 % of each class are held out.",
+            "20 % of each class is held out.",
         ),
         ({"evaluation_split": "validation"}, "and no splits: left aside --evaluation_split val"),
         ({"group_column": "speaker"}, "left aside --group_column speaker"),
@@ -84,6 +86,6 @@ def test_a_class_too_small_to_be_divided_is_named(tmp_path, caplog):
 )
 def test_a_tables_options_do_not_stop_class_folders(tmp_path, caplog, changes, message):
     folder = write_class_folders(tmp_path / "sounds", 10)
-    data = open_labelled_audio(str(folder), LabelledOptions(**changes))
+    data = open_data(FinetuneOptions(dataset=str(folder), **changes))
     assert data.evaluation_counts == [2, 2, 2]
     assert message in caplog.text

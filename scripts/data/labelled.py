@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from datasets import ClassLabel, IterableDataset, Value
 
@@ -23,9 +23,10 @@ from .holdout import NO_LABEL, hold_out
 from .options import LabelledOptions
 from .sources import class_folder_splits, data_files, hub_revision, open_stream
 
-__all__ = ["LabelledAudio", "open_labelled_audio", "open_stream"]
+__all__ = ["LabelledAudio", "for_class_folders", "open_labelled_audio", "open_stream"]
 
 logger = logging.getLogger(__name__)
+O = TypeVar("O", bound=LabelledOptions)  # noqa: E741
 
 
 @dataclass
@@ -64,9 +65,6 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
     `evaluation_fold`, else `evaluation_fraction` of each class of the train split: the same clips
     every time, however the stream is sharded (see `holdout`).
 
-    Class folders have no columns, and often no splits: options that name some are left aside there,
-    which is said, so that a recipe made for a table works on them too.
-
     Args:
         dataset: see `open_stream`.
         options: columns and parts. A label is a class name or index per clip, or a list of them
@@ -77,7 +75,6 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         ValueError: for a wrong path, an unknown column, a missing or unknown label, an empty part
             or a group in both.
     """
-    options = _for_class_folders(dataset, options)
     config, audio_column = options.dataset_config, options.audio_column
     label_column, group_column = options.label_column, options.group_column
     train_split, evaluation_split = options.train_split, options.evaluation_split
@@ -181,8 +178,11 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
     )
 
 
-def _for_class_folders(dataset: str, options: LabelledOptions) -> LabelledOptions:
-    """The options without what class folders do not have."""
+def for_class_folders(dataset: str, options: O) -> O:
+    """Options without what class folders do not have: columns, and often splits.
+
+    So a recipe that was made for a table works on them; a warning says what is left aside.
+    """
     splits = class_folder_splits(dataset)
     if splits is None:
         return options
@@ -198,18 +198,19 @@ def _for_class_folders(dataset: str, options: LabelledOptions) -> LabelledOption
         plain |= {"train_split": "train"}
         if options.evaluation_split != "train":
             plain |= {"evaluation_split": None}
-    left_aside = {name: value for name, value in plain.items() if getattr(options, name) != value}
-    if left_aside:
-        logger.warning(
-            "%s has class folders%s: left aside %s.%s",
-            dataset,
-            "" if splits else " and no splits",
-            ", ".join(f"--{name} {getattr(options, name)}" for name in left_aside),
-            ""
-            if splits or options.evaluation_split == "train"
-            else f" {100 * options.evaluation_fraction:g} % of each class are held out.",
-        )
-    return replace(options, **left_aside)
+    changes = {name: value for name, value in plain.items() if getattr(options, name) != value}
+    if not changes:
+        return options
+    changed = replace(options, **changes)
+    held_out = changed.evaluation_split is None
+    logger.warning(
+        "%s has class folders%s: left aside %s.%s",
+        dataset,
+        "" if splits else " and no splits",
+        ", ".join(f"--{name} {getattr(options, name)}" for name in changes),
+        f" {100 * options.evaluation_fraction:g} % of each class is held out." if held_out else "",
+    )
+    return changed
 
 
 class _Clip(NamedTuple):

@@ -14,7 +14,7 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.conversion_ast import vision_config
 
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
-from ..data.labelled import LabelledAudio, open_labelled_audio
+from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
 from ..data.statistics import measure_sounds
 from ..evaluation.metrics import METRICS
 from .options import FinetuneOptions
@@ -29,7 +29,7 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
     """The dataset that the options name."""
     if not options.dataset:
         raise ValueError("Name a dataset, for example my_sounds/ (see --help).")
-    data = open_labelled_audio(options.dataset, options)
+    data = open_labelled_audio(options.dataset, for_class_folders(options.dataset, options))
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
         raise ValueError(
             f"{options.dataset} has one label only ({data.label_names[0]!r}); a classifier needs "
@@ -161,7 +161,7 @@ def _load_model(
             "initializer_range": options.hidden_size**-0.5,
         }
         return ASTForAudioClassification(ASTConfig(**size, **geometry, **labels, **training)), None
-    name, is_vision = _find_weights(options.model)
+    name, is_vision = find_weights(options.model)
     if is_vision:
         config = vision_config(Path(name), **geometry, **labels, **training)
         return ASTForAudioClassification.from_vision_checkpoint(Path(name), config), None
@@ -173,7 +173,7 @@ def _load_model(
     )
 
 
-def _find_weights(model: str) -> tuple[str, bool]:
+def find_weights(model: str) -> tuple[str, bool]:
     """Where the weights are that the option names, and whether they are a DeiT's or ViT's."""
     path = Path(model)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
