@@ -61,7 +61,7 @@ def gathered(model, optimizer) -> tuple[dict, dict]:
     options = StateDictOptions(full_state_dict=True)
     return (
         get_model_state_dict(model, options=options),
-        get_optimizer_state_dict(model, optimizer, options=options),
+        get_optimizer_state_dict(model, optimizer, options=options)["state"],
     )
 
 
@@ -85,6 +85,7 @@ def main(folder: Path) -> None:
         gathered(model, optimizer), gathered(other, other_optimizer), strict=True
     ):
         torch.testing.assert_close(loaded, saved, rtol=0, atol=0)
+    assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
     distributed.destroy_process_group()
 
 
