@@ -181,7 +181,7 @@ def test_parts_add_up(sizes, level):
         ({"dataset": "/no/such/folder"}, "No such folder or file: /no/such/folder"),
         ({"audio_column": "sound"}, r"no column 'sound' \(--audio_column\).*Known: audio, label"),
         ({"num_workers": -1}, "--num_workers must be at least 0, got -1"),
-        ({"checkpoint": "/no/such/model"}, "No feature extractor in /no/such/model"),
+        ({"checkpoint": "/no/such/model"}, "No such checkpoint folder: /no/such/model"),
     ],
 )
 def test_mistakes(sounds_folder, arguments, message):

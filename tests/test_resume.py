@@ -161,7 +161,7 @@ def test_two_processes_killed(door, recipe, tmp_path):
     assert states[-1] == "step-000000005", killed.stderr
     again = torchrun(2, "", door, *arguments, str(tmp_path / "run"))
     assert again.returncode == 0, again.stderr
-    assert "Going on with" in again.stdout
+    assert "Resuming" in again.stdout
     assert result(tmp_path / "run") == result(tmp_path / "once")
 
 
