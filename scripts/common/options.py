@@ -373,12 +373,12 @@ def read_recipe(name: str, options: type[Options]) -> dict[str, Any]:
     aliases = _aliases(options)
     settings: dict[str, Any] = {}
     for key, value in recipe.items():
-        name: Any = aliases.get(key, key)
-        if name not in names:
+        option: Any = aliases.get(key, key)
+        if option not in names:
             raise ValueError(
                 f"{path} sets the unknown option {key!r}{did_you_mean(str(key), names)}"
             )
-        settings[name] = value
+        settings[option] = value
     return settings
 
 
