@@ -273,12 +273,19 @@ def test_damaged_files_are_one_line(tmp_path, exported):
         if number % 10 == 9:
             del damaged[int(random.integers(len(whole))) :]
         path.write_bytes(damaged)
-        try:
-            OnnxClassifier(path)(clip)
-            answered += 1
-        except ValueError as error:
-            assert "damaged.onnx" in str(error)
+        error = complaint(path, clip)
+        assert error is None or "damaged.onnx" in error
+        answered += error is None
     assert 0 < answered < 60
+
+
+def complaint(path, clip) -> str | None:
+    """What is said of a file that cannot be used."""
+    try:
+        OnnxClassifier(path)(clip)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.slow
