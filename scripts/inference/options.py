@@ -87,7 +87,7 @@ class ClassifyOptions(DatasetOptions):
         group=_EVENTS,
     )
     release_threshold: float | None = setting(
-        None, "score that continues one; default: the threshold", group=_EVENTS
+        None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
     )
     minimum_length_s: float = setting(
         0.0, "leave out shorter events", at_least=0, group=_EVENTS, metavar="SECONDS"
