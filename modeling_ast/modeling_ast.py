@@ -94,7 +94,9 @@ class ASTEmbeddings(nn.Module):
             # The one patch of a clip below 16 frames reaches into its padding.
             input_values = input_values.masked_fill(attention_mask[:, :, None] == 0, 0.0)
 
-        patches = self.patch_embeddings(input_values.to(self.patch_embeddings.projection.weight))
+        patches = self.patch_embeddings(
+            input_values.to(self.patch_embeddings.projection.weight.dtype)
+        )
         patches = patches + run_time_positions(
             self.position_embeddings, config.trained_grid, grid, valid_columns
         )
