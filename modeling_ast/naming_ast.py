@@ -1,9 +1,9 @@
 """The two namings of an AST's layers: the checkpoints', which is ours, and `transformers` 5's.
 
-    encoder.layer.N.attention.attention.query, key, value   layers.N.attention.q_proj, k_proj, v_proj
-    encoder.layer.N.attention.output.dense                  layers.N.attention.o_proj
-    encoder.layer.N.intermediate.dense                      layers.N.mlp.fc1
-    encoder.layer.N.output.dense                            layers.N.mlp.fc2
+    encoder.layer.N.attention.attention.query   layers.N.attention.q_proj (key, value likewise)
+    encoder.layer.N.attention.output.dense      layers.N.attention.o_proj
+    encoder.layer.N.intermediate.dense          layers.N.mlp.fc1
+    encoder.layer.N.output.dense                layers.N.mlp.fc2
 
 Checkpoints carry the left one. The right one is in folders that `transformers` 5 wrote with
 `save_original_format=False`, in its state dicts in memory, and in PEFT adapters trained on its AST.

@@ -11,16 +11,18 @@ to the new grid by the original code's rule (`resize_position_table`).
 import copy
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_ast import ASTConfig
+from .loss_ast import classification_loss
 from .naming_ast import (
     NATIVE_TO_OURS,
     fit_adapter_config,
@@ -60,6 +62,31 @@ class ASTPreTrainedModel(PreTrainedModel):
     def __init__(self, config, *args, **kwargs):
         super().__init__(self._with_our_fields(config), *args, **kwargs)
         self.register_load_state_dict_pre_hook(rename_state_dict)
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        """What `forward` calls with labels, logits, config, and `num_items_in_batch` when given.
+
+        As in `transformers`, another function may be set here; a module, too.
+        """
+        own = self._modules.get("loss_function") or self.__dict__.get("_loss_function")
+        return own or self._classification_loss
+
+    @loss_function.setter
+    def loss_function(self, function: Callable[..., Tensor]) -> None:
+        self._loss_function = function
+
+    def _classification_loss(
+        self,
+        labels: Tensor,
+        logits: Tensor,
+        config: ASTConfig,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        smoothing = config.label_smoothing if self.training else 0.0
+        return classification_loss(
+            logits, labels, config.problem_type, num_items_in_batch, smoothing
+        )
 
     @classmethod
     def _with_our_fields(cls, config: Any) -> Any:
