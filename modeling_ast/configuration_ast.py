@@ -9,6 +9,9 @@ A `config.json` may come from anybody, so numbers that no AST has are refused he
 is built from them.
 """
 
+from .versions_ast import OLDEST  # noqa: F401  (first: in an older transformers the rest fails)
+
+# isort: split
 import re
 from pathlib import Path
 from typing import Any

@@ -85,7 +85,7 @@ class ASTEmbeddings(nn.Module):
             if attention_mask.shape != (batch_size, frames):
                 raise ValueError(
                     f"attention_mask must have one value per frame, shape {(batch_size, frames)}, "
-                    f"got {tuple(attention_mask.shape)}."
+                    f"got {tuple(attention_mask.shape)}. Labels are passed by name: labels=…"
                 )
             valid_columns = count_valid_columns(
                 attention_mask, config.patch_size, config.time_stride
