@@ -22,6 +22,7 @@ from .levels_ast import integer_error, integer_warning, level_error, level_warni
 
 logger = logging.get_logger(__name__)
 
+_MAX_VALUES = 1 << 28  # of one spectrogram: 1 GB
 _LARGEST_STATISTIC = 1e6  # of log-mel values, which lie between -16 and 90
 
 
@@ -56,8 +57,8 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         **kwargs,
     ):
         for name in kwargs:  # they become attributes, and a file must not replace a method
-            if callable(getattr(type(self), name, None)):
-                raise ValueError(f"An extractor has no setting {name!r}.")
+            if name.startswith("__") or callable(getattr(type(self), name, None)):
+                raise ValueError(f"An extractor has no setting {_shortened(name)}.")
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,
@@ -71,6 +72,20 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         self.mean = mean
         self.std = std
         self._check_settings()
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in `transformers`.
+
+        Raises:
+            ValueError: for settings that no model has; they may be anybody's.
+        """
+        if not isinstance(feature_extractor_dict, dict):
+            raise ValueError(
+                "This is no feature extractor's file: expected a JSON object, got "
+                f"{_shortened(feature_extractor_dict)}."
+            )
+        return super().from_dict(feature_extractor_dict, **kwargs)
 
     def _check_settings(self) -> None:
         """Raise ValueError for settings that no model has: the file may be anybody's."""
@@ -94,6 +109,11 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
                     f"{name} must be a number up to {_LARGEST_STATISTIC:g}, got "
                     f"{_shortened(value)}."
                 )
+        if self.max_length * self.num_mel_bins > _MAX_VALUES:
+            raise ValueError(
+                f"max_length={self.max_length} x num_mel_bins={self.num_mel_bins} must be at most "
+                f"{_MAX_VALUES}: no model's spectrograms are larger."
+            )
         if self.std < 1 / _LARGEST_STATISTIC:
             raise ValueError(
                 f"std must be at least {1 / _LARGEST_STATISTIC:g}, got {_shortened(self.std)}."

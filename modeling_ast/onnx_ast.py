@@ -20,6 +20,7 @@ from feature_extraction import ASTFeatureExtractor
 from .configuration_ast import ASTConfig
 from .export_ast import import_optional
 from .pipeline_ast import ASTAudioClassificationPipeline
+from .weights_ast import check_settings
 
 
 class OnnxModel:
@@ -57,10 +58,12 @@ class OnnxModel:
                 f"{path} has no {' and no '.join(sorted(missing))} in its metadata: expected a "
                 "file that ast-export-onnx wrote."
             )
-        self.config = ASTConfig.from_dict(json.loads(metadata["config"]))
+        self._path = path
+        self.config = ASTConfig.from_dict(_settings(metadata["config"], path))
         self.input_name = self.session.get_inputs()[0].name
         extractor_class = _Waveforms if self.input_name == "waveform" else ASTFeatureExtractor
-        self.feature_extractor = extractor_class(**json.loads(metadata["preprocessor_config"]))
+        settings = _settings(metadata["preprocessor_config"], path)
+        self.feature_extractor = extractor_class.from_dict(settings)
 
     def __call__(
         self, input_values: Tensor, attention_mask: Tensor | None = None
@@ -81,8 +84,21 @@ class OnnxModel:
         for length in np.unique(lengths):
             rows = lengths == length
             clips = np.ascontiguousarray(inputs[rows, :length], np.float32)
-            (logits[rows],) = self.session.run(["logits"], {self.input_name: clips})
+            logits[rows] = self._run(clips)
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+
+    def _run(self, clips: np.ndarray) -> np.ndarray:
+        try:
+            (logits,) = self.session.run(["logits"], {self.input_name: clips})
+        except Exception as error:  # its errors have no common class
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{self._path} does not take this sound: {reason}") from error
+        if logits.shape != (len(clips), self.config.num_labels):
+            raise ValueError(
+                f"{self._path} gives logits of {logits.shape} for {len(clips)} clips and "
+                f"{self.config.num_labels} labels: its metadata are not its own."
+            )
+        return logits
 
 
 class OnnxClassifier(ASTAudioClassificationPipeline):
@@ -111,6 +127,17 @@ class OnnxClassifier(ASTAudioClassificationPipeline):
 
     def check_model_type(self, supported_models: Any) -> None:
         """The stock pipeline wants one of `transformers`' model classes."""
+
+
+def _settings(text: str, path: str | os.PathLike) -> dict[str, Any]:
+    """The settings in a file's metadata, which may be anybody's."""
+    source = f"The metadata of {path}"
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is no JSON: {error}") from error
+    check_settings(content, source)
+    return content
 
 
 class _Waveforms(ASTFeatureExtractor):

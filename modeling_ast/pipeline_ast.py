@@ -7,6 +7,7 @@ logits      (1, labels)     per window, batched across windows and files
 scores      (labels,)       mean over windows, weighted by the sound in each
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,6 +84,11 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.is_ast and type(self.model).__module__.startswith("transformers."):
+            # `pipeline` falls back on transformers' class when ours refuses a checkpoint.
+            name = self.model.name_or_path
+            with contextlib.suppress(OSError):  # built by hand, from no file
+                AutoModelForAudioClassification.from_pretrained(name)  # says why, if so
         ours = self.feature_extractor_class
         if self.is_ast and ours is not None and not isinstance(self.feature_extractor, ours):
             self.feature_extractor = ours(**self.feature_extractor.to_dict())

@@ -149,8 +149,17 @@ class ASTPreTrainedModel(PreTrainedModel):
     def _load(cls, name: Any, *model_args: Any, **kwargs: Any) -> Any:
         """`transformers`' own loading, of either naming, whole or not at all."""
         wants_info = kwargs.pop("output_loading_info", False)
+        takes_all_sizes = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["key_mapping"] = NATIVE_TO_OURS | (kwargs.get("key_mapping") or {})
-        model, info = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(
+            name, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        if info["mismatched_keys"] and not takes_all_sizes:
+            weight, stored, wanted = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"{name}: {weight} has shape {tuple(stored)} in the weights and {tuple(wanted)} by "
+                "the config. For another number of labels pass ignore_mismatched_sizes=True."
+            )
         # Otherwise it would save with the names that it has read.
         model._weight_conversions = [
             conversion
