@@ -84,11 +84,11 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.is_ast and type(self.model).__module__.startswith("transformers."):
-            # `pipeline` falls back on transformers' class when ours refuses a checkpoint.
-            name = self.model.name_or_path
-            with contextlib.suppress(OSError):  # built by hand, from no file
-                AutoModelForAudioClassification.from_pretrained(name)  # says why, if so
+        is_native = type(self.model).__module__.startswith("transformers.")
+        if self.is_ast and is_native and self.model.name_or_path:
+            # `pipeline` falls back on transformers' class when ours refuses a checkpoint: why?
+            with contextlib.suppress(OSError):
+                AutoModelForAudioClassification.from_pretrained(self.model.name_or_path)
         ours = self.feature_extractor_class
         if self.is_ast and ours is not None and not isinstance(self.feature_extractor, ours):
             self.feature_extractor = ours(**self.feature_extractor.to_dict())

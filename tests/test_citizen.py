@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch._dynamo.testing import CompileCounter
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 from transformers.models.audio_spectrogram_transformer import (
     modeling_audio_spectrogram_transformer as native,
 )
@@ -377,6 +377,73 @@ def test_our_adapters_go_to_native(tmp_path, targets):
 def test_a_folder_without_an_adapter_is_no_adapter(tmp_path):
     with pytest.raises(ValueError, match=r"is no PEFT adapter: expected adapter_config\.json and"):
         naming_ast.rename_adapter(tmp_path, tmp_path / "out")
+
+
+def test_a_refused_checkpoint_is_not_run_by_native_instead(tmp_path):
+    """`pipeline` tries transformers' own class when ours raises."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    damaged = {name.replace("intermediate", "intermediary"): t for name, t in weights.items()}
+    save_file(damaged, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 4 weights of the encoder"):
+        pipeline("audio-classification", model=str(tmp_path))
+
+
+def test_a_head_of_another_size_is_refused_unless_asked_for(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"classifier\.dense\.bias has shape \(5,\) in the weights and \(7,\) by the config\. "
+        "For another number of labels pass ignore_mismatched_sizes=True",
+    ):
+        ASTForAudioClassification.from_pretrained(tmp_path, num_labels=7)
+    model = ASTForAudioClassification.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    assert model.classifier.dense.weight.shape == (7, 48)
+
+
+# Calls as transformers' own takes them
+
+
+def test_a_mask_that_is_not_right_padded_is_refused():
+    model = tiny_model()
+    spectrogram, mask = masked_batch()
+    for wrong in (mask.flip(1), mask * 2, (1.0 - mask) * -torch.inf, mask.roll(1, dims=1)):
+        wrong = torch.nan_to_num(wrong, nan=0.0) if wrong.is_floating_point() else wrong
+        with pytest.raises(ValueError, match=r"of clip [01] is not ones, then zeros: sound comes"):
+            model(spectrogram, wrong)
+    expected = model(spectrogram, mask).logits
+    for same in (mask.bool(), mask.float(), mask.int()):
+        assert torch.equal(model(spectrogram, same).logits, expected)
+    nothing = torch.zeros_like(mask)  # a clip without any sound is its padding
+    assert model(spectrogram, nothing).logits.isfinite().all()
+
+
+def test_labels_in_the_mask_s_place_are_named():
+    model, spectrogram = tiny_model(), torch.randn(2, 128, 64)
+    with pytest.raises(ValueError, match=r"\(2, 128\), got \(2,\)\. Labels are passed by name"):
+        model(spectrogram, torch.tensor([0, 1]))
+
+
+def test_no_labels_are_no_head():
+    config = tiny_native_config(num_labels=0)
+    theirs = native.ASTForAudioClassification(config).eval()
+    ours = ASTForAudioClassification(config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    spectrogram = torch.randn(2, 128, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(spectrogram).logits, theirs(spectrogram).logits)
+
+
+def test_classes_named_by_numbers(tmp_path):
+    names = {0: 7, 1: 2.5, 2: "c", 3: 3, 4: 4}
+    theirs = native.ASTForAudioClassification(tiny_native_config(id2label=names))
+    theirs.save_pretrained(tmp_path)
+    model = ASTForAudioClassification.from_pretrained(tmp_path)
+    assert model.config.id2label == {0: "7", 1: "2.5", 2: "c", 3: "3", 4: "4"}
 
 
 # Weights elsewhere

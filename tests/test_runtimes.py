@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +144,24 @@ with torch.no_grad():
 """
     logits = run_without_our_code(script, our_folder, tmp_path)
     assert (logits - native_logits).abs().max() <= 1e-5
+
+
+def test_an_older_transformers_is_named(our_folder, tmp_path):
+    """With a stand-in for it: code that travels is imported where nobody ran pip for it."""
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers/__init__.py").write_text("__version__ = '4.57.3'")
+    shutil.copytree(our_folder, tmp_path / "checkpoint")
+    result = subprocess.run(
+        [sys.executable, "-c", "import checkpoint.configuration_ast"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    oldest = re.search(r"transformers>=([\d.]+)", (REPOSITORY / "setup.cfg").read_text())[1]
+    assert f"needs transformers {oldest} or newer, here is 4.57.3: pip" in result.stderr
+    template = (REPOSITORY / "hub_configs/model_card_template.md").read_text()
+    assert f"needs transformers {oldest} or newer" in template
 
 
 @pytest.mark.parametrize("writer", ["native_folder", "our_folder"])
