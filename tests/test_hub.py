@@ -30,7 +30,7 @@ MODEL_CODE = {
     *("conversion_ast.py", "loss_ast.py", "patchout_ast.py", "token_merging_ast.py"),
     *("naming_ast.py", "versions_ast.py", "weights_ast.py"),
 }
-FEATURE_CODE = {"feature_extraction_ast.py", "fbank_ast.py", "audio_ast.py"}
+FEATURE_CODE = {"feature_extraction_ast.py", "fbank_ast.py", "audio_ast.py", "levels_ast.py"}
 COMPLETE = MODEL_CODE | FEATURE_CODE | {"config.json", "preprocessor_config.json"}
 COMPLETE |= {"model.safetensors", "README.md"}
 
