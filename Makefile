@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: demo test test-slow clean
 
 demo: $(READY)
-	$(BIN)/python -m scripts.demo
+	$(BIN)/python -m scripts.tour
 
 test: $(READY)
 	$(BIN)/ruff format --check .

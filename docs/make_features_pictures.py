@@ -31,7 +31,7 @@ from feature_extraction import (
     spec_augment,
     time_shift,
 )
-from scripts.data import open_stream
+from scripts.data.labelled import open_stream
 
 IMAGES = Path(__file__).parent / "images"
 RATE = 16000

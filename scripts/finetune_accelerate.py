@@ -24,31 +24,35 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .arguments import parse_arguments, run_command
-from .batches import SkippedSounds
-from .finetune_arguments import FinetuneArguments
-from .folds import finetune_folds
-from .run_folder import RunFolder
-from .training import (
-    augment,
-    check_sharded,
-    choose_trained_weights,
-    count_steps,
+from .common.arguments import parse_arguments, run_command
+from .data.batches import SkippedSounds
+from .training.folds import finetune_folds
+from .training.optimisation import (
     current_result,
-    describe_data,
-    describe_epoch,
-    describe_run,
-    epoch_batches,
-    evaluate_model,
-    evaluation_batches,
     learning_rate_factor,
     make_average,
     make_optimizer,
+)
+from .training.options import FinetuneArguments
+from .training.run_folder import RunFolder
+from .training.start import (
+    check_sharded,
+    choose_trained_weights,
+    describe_data,
+    describe_run,
     open_data,
-    parts_of,
     precision,
     save_model,
     start_model,
+)
+from .training.steps import (
+    augment,
+    count_steps,
+    describe_epoch,
+    epoch_batches,
+    evaluate_model,
+    evaluation_batches,
+    parts_of,
     trackable,
 )
 

@@ -19,8 +19,9 @@ from tqdm.auto import tqdm
 
 from feature_extraction import load_audio
 
-from .arguments import did_you_mean, parse_arguments, run_command, setting
-from .sources import open_stream
+from .common.arguments import parse_arguments, run_command, setting
+from .common.options import did_you_mean
+from .data.sources import open_stream
 
 _SAMPLING_RATE = 16000
 _MAX_ATTENUATION_DB = 6.0

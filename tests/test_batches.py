@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_extraction import ASTFeatureExtractor, AudioDecodingError
-from scripts.batches import Collator, SkippedSounds, batches, rank_share, repeated
-from scripts.data import LabelledAudio
+from scripts.data.batches import Collator, SkippedSounds, batches, rank_share, repeated
+from scripts.data.labelled import LabelledAudio
 
 RATE = 16000
 EXTRACTOR = ASTFeatureExtractor(num_mel_bins=8, max_length=64)

@@ -13,9 +13,9 @@ from transformers import ViTConfig, ViTModel
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts import benchmark_training, measuring
 from scripts.benchmark import benchmark
-from scripts.benchmark_inference import multiplications
+from scripts.benchmarks import accuracy, timing
+from scripts.benchmarks.forward import multiplications
 
 from .sounds import write_class_folders
 from .test_finetune import TINY
@@ -52,8 +52,8 @@ def test_features(tmp_path, capsys):
 def test_cases_alternate(monkeypatch):
     calls = []
     cases = {name: lambda name=name: calls.append(name) for name in "ab"}
-    monkeypatch.setattr(measuring, "_SHORTEST_S", 0.0)
-    measuring.measure(cases, repeats=2)
+    monkeypatch.setattr(timing, "_SHORTEST_S", 0.0)
+    timing.measure(cases, repeats=2)
     assert "".join(calls) == "ababab"  # the first round warms up
 
 
@@ -64,7 +64,7 @@ def test_short_cases_run_on_end():
         "short": lambda: (calls.append("short"), time.sleep(0.01)),
         "long": lambda: (calls.append("long"), time.sleep(0.25)),
     }
-    seconds = measuring.measure(cases, repeats=2)
+    seconds = timing.measure(cases, repeats=2)
     assert calls.count("long") == 3
     assert 10 < calls.count("short") < 60
     assert all(0.01 <= run < 0.1 for run in seconds["short"])
@@ -185,9 +185,9 @@ def test_accuracy(tmp_path, capsys):
 def test_an_accuracy_that_the_plain_loop_never_reaches(capsys):
     curves = {"plain": [(10.0, 80.0), (30.0, 90.0)], "ours": [(5.0, 92.0), (12.0, 94.0)]}
     options = Namespace(target=93.0, ours="", json=None, plot=None)
-    benchmark_training._report(curves, options)
+    accuracy._report(curves, options)
     assert "times faster: more than 2.5" in capsys.readouterr().out
-    benchmark_training._report({**curves, "ours": [(5.0, 92.0)]}, options)
+    accuracy._report({**curves, "ours": [(5.0, 92.0)]}, options)
     assert "times faster" not in capsys.readouterr().out
 
 

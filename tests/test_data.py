@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 
 from feature_extraction import load_audio
-from scripts.data import LabelledAudio, open_labelled_audio, open_stream
+from scripts.data.labelled import LabelledAudio, open_labelled_audio, open_stream
 
 from .conftest import SHARED, shared
 from .sounds import PITCHES, write_class_folders, write_parquet, write_webdataset

@@ -14,15 +14,9 @@ from transformers.models.audio_spectrogram_transformer import (
 )
 
 from feature_extraction import ASTFeatureExtractor, kaldi_fbank, load_audio
-from scripts.dataset_stats import (
-    Statistics,
-    StatsArguments,
-    _of_values,
-    dataset_stats,
-    measure_dataset,
-    measure_sounds,
-)
-from scripts.sources import open_stream
+from scripts.data.sources import open_stream
+from scripts.data.statistics import Statistics, _of_values, measure_dataset, measure_sounds
+from scripts.dataset_stats import StatsArguments, dataset_stats
 
 from .conftest import shared
 

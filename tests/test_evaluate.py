@@ -16,10 +16,13 @@ from transformers import pipeline
 
 from feature_extraction import ASTFeatureExtractor, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts import evaluate_checkpoint, mix_clips
-from scripts.data import open_labelled_audio
-from scripts.evaluate_checkpoint import EvaluateArguments, draw_confusion_matrix, format_report
-from scripts.metrics import ScoredClips
+from scripts import evaluate as evaluate_command
+from scripts import mix_clips
+from scripts.data.labelled import open_labelled_audio
+from scripts.evaluation.metrics import ScoredClips
+from scripts.evaluation.options import EvaluateArguments
+from scripts.evaluation.report import draw_confusion_matrix, finite, format_report
+from scripts.evaluation.scoring import evaluate_checkpoints
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone, write_class_folders, write_parquet
@@ -72,7 +75,7 @@ def evaluate(checkpoints, dataset, output_dir, **arguments):
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
     settings = EvaluateArguments(output_dir=str(output_dir), **{**WHOLE, **arguments})
-    return evaluate_checkpoint.evaluate_checkpoints(checkpoints, str(dataset), settings)
+    return evaluate_checkpoints(checkpoints, str(dataset), settings)
 
 
 def heard(checkpoint, files, labels=LABELS, **arguments) -> np.ndarray:
@@ -294,7 +297,7 @@ def test_pictures_of_many_classes_stay_readable(tmp_path):
 
 def test_perfect_scores_leave_valid_json(tmp_path):
     """d′ of a perfect ranking is infinite, which JSON cannot say."""
-    report = evaluate_checkpoint._finite({"a": [1.5, float("inf")], "b": {"c": float("nan")}})
+    report = finite({"a": [1.5, float("inf")], "b": {"c": float("nan")}})
     assert report == {"a": [1.5, None], "b": {"c": None}}
 
 
@@ -344,7 +347,7 @@ def test_command(checkpoint, sounds, tmp_path, monkeypatch, capsys):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["ast-evaluate", *map(str, arguments)])
         with pytest.raises(SystemExit) as ending:
-            evaluate_checkpoint.main()
+            evaluate_command.main()
         return ending.value.code, *capsys.readouterr()
 
     options = ["--evaluation_split", "train", "--num_workers", "0", "--bootstrap_resamples", "5"]
@@ -373,7 +376,7 @@ def test_two_processes_count_each_clip_once(checkpoint, tmp_path):
     alone = evaluate(checkpoint, tmp_path / "data", tmp_path / "alone")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_addr", "127.0.0.1", "--master_port", "29633"]
-    command += ["-m", "scripts.evaluate_checkpoint", checkpoint, str(tmp_path / "data")]
+    command += ["-m", "scripts.evaluate", checkpoint, str(tmp_path / "data")]
     command += ["--evaluation_split", "train", "--num_workers", "1", "--json"]
     command += ["--bootstrap_resamples", "20", "--output_dir", str(tmp_path / "together")]
     done = subprocess.run(

@@ -18,9 +18,9 @@ from transformers.models.audio_spectrogram_transformer import (
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTForAudioClassification
 from scripts import classify, finetune_accelerate
-from scripts.batches import Collator
+from scripts.data.batches import Collator
 from scripts.finetune_accelerate import finetune
-from scripts.finetune_arguments import FinetuneArguments
+from scripts.training.options import FinetuneArguments
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone, write_class_folders, write_parquet

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from scripts import finetune, finetune_accelerate
-from scripts.finetune_arguments import FinetuneArguments
-from scripts.folds import finetune_folds
+from scripts.training.folds import finetune_folds
+from scripts.training.options import FinetuneArguments
 
 from .sounds import write_class_folders
 from .test_finetune import TINY

@@ -10,10 +10,10 @@ import transformers
 
 from feature_extraction import ASTFeatureExtractor, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts.arguments import checkpoint_folder, hub_configs_folder
-from scripts.convert import main, read_label_names
-from scripts.model_card import check_card, published_checkpoints
-from scripts.published import published_files
+from scripts.common.bundled import checkpoint_folder, hub_configs_folder, read_label_names
+from scripts.convert import main
+from scripts.publishing.cards import check_card, published_checkpoints
+from scripts.publishing.published import published_files
 
 from .conftest import GOLDEN, REPOSITORY, shared
 
@@ -95,7 +95,7 @@ def test_forward_pass(folder):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_folders_are_what_the_command_writes(name):
-    """`python -m scripts.published`"""
+    """`python -m scripts.publishing.published`"""
     for file, text in published_files(name).items():
         assert (HUB_CONFIGS / name / file).read_text() == text, file
 
@@ -134,7 +134,7 @@ def test_variant_says_what_is_wrong(tmp_path, capsys):
         ((golden, tmp_path, "--variant=ast-audioset"), "Unknown variant 'ast-audioset'. Did you"),
         ((golden, tmp_path, "--variant=../labels"), "Unknown variant '../labels'"),
         ((golden, tmp_path, variant, "--labels=esc50"), "leave out --labels"),
-        ((golden, tmp_path, variant, "--max-length=128"), "leave out --max-length"),
+        ((golden, tmp_path, variant, "--max-length=128"), "leave out --max_length"),
         ((golden, variant), "Say once what to write"),
         ((golden, tmp_path, variant, "--output", tmp_path), "Say once what to write"),
         ((golden, tmp_path, "--variant=ast-audioset-12-12-0.447"), "positions for 1212 patches"),
@@ -179,7 +179,7 @@ def test_a_bundled_checkpoint_is_found_by_name(tmp_path, monkeypatch, installed)
     (configs / "ast-tiny" / "model.safetensors").touch()
     (configs / "ast-without-weights").mkdir()
     package.mkdir(exist_ok=True)
-    monkeypatch.setattr("scripts.arguments.__file__", str(package / "arguments.py"))
+    monkeypatch.setattr("scripts.common.bundled.__file__", str(package / "common" / "bundled.py"))
     assert hub_configs_folder() == configs
     assert checkpoint_folder("ast-tiny") == str(configs / "ast-tiny")
     for name in ("MIT/ast", "ast-without-weights", "../hub_configs/ast-tiny", "", str(tmp_path)):

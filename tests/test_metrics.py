@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 
-from scripts import metrics
-from scripts.metrics import ScoredClips, compute_metrics
+from scripts.evaluation import metrics
+from scripts.evaluation.metrics import ScoredClips, compute_metrics
 
 METRICS = [
     metrics.Accuracy,

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts.convert import main, read_label_names
+from scripts.common.bundled import read_label_names
+from scripts.convert import main
 
 from .conftest import GOLDEN, REPOSITORY, shared
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from scripts.convert import read_label_names
-from scripts.finetune_arguments import FinetuneArguments
+from scripts.common.bundled import read_label_names
+from scripts.training.options import FinetuneArguments
 
 from .conftest import REPOSITORY
 

@@ -9,9 +9,11 @@ import yaml
 from datasets import Audio, ClassLabel, Dataset, Features, List, Value
 
 from modeling_ast import ASTForAudioClassification
-from scripts import finetune, finetune_accelerate, training
-from scripts.arguments import hub_configs_folder, parse_arguments
-from scripts.finetune_arguments import FinetuneArguments
+from scripts import finetune, finetune_accelerate
+from scripts.common.arguments import parse_arguments
+from scripts.common.bundled import hub_configs_folder
+from scripts.training import start as training
+from scripts.training.options import FinetuneArguments
 
 from .sounds import PITCHES, encode, tone
 from .test_finetune import TINY

@@ -16,7 +16,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor, pipeline
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.weights_ast import check_json_files
-from scripts.sources import open_stream
+from scripts.data.sources import open_stream
 
 from .conftest import REPOSITORY
 

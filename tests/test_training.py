@@ -13,14 +13,10 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts import finetune, finetune_accelerate
-from scripts.finetune_arguments import FinetuneArguments
-from scripts.run_folder import RunFolder
-from scripts.training import (
-    choose_trained_weights,
-    learning_rate_factor,
-    make_average,
-    parameter_groups,
-)
+from scripts.training.optimisation import learning_rate_factor, make_average, parameter_groups
+from scripts.training.options import FinetuneArguments
+from scripts.training.run_folder import RunFolder
+from scripts.training.start import choose_trained_weights
 
 from .sounds import write_class_folders
 from .test_finetune import TINY

@@ -14,7 +14,8 @@ from collections.abc import Callable
 import matplotlib.pyplot  # noqa: F401  (so that it is imported once)
 import torch
 
-from scripts import finetune, finetune_accelerate, run_folder
+from scripts import finetune, finetune_accelerate
+from scripts.training import run_folder
 
 COMMANDS = {"ast-finetune": finetune.main, "ast-finetune-accelerate": finetune_accelerate.main}
 

@@ -1,0 +1,1 @@
+"""Timing of the parts, ours against what people use today."""

@@ -1,0 +1,150 @@
+"""What every benchmark shares: runs in turns, the table of times, the machine's name."""
+
+import functools
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers.models.audio_spectrogram_transformer import (
+    configuration_audio_spectrogram_transformer as native,
+)
+
+from modeling_ast import ASTConfig
+
+from .options import CommonOptions
+
+_SHORTEST_S = 0.2  # of a measurement
+
+
+O = TypeVar("O", bound=CommonOptions)  # noqa: E741
+
+
+def on_threads(run: Callable[[O], None]) -> Callable[[O], None]:
+    """A benchmark that uses as many CPU threads as its options say."""
+
+    @functools.wraps(run)
+    def run_on_threads(options: O) -> None:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        run(options)
+
+    return run_on_threads
+
+
+def measure(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of a run of every case, measured `repeats` times in turn after a warm-up.
+
+    A measurement is the mean of as many runs on end as fill 0.2 s: a short one after a pause, in
+    which caches, memory and threads have gone to others, does not cost what it costs in a loop.
+    """
+    runs = {name: _runs_to_fill(_SHORTEST_S, run) for name, run in cases.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, run in cases.items():
+            # numpy's threads spin for tens of milliseconds after their last product, on the cores
+            # that the next case needs.
+            time.sleep(0.1)
+            seconds[name].append(_timed(run, runs[name]))
+    return seconds
+
+
+def _runs_to_fill(seconds: float, run: Callable[[], object]) -> int:
+    first = _timed(run, 1)  # with all that happens once
+    return 1 if first >= seconds else math.ceil(seconds / max(_timed(run, 1), 1e-6))
+
+
+def _timed(run: Callable[[], object], times: int) -> float:
+    """Mean seconds."""
+    _wait_for_gpu()
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+        _wait_for_gpu()
+    return (time.perf_counter() - start) / times
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def report(
+    title: str,
+    seconds: dict[str, list[float]],
+    units: dict[str, int],
+    unit: str,
+    json_path: Path | None,
+    **extra: object,
+) -> None:
+    """Print a table of milliseconds per unit, and write it as JSON when asked.
+
+    Args:
+        title: what was measured, in words.
+        seconds: what `measure` returned; the other cases are compared with the first.
+        units: how many units (clips, steps …) one run of each case handles.
+        unit: their name, in the singular.
+        json_path: where the JSON goes; None: nowhere.
+        extra: figures to print below the table, and to write.
+    """
+    print(f"{title}; " + ", ".join(f"{key} {value}" for key, value in machine().items() if value))
+    print(f"{'':44}{'ms/' + unit:>11}{'min':>11}{'max':>11}{unit + 's/s':>10}{'faster':>9}")
+    rows: list[dict] = []
+    first: float | None = None
+    for name, runs in seconds.items():
+        per_unit = [1000 * run / units[name] for run in runs]
+        median = statistics.median(per_unit)
+        first = first or median
+        row = {
+            "case": name,
+            f"ms_per_{unit}": median,
+            "min": min(per_unit),
+            "max": max(per_unit),
+            "times_faster": first / median,
+            "runs_s": runs,
+        }
+        rows.append(row)
+        print(
+            f"{name:44}{median:11.3f}{min(per_unit):11.3f}{max(per_unit):11.3f}"
+            f"{1000 / median:10.1f}{first / median:8.1f}x"
+        )
+    for name, value in extra.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    if json_path:
+        json_path.write_text(
+            json.dumps({"title": title, "machine": machine(), "cases": rows, **extra}, indent=2)
+        )
+
+
+def machine() -> dict[str, str | int | None]:
+    """What the figures hold for."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": _processor_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def status_kib(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def native_config(config: ASTConfig) -> native.ASTConfig:
+    """The same model for native AST; our own fields are no use to it and go along unread."""
+    return native.ASTConfig(**{k: v for k, v in config.to_dict().items() if k != "model_type"})

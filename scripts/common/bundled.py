@@ -1,0 +1,37 @@
+"""What comes with the commands: recipes, label names, cards, and the checkpoint in the box."""
+
+import json
+from pathlib import Path
+
+
+def hub_configs_folder() -> Path:
+    """`hub_configs`, in a checkout or beside the installed commands."""
+    package = Path(__file__).parents[1]
+    installed = package / "hub_configs"
+    return installed if installed.is_dir() else package.parent / "hub_configs"
+
+
+def checkpoint_folder(name: str) -> str:
+    """The folder of a checkpoint that is bundled with the commands; any other name unchanged."""
+    weights = hub_configs_folder().glob("*/model.safetensors")
+    bundled = {file.parent.name: file.parent for file in weights}
+    return name if Path(name).is_dir() else str(bundled.get(name, name))
+
+
+def read_label_names(labels: str) -> list[str]:
+    """Names in order from a JSON list of names, or of {"index", "name"}; or a bundled list."""
+    bundled = hub_configs_folder() / "labels"
+    path = Path(labels) if Path(labels).is_file() else bundled / f"{labels}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in bundled.glob("*.json")))
+        raise ValueError(f"No label names {labels}: neither a file nor one of the bundled {known}.")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(entry, dict) for entry in entries):
+            by_index = {entry["index"]: entry["name"] for entry in entries}
+            entries = [by_index[index] for index in range(len(entries))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold a JSON list of label names. ({error!r})") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError(f"{path} must hold a JSON list of label names.")
+    return entries

@@ -1,0 +1,1 @@
+"""Sounds and labels: opened, divided, counted, batched, measured."""

@@ -1,0 +1,237 @@
+"""Sounds as a stream, from a folder, CSV, Parquet or tar files, or the Hub.
+
+    open_stream     -> one split as a streaming `datasets.IterableDataset`; audio stays encoded
+
+`datasets` decodes and encodes its Audio feature with torchcodec, which needs FFmpeg's libraries. So
+audio columns are read as what is stored, bytes or a path, and `load_audio` decodes them in workers.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.csv
+from datasets import (
+    Audio,
+    ClassLabel,
+    Dataset,
+    DatasetInfo,
+    Features,
+    IterableDataset,
+    Value,
+    load_dataset,
+)
+from datasets.exceptions import DatasetNotFoundError
+
+from ..common.options import did_you_mean
+from .suffixes import AUDIO_SUFFIXES
+
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
+_TABLE_SUFFIXES = (".csv", ".tsv")
+_MAX_SHARDS = 64  # of a table: enough for any number of workers
+
+
+def open_stream(
+    dataset: str,
+    split: str,
+    config: str | None = None,
+    audio_column: str = "audio",
+    columns: list[str] | None = None,
+) -> IterableDataset:
+    """One split of a dataset, streaming, with audio as bytes or paths.
+
+    Args:
+        dataset: a folder with one sub-folder of sounds per class (or train/, validation/, test/
+            with such sub-folders); a Parquet or WebDataset tar file, a folder or a glob of them; a
+            CSV (or tab-separated .tsv) file that names sound files, relative to its own folder, or
+            a folder with train.csv, validation.csv or test.csv; or the name of a dataset on the
+            Hub.
+        split: which one; a file, or a folder without splits, is all "train".
+        config: the Hub dataset's configuration.
+        audio_column: with the file names of a CSV.
+        columns: the only ones wanted, in the order of the rows; of Parquet no others are read.
+
+    Raises:
+        ValueError: when there is no such dataset or split.
+    """
+    path = Path(dataset)
+    if path.is_dir():
+        for kind, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
+            if any(path.rglob(pattern)):
+                files = _by_split(path.rglob(pattern))
+                return _load(kind, split, columns, data_files=files)
+        tables = _by_split(
+            table
+            for table in path.iterdir()
+            if table.suffix in _TABLE_SUFFIXES and _file_split(table) in _SPLIT_FOLDERS
+        )
+        if tables:
+            if split not in tables:
+                raise ValueError(f"{path} has no split {split!r}; it has {sorted(tables)}.")
+            return _named_files([Path(table) for table in tables[split]], audio_column, columns)
+        return _class_folders(path, split, columns)
+    if path.suffix in (".parquet", ".tar", *_TABLE_SUFFIXES):
+        if "*" not in dataset and not path.is_file():
+            raise ValueError(f"No such file: {dataset}")
+        if path.suffix in _TABLE_SUFFIXES:
+            if split != "train":
+                raise ValueError(f"{dataset} is one table, all 'train': it has no split {split!r}.")
+            return _named_files([path], audio_column, columns)
+        kind = "parquet" if path.suffix == ".parquet" else "webdataset"
+        return _load(kind, split, columns, data_files=dataset)
+    if path.is_file():
+        raise ValueError(
+            f"{dataset} is a file, expected a folder, CSV (.csv), Parquet (.parquet) or tar (.tar)."
+        )
+    if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
+        raise ValueError(f"No such folder or file: {dataset}")
+    return _load(dataset, split, columns, name=config)
+
+
+def _file_split(file: Path) -> str:
+    return file.stem.split("-")[0].lower()
+
+
+def _by_split(data_files: Iterable[Path]) -> dict[str, list[str]]:
+    """Data files by split, told from the start of their name or their folder's."""
+    files: dict[str, list[str]] = {}
+    for file in sorted(data_files):
+        names = (_file_split(file), file.parent.name.lower())
+        split = next((_SPLIT_FOLDERS[name] for name in names if name in _SPLIT_FOLDERS), "train")
+        files.setdefault(split, []).append(str(file))
+    return files
+
+
+def _load(kind: str, split: str, columns: list[str] | None, **kwargs: Any) -> IterableDataset:
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    try:
+        stream = load_dataset(kind, split=split, streaming=True, **kwargs)
+        if columns is not None and stream.info.builder_name == "parquet":
+            kwargs["columns"] = columns
+            stream = load_dataset(kind, split=split, streaming=True, **kwargs)
+        stored = {"webdataset": "binary", "audiofolder": "string"}.get(stream.info.builder_name)
+        features = stream.features or {}
+        if stored is None:
+            for column, feature in features.items():
+                if isinstance(feature, Audio):
+                    stream = stream.cast_column(column, Audio(decode=False))
+        elif any(isinstance(feature, Audio) for feature in features.values()):
+            # These loaders encode an Audio column themselves unless told that it is none.
+            plain = {
+                column: Value(stored) if isinstance(feature, Audio) else feature
+                for column, feature in features.items()
+            }
+            stream = load_dataset(
+                kind, split=split, streaming=True, features=Features(plain), **kwargs
+            )
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+        where = kwargs.get("data_files", kind)
+        raise ValueError(f"Cannot open the dataset {where}: {error}") from error
+    return stream if columns is None else stream.select_columns(columns)
+
+
+def _class_folders(folder: Path, split: str, columns: list[str] | None) -> IterableDataset:
+    """A folder of class folders (of a split, where it has splits), a path and a label per sound."""
+    names = {child.name for child in folder.iterdir() if child.is_dir()}
+    if names and names <= set(_SPLIT_FOLDERS):
+        chosen = [name for name in sorted(names) if _SPLIT_FOLDERS[name] == split]
+        if not chosen:
+            raise ValueError(f"{folder} has no split {split!r}; it has {sorted(names)}.")
+        roots = [folder / name for name in chosen]
+        classes = sorted({c.name for n in names for c in (folder / n).iterdir() if c.is_dir()})
+    elif split != "train":
+        raise ValueError(
+            f"{folder} has no split {split!r}; its sub-folders are the classes {sorted(names)[:5]}."
+        )
+    else:
+        roots, classes = [folder], sorted(names)
+    files: list[str] = []
+    labels: list[str] = []
+    for root in roots:
+        for name in classes:
+            found = sorted(
+                file
+                for file in (root / name).rglob("*")
+                if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
+            )
+            files += map(str, found)
+            labels += [name] * len(found)
+    if not files:
+        raise ValueError(
+            f"{folder} holds no data: expected one sub-folder of sounds per class, a train.csv, "
+            "Parquet files or tar files."
+        )
+    features = Features({"audio": Value("string"), "label": ClassLabel(names=classes)})
+    table = Dataset.from_dict({"audio": files, "label": labels}, features=features)
+    return _table_stream(table.data.table, features, columns)
+
+
+def _named_files(
+    tables: list[Path], audio_column: str, columns: list[str] | None
+) -> IterableDataset:
+    """CSV files that name sound files, relative to where they are themselves."""
+    parts = []
+    for path in tables:
+        try:
+            table = pyarrow.csv.read_csv(
+                path,
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True
+                ),
+                # Class names stay what they are.
+                convert_options=pyarrow.csv.ConvertOptions(
+                    true_values=[], false_values=[], timestamp_parsers=[]
+                ),
+            )
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"Cannot read {path}: {error}") from error
+        if audio_column not in table.column_names:
+            raise ValueError(
+                f"{path} has no column {audio_column!r} (--audio_column)"
+                f"{did_you_mean(audio_column, table.column_names)}"
+            )
+        files = [
+            name if "://" in name else os.path.join(path.parent, name)
+            for name in map(str, table[audio_column].to_pylist())
+        ]
+        if files and not any("://" in name or os.path.exists(name) for name in files[:10]):
+            raise ValueError(
+                f"{path} names {files[0]}, and there is no such file: the column {audio_column!r} "
+                "must hold addresses or paths, relative to the folder of the table."
+            )
+        place = table.column_names.index(audio_column)
+        parts.append(table.set_column(place, audio_column, pyarrow.array(files, pyarrow.string())))
+    try:
+        table = pyarrow.concat_tables(parts, promote_options="permissive")
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"The columns of {tables[0].parent} do not agree: {error}") from error
+    if not len(table):
+        raise ValueError(f"{' and '.join(map(str, tables))} has no rows.")
+    return _table_stream(table, None, columns)
+
+
+def _table_stream(
+    table: pyarrow.Table, features: Features | None, columns: list[str] | None
+) -> IterableDataset:
+    """File names as a stream of rows in a random order, so that no shard is all one class."""
+    if columns is not None:
+        table = table.select(columns)
+    else:
+        table = table.take(np.random.default_rng(0).permutation(len(table)))
+    if features is not None:
+        features = Features({name: features[name] for name in table.column_names})
+    rows = Dataset(table, info=DatasetInfo(features=features))
+    return rows.to_iterable_dataset(num_shards=min(_MAX_SHARDS, len(rows)))

@@ -1,0 +1,69 @@
+"""Measure a checkpoint, or several as an ensemble, on labelled sound.
+
+    ast-evaluate runs/my_sounds/checkpoint my_sounds/
+
+It measures the part of the dataset that fine-tuning with the same options held out; with
+`--evaluation_split train` the whole split. Several checkpoints are an ensemble: the mean of their
+probabilities. Labels are matched by name, whatever their order. Clips are scored as
+`pipeline("audio-classification")` does: one longer than the model's length is heard in windows of
+that length, every half of it, and has the mean of their probabilities, weighted by their sound.
+Sounds that cannot be read are named and left out. Several processes share the clips, each counted
+once:
+
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m scripts.evaluate …
+
+Prints a table and writes into `--output_dir`:
+
+    evaluation.json       everything below; see `evaluate_checkpoints` for the fields
+    per_class.csv         label, positives, precision, recall, f1, average_precision, roc_auc
+    mistakes.csv          the most confident ones, with their files
+    confusion_matrix.png  one label per clip;  average_precision.png  any number of labels
+"""
+
+import json
+import sys
+
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from .common.arguments import run_command
+from .evaluation.options import EvaluateArguments
+from .evaluation.report import SHOWN_MISTAKES, format_report
+from .evaluation.scoring import evaluate_checkpoints
+
+
+def main() -> None:
+    parser = HfArgumentParser(
+        EvaluateArguments, description="Measure AST checkpoints on labelled sound."
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="CHECKPOINT … DATASET",
+        help="checkpoint folder(s) or Hub name(s), of several the mean probability counts; then a "
+        "folder of class folders, Parquet or tar file(s), or a Hub dataset",
+    )
+    options = vars(parser.parse_args())
+    *checkpoints, dataset = options.pop("paths")
+    args = EvaluateArguments(**options)
+    logging.disable_progress_bar()
+
+    def command() -> None:
+        if not checkpoints:
+            raise ValueError(f"Name a checkpoint and a dataset; got {dataset!r} only (see --help).")
+        report = evaluate_checkpoints(checkpoints, dataset, args)
+        if not report:  # not the main process
+            return
+        if args.json:
+            print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+        else:
+            print(format_report(report))
+            print(f"\nTables, picture and evaluation.json: {args.output_dir}")
+        for unreadable in report["unreadable"][:SHOWN_MISTAKES]:
+            print(f"ast-evaluate: left out: {unreadable['error']}", file=sys.stderr)
+
+    run_command("ast-evaluate", command)
+
+
+if __name__ == "__main__":
+    main()

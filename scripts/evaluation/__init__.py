@@ -1,0 +1,1 @@
+"""Metrics, and the report made of them."""

@@ -1,0 +1,267 @@
+"""Checkpoints scored on labelled sound: clips in, a report out."""
+
+import difflib
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from feature_extraction import AudioDecodingError, load_audio
+
+from ..common.options import did_you_mean
+from ..data.batches import rank_share
+from ..data.labelled import LabelledAudio, open_labelled_audio
+from ..inference.classifier import load_classifier
+from .metrics import ScoredClips
+from .options import EvaluateArguments
+from .report import finite, most_confident_mistakes, per_class, write_report
+
+_CONFIDENCE = 0.95
+
+
+@dataclass
+class _Clip:
+    """A clip as it comes from the data set: decoded, or with what is wrong with it; then scored."""
+
+    file: str
+    label: Any  # index, or list of indices, in the data set's order
+    waveform: np.ndarray | None = None  # (samples,)
+    error: str | None = None
+    scores: np.ndarray | None = None  # (labels,)
+    windows: int = 0
+
+
+@dataclass
+class _Decoder:
+    """Rows to clips, in a worker."""
+
+    sampling_rate: int
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[_Clip]:
+        return [self._clip(row) for row in rows]
+
+    def _clip(self, row: dict[str, Any]) -> _Clip:
+        clip = _Clip(row["name"], row["label"])
+        try:
+            clip.waveform = load_audio(row["audio"], self.sampling_rate)
+        except AudioDecodingError as error:
+            clip.error = str(error)
+        return clip
+
+
+def evaluate_checkpoints(
+    checkpoints: Sequence[str], dataset: str, args: EvaluateArguments
+) -> dict[str, Any]:
+    """Score a dataset's clips, measure, and write the report's files.
+
+    Args:
+        checkpoints: folders or Hub names; of several, the mean probability counts.
+        dataset: as for fine-tuning.
+        args: the options.
+
+    Returns:
+        The report, as in evaluation.json, in the main process; {} in the others:
+            "checkpoints"   as given
+            "dataset", "dataset_config", "split", "fold_column", "fold", "fraction"
+                            what was measured; null where it does not apply
+            "task"          "single_label_classification" or "multi_label_classification", by the
+                            data; a checkpoint whose config says the other is measured as it is
+            "clips"         how many were measured
+            "unreadable"    [{"file", "error"}, …]: not among them
+            "windowed_clips"    how many of them are longer than (one of) the models' length
+            "labels"        the checkpoint's, in its order
+            "classes_without_positives"     names: left out of all means over classes
+            "metrics"       {name: {"value", "low", "high"}}, names as in `compute_metrics`; null
+                            where undefined, or infinite, as d′ is when ROC-AUC is 1
+            "confidence", "bootstrap_resamples", "seed"     of low and high
+            "per_class"     [{"label", "positives", "precision", "recall", "f1",
+                            "average_precision", "roc_auc"}, …], in the order of "labels"
+            "mistakes"      the most confident first, [{"file", "labels", "predicted", "score"}, …]
+                            for one label per clip; for several
+                            {"file", "labels", "label", "mistake": "false alarm" or "miss", "score"}
+            "seconds"       for reading and scoring
+
+    Raises:
+        ValueError: for wrong paths, columns or options, labels that do not fit, or no sound that
+            can be read.
+    """
+    if args.batch_size < 1 or args.num_workers < 0 or args.bootstrap_resamples < 1:
+        raise ValueError(
+            "--batch_size and --bootstrap_resamples must be 1 or more, --num_workers 0."
+        )
+    accelerator = Accelerator()
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but without GPUs Accelerate lets each do all the "
+            "work alone. Set ACCELERATE_USE_CPU=true."
+        )
+    classifiers = [load_classifier(name, device=accelerator.device) for name in checkpoints]
+    labels = _common_labels(checkpoints, classifiers)
+    whole_split = args.evaluation_split is not None
+    data = open_labelled_audio(
+        dataset,
+        args.dataset_config,
+        args.audio_column,
+        args.label_column,
+        args.evaluation_split or args.train_split,  # no other split is read
+        args.evaluation_split,
+        args.fold_column,
+        args.evaluation_fold,
+        args.evaluation_fraction,
+        None if whole_split else args.group_column,
+        args.label_separator,
+    )
+    columns = _match_labels(data, labels)
+
+    start = time.perf_counter()
+    scored = list(_score(classifiers, labels, data, args, accelerator))
+    # In an order that does not depend on how many processes there are, as the bootstrap sees it.
+    clips = sorted(gather_object(scored), key=lambda clip: (clip.file, str(clip.label)))
+    seconds = time.perf_counter() - start
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return {}
+
+    readable = [clip for clip in clips if clip.error is None]
+    if not readable:
+        raise ValueError(
+            f"None of the {len(clips)} sounds can be read. {clips[0].error if clips else ''}"
+        )
+    targets: Any
+    if data.problem_type == "multi_label_classification":
+        targets = np.zeros((len(readable), len(labels)), int)
+        for row, clip in zip(targets, readable, strict=True):
+            row[[columns[label] for label in clip.label]] = 1
+    else:
+        targets = [columns[clip.label] for clip in readable]
+    measured = ScoredClips(np.stack([clip.scores for clip in readable]), targets)
+    by_fold = args.fold_column is not None
+    intervals = measured.confidence_intervals(args.bootstrap_resamples, args.seed, _CONFIDENCE)
+    report = {
+        "checkpoints": list(checkpoints),
+        "dataset": dataset,
+        "dataset_config": args.dataset_config,
+        "split": args.evaluation_split or args.train_split,
+        "fold_column": args.fold_column if by_fold else None,
+        "fold": args.evaluation_fold if by_fold else None,
+        "fraction": None if by_fold or whole_split else args.evaluation_fraction,
+        "task": data.problem_type,
+        "clips": len(readable),
+        "unreadable": [{"file": c.file, "error": c.error} for c in clips if c.error is not None],
+        "windowed_clips": sum(clip.windows > 1 for clip in readable),
+        "labels": labels,
+        "classes_without_positives": [labels[i] for i in measured.classes_without_positives],
+        "metrics": {
+            name: {"value": value, "low": intervals[name][0], "high": intervals[name][1]}
+            for name, value in measured.metrics().items()
+        },
+        "confidence": _CONFIDENCE,
+        "bootstrap_resamples": args.bootstrap_resamples,
+        "seed": args.seed,
+        "per_class": per_class(measured, labels),
+        "mistakes": most_confident_mistakes(measured, labels, [clip.file for clip in readable]),
+        "seconds": seconds,
+    }
+    report = finite(report)
+    write_report(report, measured, Path(args.output_dir))
+    return report
+
+
+def _common_labels(checkpoints: Sequence[str], classifiers: Sequence[Any]) -> list[str]:
+    """The label names of all checkpoints, in the first one's order."""
+    first: list[str] = []
+    for name, classifier in zip(checkpoints, classifiers, strict=True):
+        config = classifier.model.config
+        if config.model_type != "audio-spectrogram-transformer":
+            raise ValueError(f"{name} is a {config.model_type} model, expected an AST checkpoint.")
+        if config.problem_type == "regression":
+            raise ValueError(f"{name} is a regression model, expected a classifier.")
+        labels = [config.id2label[index] for index in range(config.num_labels)]
+        first = first or labels
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"{name} gives several of its labels the same name.")
+        if set(labels) != set(first):
+            odd = sorted(set(labels) ^ set(first))[0]
+            raise ValueError(
+                f"{name} has other labels than {checkpoints[0]} (only one has {odd!r}): an "
+                "ensemble needs the same in all."
+            )
+    kinds = {classifier.model.config.problem_type for classifier in classifiers}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"The checkpoints' configs have different problem types ({', '.join(map(str, kinds))})"
+            ": their probabilities mean different things and cannot be averaged."
+        )
+    return first
+
+
+def _match_labels(data: LabelledAudio, labels: list[str]) -> list[int | None]:
+    """The checkpoint's column of each of the dataset's labels, by name; None for unused ones."""
+    columns: list[int | None] = []
+    for name, count in zip(data.label_names, data.evaluation_counts, strict=True):
+        if count and name not in labels:
+            closest = difflib.get_close_matches(name, labels, n=10, cutoff=0.0)
+            raise ValueError(
+                f"The dataset's label {name!r} is none of the checkpoint's {len(labels)} labels"
+                + did_you_mean(name, closest)
+            )
+        columns.append(labels.index(name) if name in labels else None)
+    return columns
+
+
+def _score(
+    classifiers: Sequence[Any],
+    labels: list[str],
+    data: LabelledAudio,
+    args: EvaluateArguments,
+    accelerator: Accelerator,
+) -> Iterator[_Clip]:
+    """This process's clips with their scores, or with what is wrong with them."""
+    rate = max(classifier.feature_extractor.sampling_rate for classifier in classifiers)
+    stream = rank_share(
+        data.evaluation, accelerator.process_index, accelerator.num_processes, args.num_workers
+    )
+    loader = DataLoader(
+        stream,
+        batch_size=args.batch_size,
+        num_workers=min(args.num_workers, stream.num_shards),
+        collate_fn=_Decoder(rate),
+    )
+    # Published AudioSet checkpoints do not say that they are multi-label; then the data tell.
+    problem_type = classifiers[0].model.config.problem_type or data.problem_type
+    function = "sigmoid" if problem_type == "multi_label_classification" else "softmax"
+    share = math.ceil(data.evaluation_clips / accelerator.num_processes)
+    with tqdm(
+        desc="scoring", total=share, unit=" clips", disable=not accelerator.is_main_process
+    ) as progress:
+        for clips in loader:
+            readable = [clip for clip in clips if clip.waveform is not None]
+            sounds = [{"array": clip.waveform, "sampling_rate": rate} for clip in readable]
+            answers = [
+                classifier(
+                    sounds,
+                    batch_size=args.batch_size,
+                    top_k=len(labels),
+                    return_timestamps=True,
+                    function_to_apply=function,
+                )
+                for classifier in classifiers
+                if sounds
+            ]
+            for clip, *heard in zip(readable, *answers, strict=False):
+                by_name = [{a["label"]: a["score"] for a in answer["labels"]} for answer in heard]
+                clip.scores = np.mean([[b[name] for name in labels] for b in by_name], axis=0)
+                clip.windows = max(len(answer["windows"]) for answer in heard)
+                clip.waveform = None
+            progress.update(len(clips))
+            yield from clips

@@ -1,0 +1,1 @@
+"""From recordings to labels, events and the files that people read."""

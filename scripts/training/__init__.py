@@ -1,0 +1,1 @@
+"""Fine-tuning: what both doors share, and each one's loop."""

@@ -1,0 +1,76 @@
+"""Optimizer, learning rates, and the average of the weights."""
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .options import FinetuneArguments
+
+_MEASURED_CLIPS = 200  # for the normalisation of a model that comes without statistics
+
+Batch = dict[str, Tensor]
+
+
+def make_optimizer(model: nn.Module, args: FinetuneArguments) -> torch.optim.Optimizer:
+    """Adam or AdamW over the trained weights."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
+    return kind(
+        parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay),
+        betas=(args.adam_beta1, args.adam_beta2),
+    )
+
+
+def parameter_groups(
+    model: Any, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """The trained weights by learning rate and weight decay.
+
+    Weight decay on matrices; none on biases, norms, tokens and positions. The head learns at
+    `learning_rate`, the last layer at `layer_decay` times it, and so on down to the embeddings
+    (BEiT, arXiv 2106.08254).
+    """
+    layers = model.config.num_hidden_layers
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer = re.search(r"encoder\.layer\.(\d+)\.", name)
+        above = layers - int(layer[1]) if layer else layers + 1 if ".embeddings." in name else 0
+        is_matrix = parameter.dim() > 1 and "embeddings.position" not in name
+        decay = weight_decay if is_matrix and "token" not in name else 0.0
+        groups.setdefault((learning_rate * layer_decay**above, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def learning_rate_factor(step: int, args: FinetuneArguments, steps_per_epoch: int) -> float:
+    """The learning rate at an optimizer step, counted from 0, over the peak's."""
+    steps = args.num_epochs * steps_per_epoch
+    warmup = args.warmup_steps or round(args.warmup_ratio * steps)
+    if step < warmup:
+        return step / warmup
+    if args.lr_scheduler_type == "step":
+        late = step // steps_per_epoch - args.lr_step_start
+        return args.lr_step_factor ** (late // args.lr_step_epochs + 1) if late >= 0 else 1.0
+    if args.lr_scheduler_type == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return 1 - done if args.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def make_average(model: nn.Module, args: FinetuneArguments) -> AveragedModel | None:
+    """The averaged copy of the weights that will be the result; None when there is none."""
+    if args.ema_decay:
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+    return AveragedModel(model) if args.averaged_epochs > 1 else None
+
+
+def current_result(model: nn.Module, average: AveragedModel | None) -> nn.Module:
+    """What is evaluated and saved: the averaged weights as soon as there are some."""
+    return model if average is None or not int(average.n_averaged) else average.module
