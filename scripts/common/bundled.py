@@ -1,4 +1,4 @@
-"""What comes with the commands: recipes, label names, cards, and the checkpoint in the box."""
+"""What comes with the commands: recipes, label names, cards, and checkpoints by name."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,27 @@ def hub_configs_folder() -> Path:
 
 
 def checkpoint_folder(name: str) -> str:
-    """The folder of a checkpoint that is bundled with the commands; any other name unchanged."""
+    """The folder of a checkpoint that the commands know by name; any other name unchanged.
+
+    Those in the box are in `hub_configs`. The weights of AST's descendants are fetched from their
+    authors and converted when they are asked for the first time.
+
+    Raises:
+        ValueError: when they cannot be fetched; the message says what to do.
+    """
     weights = hub_configs_folder().glob("*/model.safetensors")
     bundled = {file.parent.name: file.parent for file in weights}
-    return name if Path(name).is_dir() else str(bundled.get(name, name))
+    if Path(name).is_dir() or "/" in name:
+        return name
+    if name in bundled:
+        return str(bundled[name])
+    descendants = hub_configs_folder() / "published_descendants.yaml"
+    if f"\n{name}: " in descendants.read_text(encoding="utf-8"):
+        # Only here: this needs torch, and most commands' names do not.
+        from ..publishing.fetching import fetch_checkpoint
+
+        return fetch_checkpoint(name)
+    return name
 
 
 def read_label_names(labels: str) -> list[str]:

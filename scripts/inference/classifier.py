@@ -6,6 +6,7 @@ Scored      the same with scores (labels,) and an embedding (D,); batches go acr
 Heard       all of a sound's windows: labels, events, embeddings
 """
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,9 +40,16 @@ def load_classifier(model: str, **kwargs: Any) -> Any:
     """
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise ValueError(f"No such checkpoint folder: {model}")
+    model = checkpoint_folder(model)
+    config = Path(model) / "config.json"
+    architectures = json.loads(config.read_bytes()).get("architectures") if config.is_file() else ()
+    if architectures == ["ASTModel"]:
+        raise ValueError(
+            f"{model} has no classification head: fine-tune it first (ast-finetune --model)."
+        )
     # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
     warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-    return pipeline("audio-classification", model=checkpoint_folder(model), **kwargs)
+    return pipeline("audio-classification", model=model, **kwargs)
 
 
 @dataclass(frozen=True)

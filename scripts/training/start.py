@@ -15,6 +15,7 @@ from feature_extraction import (
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.conversion_ast import vision_config
 
+from ..common.bundled import checkpoint_folder
 from ..data.labelled import LabelledAudio, open_labelled_audio
 from ..data.statistics import measure_sounds
 from .options import FinetuneArguments
@@ -166,15 +167,19 @@ def _load_model(
             "initializer_range": args.hidden_size**-0.5,
         }
         return ASTForAudioClassification(ASTConfig(**size, **geometry, **labels, **training)), None
-    path = _vision_weights(args.model)
+    name = checkpoint_folder(args.model)
+    path = _vision_weights(name)
     if path is not None:
         config = vision_config(path, **geometry, **labels, **training)
         return ASTForAudioClassification.from_vision_checkpoint(path, config), None
+    if not ASTConfig.from_pretrained(name).is_native:
+        # Of AST's descendants, strides and mel bins are the checkpoint's.
+        geometry = {"max_length": args.max_length}
     model = ASTForAudioClassification.from_pretrained(
-        args.model, ignore_mismatched_sizes=True, **geometry, **labels, **training
+        name, ignore_mismatched_sizes=True, **geometry, **labels, **training
     )
     return model, ASTFeatureExtractor.from_pretrained(
-        args.model, max_length=args.max_length, num_mel_bins=args.num_mel_bins
+        name, max_length=args.max_length, num_mel_bins=model.config.num_mel_bins
     )
 
 
