@@ -143,7 +143,6 @@ def check(
     if unknown:
         raise ValueError(f"{dataset} has labels that the model lacks: {', '.join(unknown[:5])}.")
     longest = extractor.filterbank.num_samples(extractor.max_length)  # the model's length
-    rate = extractor.sampling_rate
     waveforms, labels = [], []
     for row in data.evaluation:
         waveforms.append(extractor.load_audio(row["audio"])[:longest])

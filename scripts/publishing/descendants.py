@@ -44,6 +44,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "authors": "H. Dinkel, Z. Yan, Y. Wang, J. Zhang, Y. Wang and B. Wang",
         "paper": "Dasheng ([arXiv 2406.06992](https://arxiv.org/abs/2406.06992))",
         "code": "The authors' code, github.com/RicherMans/Dasheng, is Apache-2.0.",
+        "data": "272,000 hours of VGGSound, AudioSet, MTG-Jamendo and ACAV100M, music and the sound "
+        "of web videos",
         "citation": """@inproceedings{dinkel2024dasheng,
   title = {Scaling up masked audio encoder learning for general audio classification},
   author = {Dinkel, Heinrich and Yan, Zhiyong and Wang, Yongqing and Zhang, Junbo and
@@ -95,6 +97,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "paper": "SSAST, self-supervised AST ([arXiv 2110.09784]"
         "(https://arxiv.org/abs/2110.09784)),",
         "code": "The authors' code, github.com/YuanGongND/ssast, is BSD-3-Clause.",
+        "data": "AudioSet, the sound of YouTube videos, and LibriSpeech, audiobooks",
         "citation": """@inproceedings{gong2022ssast,
   title = {{SSAST}: Self-Supervised Audio Spectrogram Transformer},
   author = {Gong, Yuan and Lai, Cheng-I and Chung, Yu-An and Glass, James},
@@ -250,6 +253,7 @@ def _card(name: str, config: ASTConfig, extractor: ASTFeatureExtractor) -> str:
             code_licence=family["code"],
             score=None if score is None else f"{score:.4g}",
             file=weights_file(name),
+            data=family.get("data", "AudioSet, the sound of YouTube videos"),
             citation=family["citation"],
         )
     )
