@@ -44,8 +44,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "authors": "H. Dinkel, Z. Yan, Y. Wang, J. Zhang, Y. Wang and B. Wang",
         "paper": "Dasheng ([arXiv 2406.06992](https://arxiv.org/abs/2406.06992))",
         "code": "The authors' code, github.com/RicherMans/Dasheng, is Apache-2.0.",
-        "data": "272,000 hours of VGGSound, AudioSet, MTG-Jamendo and ACAV100M, music and the sound "
-        "of web videos",
+        "data": "272,000 hours of VGGSound, AudioSet, MTG-Jamendo and ACAV100M, music and the "
+        "sound of web videos",
         "citation": """@inproceedings{dinkel2024dasheng,
   title = {Scaling up masked audio encoder learning for general audio classification},
   author = {Dinkel, Heinrich and Yan, Zhiyong and Wang, Yongqing and Zhang, Junbo and
