@@ -77,7 +77,7 @@ def _wait_for_gpu() -> None:
 def report(
     title: str,
     seconds: dict[str, list[float]],
-    units: dict[str, int],
+    units: dict[str, float],
     unit: str,
     json_path: Path | None,
     **extra: object,

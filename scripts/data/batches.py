@@ -35,7 +35,6 @@ from feature_extraction import (
     load_audio,
     mixup,
 )
-from feature_extraction.fbank_ast import num_samples
 
 Clip = tuple[Tensor, Tensor]  # waveform (samples,), label () or (classes,)
 
@@ -151,7 +150,7 @@ class Collator:
         """
         extractor = self.feature_extractor
         rate = extractor.sampling_rate
-        used = num_samples(extractor.max_length, rate) / rate
+        used = extractor.filterbank.samples_used(extractor.max_length) / rate
         slower = 1.0  # a clip of a second then lasts as many
         if self.speed_perturbation:
             slower += self.speed_perturbation * (2 * float(torch.rand((), generator=generator)) - 1)
@@ -184,7 +183,7 @@ class Collator:
         padding = "max_length"
         if extractor.return_attention_mask:
             padding = "longest"
-            shortest = num_samples(_SHORTEST_FRAMES, extractor.sampling_rate)
+            shortest = extractor.filterbank.num_samples(_SHORTEST_FRAMES)
             waveforms = [pad(w, (0, max(0, shortest - len(w)))) for w in waveforms]
         features = extractor(
             waveforms,

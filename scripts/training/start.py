@@ -165,6 +165,9 @@ def _load_model(
     if is_vision:
         config = vision_config(Path(name), **geometry, **labels, **training)
         return ASTForAudioClassification.from_vision_checkpoint(Path(name), config), None
+    if not ASTConfig.from_pretrained(name).is_native:
+        # Of AST's descendants, strides and mel bins are the checkpoint's.
+        geometry = {key: value for key, value in geometry.items() if key == "max_length"}
     model = ASTForAudioClassification.from_pretrained(
         name, ignore_mismatched_sizes=True, **geometry, **labels, **training
     )
