@@ -27,7 +27,7 @@ def checkpoint_folder(name: str) -> str:
     if name in bundled:
         return str(bundled[name])
     descendants = hub_configs_folder() / "published_descendants.yaml"
-    if f"\n{name}: " in descendants.read_text(encoding="utf-8"):
+    if descendants.is_file() and f"\n{name}: " in descendants.read_text(encoding="utf-8"):
         # Only here: this needs torch, and most commands' names do not.
         from ..publishing.fetching import fetch_checkpoint
 
