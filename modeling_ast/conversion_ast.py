@@ -66,8 +66,8 @@ _HEAD_NORM_EPS = 1e-5  # torch's, in heads that are written as nn.LayerNorm(widt
 _BATCH_NORM_EPS = 1e-5
 
 # Front ends, as settings of ASTFeatureExtractor. SSAST and AudioMAE have AST's, to the last digit.
-KALDI_FEATURES = {"mel_scale": "torchaudio", "remove_mean": True}
-PASST_FEATURES = {
+KALDI_FEATURES: dict[str, Any] = {"mel_scale": "torchaudio", "remove_mean": True}
+PASST_FEATURES: dict[str, Any] = {
     "sampling_rate": 32000,
     "win_length": 800,
     "hop_length": 320,
@@ -83,7 +83,7 @@ PASST_FEATURES = {
     "padding_value": math.log(1e-5),  # of silence, as a waveform padded with zeros
     "return_attention_mask": True,
 }
-CED_FEATURES = {
+CED_FEATURES: dict[str, Any] = {
     "win_length": 512,
     "hop_length": 160,
     "n_fft": 512,
@@ -141,7 +141,6 @@ class Family:
     looks_for: str  # in words, for who brings another file
     matches: Callable[[State], bool]
     read: Callable[[State, dict[str, Any], Numbers], Parts]
-    unused: tuple[str, ...] = ()  # beginnings of names that inference does not need
 
 
 def convert_checkpoint(
@@ -308,7 +307,7 @@ def encoder_shape(encoder: State) -> dict[str, Any]:
 def _read_passt(state: State, settings: dict[str, Any], numbers: Numbers) -> Parts:
     time, frequency = state["time_new_pos_embed"], state["freq_new_pos_embed"]
     num_mel_bins = numbers.num_mel_bins or 128
-    patch = tuple(state["patch_embed.proj.weight"].shape[2:])
+    patch = _patch_shape(state["patch_embed.proj.weight"])
     strides, max_length, columns, notes = _summed_geometry(
         frequency.shape[2],
         time.shape[3],
@@ -328,7 +327,7 @@ def _read_passt(state: State, settings: dict[str, Any], numbers: Numbers) -> Par
         "max_length": max_length,
         **strides,
     }
-    head = {}
+    head: State = {}
     if "head.1.weight" in state:
         head = _head(state, "head.0", "head.1")
     return _parts(fields, encoder, head, PASST_FEATURES, notes, settings, numbers)
@@ -340,7 +339,7 @@ def _read_ced(state: State, settings: dict[str, Any], numbers: Numbers) -> Parts
     inner = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     settings = {**settings, **(settings.get("encoder_kwargs") or {})}
     time, frequency = inner["time_pos_embed"], inner["freq_pos_embed"]
-    patch = tuple(inner["patch_embed.proj.weight"].shape[2:])
+    patch = _patch_shape(inner["patch_embed.proj.weight"])
     num_mel_bins = numbers.num_mel_bins or _ced_mel_bins(inner, frequency.shape[2] * patch[0])
     strides, max_length, columns, notes = _summed_geometry(
         frequency.shape[2],
@@ -420,7 +419,7 @@ def _ced_filters(state: State) -> Tensor | None:
 
 def _read_ssast(state: State, settings: dict[str, Any], numbers: Numbers) -> Parts:
     inner = {n.removeprefix("v."): t for n, t in state.items() if n.startswith("v.")}
-    patch = tuple(inner["patch_embed.proj.weight"].shape[2:])
+    patch = _patch_shape(inner["patch_embed.proj.weight"])
     special = 2 if "dist_token" in inner else 1
     is_square = patch[0] == patch[1]
     strides: Sequence[tuple[int, int]] = ((10, 10), (16, 16), (12, 12), (14, 14))
@@ -443,7 +442,7 @@ def _read_ssast(state: State, settings: dict[str, Any], numbers: Numbers) -> Par
         "pooling": "patches",
         **geometry,
     }
-    head = {}
+    head: State = {}
     if "mlp_head.1.weight" in state:
         head = _head(state, "mlp_head.0", "mlp_head.1")
     return _parts(fields, encoder, head, KALDI_FEATURES, notes, settings, numbers)
@@ -454,7 +453,7 @@ def _read_audiomae(state: State, settings: dict[str, Any], numbers: Numbers) -> 
     # Its images have time as the height: patches are numbered column by column.
     projection = encoder["embeddings.patch_embeddings.projection.weight"].transpose(2, 3)
     encoder["embeddings.patch_embeddings.projection.weight"] = projection.contiguous()
-    patch = tuple(projection.shape[2:])
+    patch = _patch_shape(projection)
     table = encoder["embeddings.position_embeddings"]
     geometry, notes = _joint_geometry(
         table.shape[1] - 1, patch, numbers, ((16, 16), (10, 10), (12, 12), (14, 14))
@@ -475,7 +474,7 @@ def _read_audiomae(state: State, settings: dict[str, Any], numbers: Numbers) -> 
         "pooling": "patches",
         **geometry,
     }
-    head = {}
+    head: State = {}
     if "fc_norm.weight" in state:  # fine-tuned
         fields["final_norm"] = "after_pooling"
         for kind in ("weight", "bias"):
@@ -548,6 +547,12 @@ def _parts(
     return Parts(fields, encoder, head, dict(features), notes)
 
 
+def _patch_shape(projection: Tensor) -> tuple[int, int]:
+    """Mel bins and frames."""
+    _, _, bins, frames = projection.shape
+    return bins, frames
+
+
 def _head(state: State, norm: str, dense: str) -> State:
     names = {"layernorm": norm, "dense": dense}
     return {f"{o}.{k}": state[f"{t}.{k}"] for o, t in names.items() for k in ("weight", "bias")}
@@ -572,7 +577,7 @@ def _head_count(width: int, asked: int | None) -> int:
 def _summed_geometry(
     rows: int,
     columns: int,
-    patch: tuple[int, ...],
+    patch: tuple[int, int],
     numbers: Numbers,
     num_mel_bins: int,
     strides: Sequence[int],
@@ -639,7 +644,7 @@ _LENGTHS = (1024, 512, 128, 1000, 100)  # frames: AudioSet, ESC-50, Speech Comma
 
 def _joint_geometry(
     patches: int,
-    patch: tuple[int, ...],
+    patch: tuple[int, int],
     numbers: Numbers,
     strides: Sequence[tuple[int, int]],
 ) -> tuple[dict[str, int], list[str]]:
