@@ -135,7 +135,7 @@ class TrainingRun:
         """Write what the run is made with, or say from where it is resumed.
 
         Raises:
-            ValueError: for options that do not go with weights cut up over processes.
+            ValueError: for options that do not go with sharded weights.
         """
         if _is_sharded(accelerator):
             check_sharded(self.options)
@@ -278,5 +278,5 @@ class TrainingRun:
 
 
 def _is_sharded(accelerator: Accelerator) -> bool:
-    """Whether weights, gradients or moments are cut up over processes."""
+    """Whether weights, gradients or moments are sharded over processes."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

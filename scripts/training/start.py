@@ -78,7 +78,7 @@ def describe_run(
 
 
 def check_sharded(options: FinetuneOptions) -> None:
-    """What cannot be had when FSDP or DeepSpeed cuts the weights up over processes.
+    """Refuse what does not work when FSDP or DeepSpeed shards the weights over processes.
 
     Raises:
         ValueError: when the options ask for it.
@@ -104,7 +104,8 @@ def precision(options: FinetuneOptions) -> str:
 def start_model(
     options: FinetuneOptions, data: LabelledAudio
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """The model to fine-tune and its feature extractor, with statistics of the data if need be."""
+    """The model to fine-tune and its feature extractor, with the data's statistics where the start
+    has none."""
     model, extractor = _load_model(options, data)
     if extractor is None:
         extractor = ASTFeatureExtractor(
