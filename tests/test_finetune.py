@@ -192,7 +192,7 @@ def test_errors_take_one_line(tmp_path, command):
         ([str(recipe), parquet], "unknown option 'num_epoch'. Did you mean 'num_epochs'?"),
         (
             ["nowhere.yaml", parquet],
-            "neither a file nor one of the bundled arabic_speech_commands.yaml",
+            "There is no recipe nowhere.yaml, neither as a file nor among ours: arabic_speech",
         ),
         ([], "Name a dataset, for example my_sounds/"),
         ([str(tmp_path / "no")], "No such folder or file"),
