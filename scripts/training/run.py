@@ -1,11 +1,11 @@
 """A fine-tuning run: all that the loops of both doors share.
 
-run = TrainingRun(options, "ast-finetune", rank, processes, device)
-with_trainer.py, with_accelerate.py     the loops: when which of its methods is called
+`open_run` gives a `TrainingRun`; with_trainer.py and with_accelerate.py say when which of its
+methods is called.
 
-data, model, extractor, average         what it works on
-folder, progress                        where it is kept, how far it has come
-batches -> augmented -> parts -> loss   an optimizer step
+    data, model, extractor, average         what it works on
+    folder, progress                        where it is kept, how far it has come
+    batches -> augmented -> parts -> loss   an optimizer step
 """
 
 import contextlib
