@@ -226,6 +226,11 @@ class ASTPreTrainedModel(PreTrainedModel):
         if getattr(self.config, "custom_pipelines", None) and not pipeline.is_file():
             del self.config.custom_pipelines
         super().save_pretrained(save_directory, *args, **kwargs)
+        # safetensors writes for the owner only; whoever may read the config may read the weights.
+        config = Path(save_directory) / "config.json"
+        if config.is_file():  # not where only one process writes
+            for weights in Path(save_directory).glob("*.safetensors"):
+                weights.chmod(config.stat().st_mode)
         if getattr(self.config, "custom_pipelines", None):
             for file in (pipeline, *get_relative_import_files(pipeline)):
                 shutil.copy(file, save_directory)
