@@ -396,8 +396,8 @@ def _ced_features(state: State, settings: dict[str, Any], num_mel_bins: int) -> 
             for name, value in {**CED_FEATURES, **features}.items()
             if name in LogMel.__dataclass_fields__
         }
-        _, ours = LogMel(num_mel_bins=num_mel_bins, **numbers).matrices()
-        if ours.shape != filters.shape or (ours - filters).abs().max() > 1e-4:
+        _, own = LogMel(num_mel_bins=num_mel_bins, **numbers).matrices()
+        if own.shape != filters.shape or (own - filters).abs().max() > 1e-4:
             raise ValueError(
                 "Its mel filters are not those of 0 to 8000 Hz that its published models have."
             )
