@@ -50,4 +50,4 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 # With this, `pipe.save_pretrained` would name its code in the config, and nobody could make a
 # pipeline of the folder without trusting that code.
-delattr(ASTAudioClassificationPipeline, "_registered_impl")
+del ASTAudioClassificationPipeline._registered_impl  # type: ignore[misc]

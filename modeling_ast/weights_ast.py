@@ -20,7 +20,6 @@ _TYPES: dict[str, type] = {
     "torch_dtype": str,
     "transformers_version": str,
 }
-_KINDS: dict[type, str] = {list: "a list of texts", dict: "an object", str: "a short text"}
 _LONGEST_TEXT = 200
 
 
@@ -45,7 +44,12 @@ def check_settings(content: Any, source: Any) -> None:
             texts = []
         is_text = all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts)
         if value is not None and not (isinstance(value, expected) and is_text):
-            kind = _KINDS[expected]
+            kinds: dict[type, str] = {
+                list: "a list of texts",
+                dict: "an object",
+                str: "a short text",
+            }
+            kind = kinds[expected]
             raise ValueError(f"{source}: {name} must be {kind}, got {repr(value)[:60]}.")
 
 
