@@ -3,6 +3,7 @@
 # make test-slow       the tests that take minutes
 # make docs            the documentation, into site/
 # make coverage        the tests again, and which lines they reach, into build/coverage/
+# make lowest          constraints-lowest.txt anew, from setup.cfg
 # make release-check   everything that a release needs, except the upload
 # Each sets up .venv first, once. PYTHON=python3.12 chooses another interpreter,
 # CONSTRAINTS=constraints-lowest.txt the oldest packages that setup.cfg admits.
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 VERSION := $(shell sed -n 's/^version = //p' setup.cfg)
 
-.PHONY: demo test lint unit test-slow docs coverage wheel release-check release-state clean
+.PHONY: demo test lint unit test-slow docs coverage wheel release-check release-state lowest clean
 
 demo: $(READY)
 	$(BIN)/python -m scripts.tour
@@ -58,6 +59,16 @@ release-state:
 	    || { echo "CITATION.cff has another version than setup.cfg ($(VERSION))."; exit 1; }
 	@! git rev-parse -q --verify refs/tags/v$(VERSION) >/dev/null \
 	    || { echo "v$(VERSION) is tagged already: raise the version in setup.cfg."; exit 1; }
+
+# CUDA's packages are left out: a CPU build of torch needs none of them.
+lowest: $(READY)
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) uv
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.10 \
+	    --resolution lowest-direct --all-extras setup.cfg \
+	    -o build/lowest.txt
+	(echo "# The oldest packages that setup.cfg admits, on Python 3.10: make lowest."; \
+	    grep -vE '^(nvidia|triton|cuda)' build/lowest.txt; grep '^\(pip\|uv\)==' constraints.txt) \
+	    > constraints-lowest.txt
 
 # On Linux the registry's torch brings gigabytes of CUDA. Where pip would take that one and there is
 # no GPU to use it, uv, which knows where PyTorch keeps its CPU builds, is asked first.

@@ -25,7 +25,7 @@ from mkdocs.structure.files import File, Files
 REPOSITORY = Path(__file__).parents[1]
 # Not exported by the package, as they are needed by few, but documented.
 MORE_NAMES = {"modeling_ast": ["onnx_ast.OnnxClassifier"], "feature_extraction": []}
-_SUBCOMMANDS = re.compile(r"\{([\w,-]+)\} \.\.\.")
+_SUBCOMMANDS = re.compile(r"^commands:\n((?:  \w.*\n)+)", re.MULTILINE)
 _FIELD = re.compile(r"^    (\w+): ([^=\n]+?) = (.+?)(?:  # (.+))?$", re.MULTILINE)
 
 
@@ -60,7 +60,8 @@ def command_page(name: str) -> str:
     subcommands = _SUBCOMMANDS.search(first)
     options = first.replace(text, "").replace("\n\n\n", "\n")  # said once is enough
     parts = [f"# {name}\n", text, f"```text\n{options}```"]
-    for word in subcommands[1].split(",") if subcommands else ():
+    for line in subcommands[1].splitlines() if subcommands else ():
+        word = line.split()[0]
         parts += [f"## {name} {word}\n", f"```text\n{help_of(name, word)}```"]
     return "\n\n".join(parts)
 

@@ -1,19 +1,21 @@
 """Every code block of README and docs is executed, the notebook too; the site is built strictly.
 
-A page's blocks run in order, in a folder that holds what the pages speak of: recordings, a dataset, a
-finished run. A tiny model stands in for those on the Hub, and options after the page's own make
+A page's blocks run in order, in a folder that holds what the pages speak of: recordings, a dataset,
+a finished run. A tiny model stands in for those on the Hub, and options after the page's own make
 training short. What is not ours to run (`hf`, Slurm) is checked by bash for its syntax.
 """
 
 import configparser
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
 from .conftest import REPOSITORY, TINY_MODEL, tiny_model
-from .sounds import tone, write_parquet
+from .sounds import PITCHES, tone, write_parquet
 
 FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 PAGES = [
@@ -42,7 +44,7 @@ STAND_INS = {
     "path/to/deit_tiny": "vit",
     "CHECKPOINT": RUN,
     "/data/recordings": "recordings",
-    "/data/results": "results",
+    "/data/results": "results_of_many",
 }
 TINY_INPUT = "--max_length 128 --num_mel_bins 64 --num_workers 0"
 SHORT = f"--num_epochs 1 {TINY_INPUT} --time_patchout 0 --overwrite true"
@@ -51,11 +53,13 @@ SHORTER = {
     "ast-finetune": SHORT,
     "ast-finetune-accelerate": SHORT,
     "ast-benchmark": f"--plain_epochs 1 --ours='--num_epochs 1 {TINY_INPUT} --time_patchout 0'",
+    "ast-dataset-stats": "--num_workers 0",
+    "ast-export-onnx": "--variants int8",
     "ast-push-to-hub": "--dry-run",
 }
 # Of full size, as only the Hub has it; tests/test_hub_configs.py converts one.
-REFUSED = {"--variant": "is not ast-audioset-10-10-0.4593: its hidden_size is 64"}
-NOT_OURS = ("hf", "optimum-cli")
+REFUSED = {"--variant": "is not ast-audioset-10-10-0.4593: its num_hidden_layers is 1"}
+NOT_OURS = ("hf", "jupyter", "optimum-cli")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -105,23 +109,29 @@ def template(tmp_path_factory) -> Path:
     extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
     tiny_model().save_pretrained(folder / "tiny")
     extractor.save_pretrained(folder / "tiny")
-    for run, names in ((RUN, ("crane", "heron")), ("esc10", ("high", "low", "mid"))):
-        if run == "esc10":
-            continue
-        for name in (run, "runs/fold1/checkpoint", "runs/fold2/checkpoint"):
-            labels = {"id2label": dict(enumerate(names)), "num_labels": len(names)}
-            tiny_model(**labels).save_pretrained(folder / name)
-            extractor.save_pretrained(folder / name)
+    birds, pitches = ("crane", "heron"), tuple(PITCHES)
+    for run, names in {
+        "my_sounds": birds,
+        "fold1": birds,
+        "fold2": birds,
+        "esc10": pitches,
+    }.items():
+        labels = {"id2label": dict(enumerate(names)), "num_labels": len(names)}
+        labels["label2id"] = {name: index for index, name in enumerate(names)}
+        tiny_model(**labels).save_pretrained(folder / "runs" / run / "checkpoint")
+        extractor.save_pretrained(folder / "runs" / run / "checkpoint")
     ViTModel(
         ViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64,
                   image_size=32)
     ).save_pretrained(folder / "vit")  # fmt: skip
-    original = {**TINY_MODEL, "hidden_size": 64, "num_attention_heads": 1, "num_labels": 3}
-    for name, length, mel_bins in (
-        ("my_ast.pth", 200, 64),
-        ("audioset_10_10_0.4593.pth", 1024, 128),
+    original = {**TINY_MODEL, "num_hidden_layers": 1}
+    for name, width, length, mel_bins, labels in (
+        ("my_ast.pth", 192, 200, 64, 3),
+        ("audioset_10_10_0.4593.pth", 768, 1024, 128, 527),
     ):
-        config = ASTConfig(**{**original, "max_length": length, "num_mel_bins": mel_bins})
+        shape = {"max_length": length, "num_mel_bins": mel_bins, "num_labels": labels}
+        shape |= {"hidden_size": width, "num_attention_heads": width // 64}
+        config = ASTConfig(**{**original, **shape})
         state = ASTForAudioClassification(config).to_original_state_dict()
         torch.save(state, folder / name)
     (folder / "names.json").write_text(json.dumps(["bird", "wind", "speech"]))
@@ -131,7 +141,7 @@ def template(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def place(template, tmp_path, monkeypatch) -> Path:
-    shutil.copytree(template, tmp_path / "place", symlinks=True)
+    shutil.copytree(template, tmp_path / "place", symlinks=True, copy_function=os.link)
     monkeypatch.chdir(tmp_path / "place")
     gradio = pytest.importorskip("gradio")
     monkeypatch.setattr(gradio.Blocks, "launch", lambda *_, **__: None)  # else it never ends
@@ -151,7 +161,7 @@ class Shell:
         for line in with_stand_ins(code).replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while words and re.match(r"\w+=", words[0]):  # variables of the environment
-                words.pop(0)
+                words = [] if "$(" in words[0] else words[1:]
             if words:
                 self.run_words(words)
 
@@ -165,7 +175,7 @@ class Shell:
             (command,) = (k for k, v in self.commands.items() if v.split(":")[0] == module)
             self.run_command(command, words[at + 1 :])
         elif first == "make":
-            for target in words[1:]:
+            for target in (word for word in words[1:] if "=" not in word):
                 assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.M)
         elif words[:2] == ["pip", "install"]:
             config = (REPOSITORY / "setup.cfg").read_text()
@@ -199,7 +209,13 @@ class Shell:
         assert status == 0, f"{name} {' '.join(arguments)}: {error}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def _parameter(page: Path):
+    # An ONNX export takes longer than all other pages together.
+    marks = pytest.mark.slow if page.name == "deployment.md" else ()
+    return pytest.param(page, id=str(page.relative_to(REPOSITORY)), marks=marks)
+
+
+@pytest.mark.parametrize("page", map(_parameter, PAGES))
 def test_code_of_a_page_runs(page, place, commands, capsys):
     shell = Shell(commands, capsys)
     names: dict[str, object] = {}
@@ -210,4 +226,67 @@ def test_code_of_a_page_runs(page, place, commands, capsys):
         elif language in ("sh", "bash"):
             shell.run(code)
         else:
-            assert language == "text", f"{page}: a block in {language!r}, which nothing runs:\n{code}"
+            assert language == "text", (
+                f"{page}: a block in {language!r}, which nothing runs:\n{code}"
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_runs_within_two_minutes(path, tmp_path, monkeypatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MPLBACKEND")  # conftest's draws nothing
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    stored = nbformat.read(path, as_version=4)
+    fresh = nbformat.read(path, as_version=4)
+    began = time.monotonic()
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(fresh, timeout=120, kernel_name="python3", resources=where).execute()
+    assert time.monotonic() - began < 120
+    for old, new in zip(stored.cells, fresh.cells, strict=True):
+        # What the site shows is what the code gives: the same lines, the same number of pictures.
+        assert _shown(old) == _shown(new), old.source
+
+
+def _shown(cell) -> tuple[str, int]:
+    """A cell's printed text, without the numbers, which differ between machines; its pictures."""
+    outputs = cell.get("outputs", ())
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    return re.sub(r"[\d.]+", "#", printed), sum("data" in output for output in outputs)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built strictly: warnings of links, anchors and docstrings are errors."""
+    pytest.importorskip("mkdocstrings")
+    build, config = (
+        pytest.importorskip("mkdocs.commands.build"),
+        pytest.importorskip("mkdocs.config"),
+    )
+    folder = tmp_path_factory.mktemp("site")
+    settings = config.load_config(str(REPOSITORY / "mkdocs.yml"), strict=True, site_dir=str(folder))
+    settings.plugins.on_startup(command="build", dirty=False)
+    build.build(settings)
+    return folder
+
+
+def test_site_has_every_public_name_and_command(site, commands):
+    for package in ("modeling_ast", "feature_extraction"):
+        page = (site / "reference" / f"{package}.html").read_text(encoding="utf-8")
+        for name in importlib.import_module(package).__all__:
+            assert f'id="{package}.{name}"' in page, name
+    for command in commands:
+        page = (site / "reference" / f"{command}.html").read_text(encoding="utf-8")
+        assert f"usage: {command}" in page
+        assert "--help" in page
+
+
+def test_site_asks_no_other_host(site):
+    """Pictures, styles, scripts and fonts all come with it; only a reader's click leads away."""
+    for page in [*site.rglob("*.html"), *site.rglob("*.css"), *site.rglob("*.svg")]:
+        text = page.read_text(encoding="utf-8")
+        asked = re.findall(
+            r"""(?:\bsrc=|<link[^>]*\bhref=|url\()["']?((?:https?:)?//[^"')>\s]+)""", text
+        )
+        assert not asked, (page, asked)
