@@ -55,7 +55,7 @@ SHORTER = {
     "ast-benchmark": f"--plain_epochs 1 --ours='--num_epochs 1 {TINY_INPUT} --time_patchout 0'",
     "ast-dataset-stats": "--num_workers 0",
     "ast-export-onnx": "--variants int8",
-    "ast-push-to-hub": "--dry-run",
+    "ast-push-to-hub": "--dry_run",
 }
 # Of full size, as only the Hub has it; tests/test_hub_configs.py converts one.
 REFUSED = {"--variant": "is not ast-audioset-10-10-0.4593: its num_hidden_layers is 1"}
