@@ -10,6 +10,7 @@ import zipfile
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from packaging.version import Version
 
 from scripts.common.bundled import read_label_names
 from scripts.training.options import FinetuneOptions
@@ -101,14 +102,77 @@ def test_every_hub_config_is_used():
             pytest.fail(f"{path} is used by no test")
 
 
-def test_pinned_set_covers_the_requirements():
+def setup_cfg() -> configparser.ConfigParser:
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
-    pinned = {
-        line.split("==")[0].lower()
-        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
-    }
-    wanted = config["options"]["install_requires"]
-    wanted += "".join(config["options.extras_require"].values())
-    for name in re.findall(r"^([\w-]+)", wanted, re.MULTILINE):
-        assert name.lower() in pinned, name
+    return config
+
+
+def requirements() -> dict[str, str]:
+    """Package -> lowest version, all extras included."""
+    options = setup_cfg()
+    wanted = options["options"]["install_requires"]
+    wanted += "".join(options["options.extras_require"].values())
+    return dict(re.findall(r"^([\w-]+)(?:>=([\d.]+))?$", wanted, re.MULTILINE))
+
+
+def pins(file: str) -> dict[str, list[str]]:
+    """Package -> versions of a constraints file (several, by the version of Python)."""
+    found: dict[str, list[str]] = {}
+    for line in (REPOSITORY / file).read_text().splitlines():
+        if not line.startswith("#"):
+            name, version = line.split(" ;")[0].split("==")
+            found.setdefault(name.lower().replace("_", "-"), []).append(version.strip())
+    return found
+
+
+def test_pinned_set_covers_the_requirements():
+    pinned = pins("constraints.txt")
+    for name in requirements():
+        assert name.lower().replace("_", "-") in pinned, name
+
+
+def test_lowest_set_is_admitted_by_setup_cfg():
+    """`make lowest` makes it anew after a bound is raised."""
+    pinned = pins("constraints-lowest.txt")
+    for name, lowest in requirements().items():
+        if lowest:
+            (version,) = pinned[name.lower().replace("_", "-")]
+            assert Version(version) >= Version(lowest), name
+
+
+def test_python_versions_are_stated_alike():
+    config = setup_cfg()
+    prefix = "Programming Language :: Python :: 3."
+    classifiers = config["metadata"]["classifiers"].split("\n")
+    minors = [int(line.removeprefix(prefix)) for line in classifiers if line.startswith(prefix)]
+    first, last = f"3.{minors[0]}", f"3.{minors[-1]}"
+    assert minors == list(range(minors[0], minors[-1] + 1))
+    assert config["options"]["python_requires"] == f">={first}"
+    assert config["mypy"]["python_version"] == first
+    assert (
+        f'target-version = "py{first.replace(".", "")}"'
+        in (REPOSITORY / "pyproject.toml").read_text()
+    )
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert f"Python {first} to {last}" in (REPOSITORY / page).read_text(), page
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
+    assert matrix["python"] == [f"3.{minor}" for minor in minors]
+    assert {"python": first, "constraints": "constraints-lowest.txt"} in matrix["include"]
+
+
+def test_workflow_calls_make_targets_that_exist():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    targets = [step["run"].split()[1] for step in steps if "run" in step]
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_citation_has_this_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == setup_cfg()["metadata"]["version"]
+    assert citation["license"] == setup_cfg()["metadata"]["license"]
