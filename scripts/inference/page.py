@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from feature_extraction import AudioDecodingError, load_audio
-from feature_extraction.fbank_ast import num_frames
 from modeling_ast import class_relevance, plot_relevance
 from modeling_ast.events_ast import Event, EventRules
 
@@ -114,7 +113,8 @@ def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
     mask = None if mask is None else mask.to(model.device)
     index = classifier.label_names.index(label)
     relevance = class_relevance(model, input_values, index, mask)[0]
-    frames = max(1, num_frames(len(samples), rate))  # without padding
+    bank = classifier.pipeline.feature_extractor.filterbank
+    frames = max(1, bank.num_frames(len(samples)))  # without padding
     caption = f"What speaks for “{readable(label)}”, {start:.1f} s to {end:.1f} s"
     plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption, rate)
     return caption
