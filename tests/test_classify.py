@@ -611,6 +611,11 @@ def test_progress_within_a_recording(folder, capsys):
         progress.finished()
         assert "1/600 files, 1:30 heard" in progress.text
         assert " left" in progress.text
+    capsys.readouterr()
+    with Progress(files, disabled=True) as progress:  # every process but the first
+        progress.heard(1.0)
+        progress.finished()
+    assert capsys.readouterr().err == ""
     with Progress(None) as progress:
         progress.heard(1.0)
         assert progress.text.startswith("0 files, 0:01 heard")
