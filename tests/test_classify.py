@@ -543,6 +543,13 @@ def test_errors_do_not_reach_the_terminal_raw(run, tmp_path):
     assert status == 1
     assert "\x1b" not in stderr
     assert "\\x1b]0;owned" in stderr
+    status, _, stderr = run("x.wav", model="./\x1b]0;owned\x07")
+    assert status == 2
+    assert "\x1b" not in stderr
+    assert "No such checkpoint folder: ./\\x1b]0;owned" in stderr
+    status, _, stderr = run("x.wav", "--\x1b]0;owned\x07")
+    assert status == 2
+    assert "\x1b" not in stderr
 
 
 def test_formulas_are_text(tmp_path):
