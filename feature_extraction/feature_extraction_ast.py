@@ -57,9 +57,10 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         mean, std: of the training data's log-mel values; the defaults are AudioSet's.
         return_attention_mask: whether calls return the mask unless they say otherwise. Published
             checkpoints were trained without one and expect none.
-        win_length, hop_length, n_fft, frequency_min, frequency_max, mel_scale, preemphasis, center,
-            periodic_window, compression, mel_floor, dynamic_range: the filterbank's numbers, see
+        win_length, hop_length, n_fft, frequency_min, frequency_max: of the filterbank, see
             `LogMel`; the defaults are AST's.
+        mel_scale, preemphasis, center, periodic_window: likewise.
+        compression, mel_floor, dynamic_range: likewise.
         remove_mean: subtract each clip's mean first. Kaldi does so frame by frame in any case; what
             rounding leaves shows in filters that hardly hear anything.
         bin_scale, bin_offset: (F,) numbers each, `log-mel * scale + offset` in place of mean and
