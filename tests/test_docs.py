@@ -67,7 +67,7 @@ SHORTER = {
 # Of full size, as only the Hub has it; tests/test_hub_configs.py converts one.
 REFUSED = {
     "audioset_10_10_0.4593.pth": "is not ast-audioset-10-10-0.4593: its num_hidden_layers is 1",
-    "passt-s-kd-ap.486.pt": "passt-s-kd-p16-s10-ap486",
+    "passt-s-kd-ap.486.pt": "looks like PaSST. Its position table has 8 rows",
     "--model ced-tiny": "The weights of ced-tiny could not be fetched",  # there is no network
 }
 NOT_OURS = ("hf", "jupyter", "optimum-cli")
