@@ -39,6 +39,7 @@ from feature_extraction.fbank_ast import (
 
 from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification
+from .scores_ast import scores_from_logits
 
 # What can be written, and the files' names.
 VARIANTS = {
@@ -117,7 +118,7 @@ class SpectrogramClassifier(nn.Module):
 
     def forward(self, input_values: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model(input_values).logits.float()
-        return probabilities(logits, self.model.config), logits
+        return scores_from_logits(logits, self.model.config.problem_type), logits
 
 
 class WaveformClassifier(nn.Module):
@@ -159,15 +160,6 @@ class WaveformClassifier(nn.Module):
         input_values = (log_mel - self.mean) / self.scale
         missing = torch.sym_max(self.shortest - input_values.shape[1], 0)
         return self.classifier(pad(input_values, (0, 0, 0, missing), value=self.padding_value))
-
-
-def probabilities(logits: Tensor, config: ASTConfig) -> Tensor:
-    """What `config.problem_type` makes of logits; those of a regression are returned."""
-    if config.problem_type == "regression":
-        return logits
-    if config.problem_type == "multi_label_classification":
-        return logits.sigmoid()
-    return logits.softmax(dim=-1)
 
 
 def import_optional(name: str) -> Any:

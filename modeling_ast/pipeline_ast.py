@@ -17,6 +17,8 @@ from transformers import AudioClassificationPipeline, Pipeline
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from .scores_ast import scores_from_logits
+
 _MODEL_TYPE = "audio-spectrogram-transformer"
 _FRAMES_PER_SECOND = 100
 _LAST_FRAME_S = 0.015  # so far the last frame, of 25 ms, reaches beyond its step of 10 ms
@@ -247,14 +249,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
     def scores(self, logits: torch.Tensor, function_to_apply: str | None = None) -> torch.Tensor:
         """Logits (…, labels) to scores, as the checkpoint's `problem_type` or the argument says."""
-        if function_to_apply is None:
-            function_to_apply = {
-                "regression": "none",
-                "multi_label_classification": "sigmoid",
-            }.get(self.model.config.problem_type, "softmax")
-        if function_to_apply == "none":
-            return logits
-        return logits.softmax(-1) if function_to_apply == "softmax" else logits.sigmoid()
+        return scores_from_logits(logits, self.model.config.problem_type, function_to_apply)
 
     def _top_labels(
         self, scores: torch.Tensor, top_k: int, threshold: torch.Tensor | None
