@@ -21,7 +21,7 @@ from scripts import mix_clips
 from scripts.data.labelled import open_labelled_audio
 from scripts.evaluation.metrics import ScoredClips
 from scripts.evaluation.options import EvaluateArguments
-from scripts.evaluation.report import draw_confusion_matrix, format_report
+from scripts.evaluation.report import draw_confusion_matrix, finite, format_report
 from scripts.evaluation.scoring import evaluate_checkpoints
 
 from .conftest import REPOSITORY
@@ -297,7 +297,7 @@ def test_pictures_of_many_classes_stay_readable(tmp_path):
 
 def test_perfect_scores_leave_valid_json(tmp_path):
     """d′ of a perfect ranking is infinite, which JSON cannot say."""
-    report = evaluate._finite({"a": [1.5, float("inf")], "b": {"c": float("nan")}})
+    report = finite({"a": [1.5, float("inf")], "b": {"c": float("nan")}})
     assert report == {"a": [1.5, None], "b": {"c": None}}
 
 

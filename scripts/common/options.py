@@ -178,13 +178,11 @@ class _Parser(argparse.ArgumentParser):
 
     def _spelt(self, words: list[str]) -> Iterable[str]:
         """`--top-k=3` as `--top_k=3`; `--overwrite false` as `--no_overwrite`."""
-        plain = False  # after a lone `--` words are what they are
         index = 0
         while index < len(words):
             word = words[index]
             index += 1
-            plain |= word == "--"
-            if plain or not word.startswith("--"):
+            if not word.startswith("--"):
                 yield word
                 continue
             name, equals, value = word[2:].partition("=")
@@ -211,9 +209,14 @@ def command_parser(
     name: str, options: type[Options], description: str, recipes: bool = False
 ) -> argparse.ArgumentParser:
     """The parser of a command; what it returns holds only what was given."""
+    usage = [name]
+    for field in dataclasses.fields(options):
+        if field.metadata["positional"]:
+            usage.append(_metavar(field, recipes))
     parser = _Parser(
         options,
         prog=name,
+        usage=" ".join([*usage, "[--option value …]"]),
         description=description.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -240,22 +243,18 @@ def _add(group: Any, field: dataclasses.Field, kind: _Kind, recipes: bool) -> No
     rules = field.metadata
     words: dict[str, Any] = {"help": _help(field, kind)}
     if rules["positional"]:
-        is_list = rules["positional"] in "+*"
-        metavar = rules["metavar"] or field.name.removesuffix("s" if is_list else "").upper()
         if recipes:
-            metavar = f"[RECIPE.yaml] {metavar}"
             words["help"] += "; before it a recipe: a YAML file, or one of hub_configs/recipes"
-        # Missing words are missed by the command, which knows the recipe and says what is wanted.
-        group.add_argument(field.name, nargs="*", metavar=metavar, **words)
+        # None may be given: the recipe can name it, and the command says what is missing.
+        group.add_argument(field.name, nargs="*", metavar=_metavar(field, recipes), **words)
         return
-    if kind.of is bool and not kind.optional:
-        words["action"] = argparse.BooleanOptionalAction
-        group.add_argument(f"--{field.name}", **words)
-        # argparse derives --no-…; ours are spelt with underscores.
-        action = group._option_string_actions.pop(f"--no-{field.name}", None)
-        if action is not None:
-            action.option_strings[:] = [f"--{field.name}", f"--no_{field.name}"]
-            group._option_string_actions[f"--no_{field.name}"] = action
+    if kind.of is bool:
+        # Both, so that a command line has the last word over a recipe; `--help` shows the one
+        # that changes something.
+        for name, action in ((field.name, "store_true"), (f"no_{field.name}", "store_false")):
+            hidden = (action == "store_true") == (field.default is True)
+            help_text = argparse.SUPPRESS if hidden else words["help"]
+            group.add_argument(f"--{name}", dest=field.name, action=action, help=help_text)
         return
     if kind.is_list:
         words["nargs"] = "+"
@@ -264,6 +263,13 @@ def _add(group: Any, field: dataclasses.Field, kind: _Kind, recipes: bool) -> No
         "{" + ",".join(choices) + "}" if choices else field.name.rsplit("_", 1)[-1].upper()
     )
     group.add_argument(f"--{field.name}", **words)
+
+
+def _metavar(field: dataclasses.Field, recipes: bool) -> str:
+    """What stands for a positional field in `--help`."""
+    is_list = field.metadata["positional"] in "+*"
+    word = field.metadata["metavar"] or field.name.removesuffix("s" if is_list else "").upper()
+    return f"[RECIPE.yaml] {word}" if recipes else word + (" …" if is_list else "")
 
 
 def _help(field: dataclasses.Field, kind: _Kind) -> str:
@@ -303,9 +309,15 @@ def parse_arguments(
         SystemExit: for an option that does not exist, after one line on standard error; and after
             `--help` and `--version`.
     """
-    given = vars(command_parser(name, options, description, recipes).parse_args(argv))
+    line = list(sys.argv[1:] if argv is None else argv)
+    plain: list[str] = []  # words after a lone `--`, whatever they begin with
+    if "--" in line:
+        line, plain = line[: line.index("--")], line[line.index("--") + 1 :]
+    parsed = vars(command_parser(name, options, description, recipes).parse_intermixed_args(line))
+    names = [field.name for field in dataclasses.fields(options)]
+    given = {option: value for option, value in parsed.items() if option in names}
     places = [field for field in dataclasses.fields(options) if field.metadata["positional"]]
-    words = [word for field in places for word in given.pop(field.name, [])]
+    words = [word for field in places for word in given.pop(field.name, [])] + plain
     values: dict[str, Any] = {}
     if recipes and words and Path(words[0]).suffix in (".yaml", ".yml"):
         values.update(read_recipe(words.pop(0), options))

@@ -1,0 +1,164 @@
+"""Command lines: dashes and underscores, recipes, checks, help, and no torch until it is needed."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts.common.options import Options, command_parser, parse_arguments, run_command, setting
+
+
+@dataclasses.dataclass
+class Toy(Options):
+    sounds: list[str] = setting([], "sounds: files or folders", positional="+")
+    top_k: int = setting(3, "labels per row", at_least=1)
+    threshold: float | None = setting(None, "score that counts, e.g. 50 %", group="events")
+    loss: str = setting("mean", "kind of loss", choices=("mean", "max"), group="events")
+    overwrite: bool = setting(False, "replace what is there")
+    formats: list[str] = setting(["csv"], "files to write", choices=("csv", "json"))
+
+
+def toy(*words: str, recipes: bool = False) -> Toy:
+    return parse_arguments("ast-toy", Toy, "A toy.", words, recipes)
+
+
+def test_defaults_and_words():
+    assert toy("a.wav") == Toy(sounds=["a.wav"])
+    given_all = toy("a", "b", "--top_k", "5", "--overwrite", "--formats", "csv", "json")
+    assert given_all == Toy(["a", "b"], 5, overwrite=True, formats=["csv", "json"])
+    assert toy("a").formats is not toy("a").formats
+
+
+@given(st.sampled_from(["--top_k 7", "--top-k 7", "--top-k=7", "--top_k=7"]))
+def test_dashes_are_underscores(words):
+    assert toy("a-b_c.wav", *words.split()) == Toy(["a-b_c.wav"], top_k=7)
+
+
+def test_flags_are_set_and_unset(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("overwrite: true\ntop_k: '4'\nthreshold: 1e-4\n")
+    assert toy(str(recipe), "a", recipes=True) == Toy(["a"], 4, 1e-4, overwrite=True)
+    for words in (["--no_overwrite"], ["--no-overwrite"], ["--overwrite", "false"]):
+        assert not toy(str(recipe), "a", *words, recipes=True).overwrite
+    assert toy("a", "--overwrite=True").overwrite
+    assert toy("--overwrite", "a") == Toy(["a"], overwrite=True)  # the sound is no value of it
+
+
+def test_sounds_and_options_mix():
+    assert toy("a", "--top_k", "2", "b") == Toy(["a", "b"], 2)
+
+
+def test_words_after_two_dashes_are_sounds():
+    assert toy("--top_k", "1", "--", "--odd-name.wav").sounds == ["--odd-name.wav"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "--top_k", "0"], "--top_k must be at least 1, got 0."),
+        (["a", "--top_k", "1.5"], "--top_k must be a whole number, got '1.5'."),
+        (["a", "--threshold", "high"], "--threshold must be a number, got 'high'."),
+        (["a", "--loss", "maxx"], "--loss is 'maxx'. Did you mean 'max'? Known: mean, max."),
+        (["a", "--formats", "csv", "xml"], "--formats is 'xml'. Known: csv, json."),
+        ([], "Name sounds (see ast-toy --help)."),
+    ],
+)
+def test_wrong_values_are_named(words, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        toy(*words)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"top_k": 1.5}, "--top_k must be a whole number, got 1.5"),
+        ({"top_k": True}, "--top_k must be a whole number, got True"),
+        ({"top_k": None}, "--top_k needs a value"),
+        ({"top_k": float("nan")}, "--top_k must be a whole number"),
+        ({"threshold": [1]}, "--threshold must be a number"),
+        ({"overwrite": "perhaps"}, "--overwrite is true or false, got 'perhaps'"),
+        ({"formats": "csv"}, "--formats takes a list, got 'csv'"),
+        ({"loss": {}}, "--loss must be a word"),
+    ],
+)
+def test_values_from_python_and_yaml_are_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        Toy(**values)
+
+
+@pytest.mark.parametrize("text", ["- a list", "top_k: [", "42", "top_k: &a [*a", "\x00"])
+def test_a_broken_recipe_is_one_sentence(text, tmp_path):
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=r"broken\.yaml"):
+        toy(str(recipe), "a", recipes=True)
+    recipe.write_text("top_n: 3")
+    with pytest.raises(ValueError, match=r"unknown option 'top_n'\. Did you mean 'top_k'"):
+        toy(str(recipe), "a", recipes=True)
+    recipe.write_text("{1: 2}")
+    with pytest.raises(ValueError, match="unknown option 1"):
+        toy(str(recipe), "a", recipes=True)
+
+
+def test_an_unknown_option_ends_in_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        toy("a", "--top-n", "3")
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "ast-toy: error: unknown option --top_n. Did you mean --top_k? See ast-toy --help."
+    ]
+
+
+def test_help_shows_groups_and_defaults():
+    text = command_parser("ast-toy", Toy, "A toy.").format_help()
+    flat = " ".join(text.split())
+    assert "A toy." in flat
+    assert "labels per row (3)" in flat
+    assert "score that counts, e.g. 50 %" in flat
+    assert "files to write (csv)" in flat
+    assert flat.index("--top_k") < flat.index("events:") < flat.index("--threshold")
+    assert "{mean,max}" in flat
+    assert "no_overwrite" not in flat
+    assert flat.startswith("usage: ast-toy SOUND … [--option value …]")
+
+
+def command(arguments: Toy) -> int:
+    """As a command of ours."""
+    if arguments.top_k == 4:
+        raise ValueError("No\nsuch file.")
+    if arguments.top_k == 5:
+        raise KeyboardInterrupt
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("top_k", "status", "line"),
+    [(3, 1, ""), (4, 2, "ast-toy: error: No such file."), (5, 130, "ast-toy: interrupted")],
+)
+def test_run_command_ends_with_a_status(top_k, status, line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_command("ast-toy", Toy, command, ["a", "--top_k", str(top_k)])
+    assert ended.value.code == status
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_version_and_completion(capsys):
+    for words in (["--version"], ["--print_completion", "bash"]):
+        with pytest.raises(SystemExit) as ended:
+            toy(*words)
+        assert not ended.value.code
+        assert "toy" in capsys.readouterr().out
+
+
+def test_options_need_no_torch():
+    program = "import sys, scripts.common.options, scripts.data.options, scripts.common.bundled\n"
+    program += "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.strip() == "[]"
