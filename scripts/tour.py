@@ -7,13 +7,13 @@ Writes a small sound-event set as Parquet, fine-tunes a small AST on it from ran
 that it has not heard, and leaves a picture of them. Needs no network and no data.
 """
 
-import argparse
 import io
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from feature_extraction import kaldi_fbank, load_audio
 
+from .common.options import Options, run_command, setting
 from .inference.classifier import DEFAULT_MODEL, load_classifier
 
 RATE = 16000
@@ -181,12 +182,16 @@ def draw(clips: list[tuple[str, np.ndarray, list[dict]]], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Synthesise sounds, fine-tune, classify, draw.")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/demo"))
-    args = parser.parse_args()
+@dataclass
+class TourOptions(Options):
+    output: Path = setting(Path("runs/demo"), "folder for data, run and picture")
+
+
+def tour(options: TourOptions) -> None:
+    """Take the whole path."""
     logging.disable_progress_bar()
-    data, run_folder = args.output_dir / "data", args.output_dir / "run"
+    folder = options.output
+    data, run_folder = folder / "data", folder / "run"
 
     start = time.perf_counter()
     write_split(data / "train.parquet", TRAIN_CLIPS_PER_CLASS, seed=0)
@@ -204,18 +209,18 @@ def main() -> None:
     clips = []
     print("3. Sounds that it has never heard, through pipeline('audio-classification'):")
     for name in SOUNDS:
-        file = args.output_dir / f"unseen_{name.replace(' ', '_')}.flac"
+        file = folder / f"unseen_{name.replace(' ', '_')}.flac"
         soundfile.write(file, synthesise(name, random), RATE)
         labels = classifier(str(file))
         clips.append((name, load_audio(file), labels))
         print(f"   {name:<12} -> {labels[0]['label']:<12} {100 * labels[0]['score']:5.1f} %")
-    picture = args.output_dir / "demo.png"
+    picture = folder / "demo.png"
     draw(clips, picture)
 
     bundled = load_classifier(DEFAULT_MODEL)
     print("4. The bundled model, which learnt ten real sounds (ESC-10), says of them:")
     for name in ("tick", "engine", "noise burst"):
-        label = bundled(str(args.output_dir / f"unseen_{name.replace(' ', '_')}.flac"))[0]
+        label = bundled(str(folder / f"unseen_{name.replace(' ', '_')}.flac"))[0]
         print(f"   {name:<12} -> {label['label']:<12} {100 * label['score']:5.1f} %")
 
     print(
@@ -228,6 +233,10 @@ def main() -> None:
         "  ast-classify recording.wav --model runs/my_sounds/checkpoint\n"
         "(without --model scratch it starts from the AudioSet checkpoint on the Hub: far better)"
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_command("make demo", TourOptions, tour, argv)
 
 
 if __name__ == "__main__":

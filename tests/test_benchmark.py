@@ -14,8 +14,8 @@ from transformers import ViTConfig, ViTModel
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts.benchmark import benchmark
-from scripts.benchmarks import timing, training
-from scripts.benchmarks.inference import multiplications
+from scripts.benchmarks import accuracy, timing
+from scripts.benchmarks.forward import multiplications
 
 from .sounds import write_class_folders
 from .test_finetune import TINY
@@ -185,9 +185,9 @@ def test_accuracy(tmp_path, capsys):
 def test_an_accuracy_that_the_plain_loop_never_reaches(capsys):
     curves = {"plain": [(10.0, 80.0), (30.0, 90.0)], "ours": [(5.0, 92.0), (12.0, 94.0)]}
     options = Namespace(target=93.0, ours="", json=None, plot=None)
-    training._report(curves, options)
+    accuracy._report(curves, options)
     assert "times faster: more than 2.5" in capsys.readouterr().out
-    training._report({**curves, "ours": [(5.0, 92.0)]}, options)
+    accuracy._report({**curves, "ours": [(5.0, 92.0)]}, options)
     assert "times faster" not in capsys.readouterr().out
 
 

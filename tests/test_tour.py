@@ -29,7 +29,7 @@ def test_sounds_are_distinct_and_seeded(tmp_path):
 @pytest.mark.slow
 def test_whole_demo(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.tour", "--output_dir", str(tmp_path)],
+        [sys.executable, "-m", "scripts.tour", "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

@@ -1,6 +1,6 @@
 """What every benchmark shares: runs in turns, the table of times, the machine's name."""
 
-import argparse
+import functools
 import json
 import math
 import platform
@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers.models.audio_spectrogram_transformer import (
@@ -16,17 +17,24 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from modeling_ast import ASTConfig
 
+from .options import CommonOptions
+
 _SHORTEST_S = 0.2  # of a measurement
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, repeats: int | None) -> None:
-    """The options of every benchmark: --threads, --json, and --repeats where it has a default."""
-    if repeats is not None:
-        parser.add_argument(
-            "--repeats", type=int, default=repeats, help="measurements of each case"
-        )
-    parser.add_argument("--threads", type=int, help="torch's CPU threads; default: torch's choice")
-    parser.add_argument("--json", type=Path, help="also write all the measurements here")
+O = TypeVar("O", bound=CommonOptions)  # noqa: E741
+
+
+def on_threads(run: Callable[[O], None]) -> Callable[[O], None]:
+    """A benchmark that uses as many CPU threads as its options say."""
+
+    @functools.wraps(run)
+    def run_on_threads(options: O) -> None:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        run(options)
+
+    return run_on_threads
 
 
 def measure(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

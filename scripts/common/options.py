@@ -15,6 +15,7 @@ Nothing here imports torch or transformers, and a command's own file imports the
 import argparse
 import dataclasses
 import difflib
+import importlib
 import sys
 import types
 import typing
@@ -49,7 +50,8 @@ def setting(
             most.
         choices: the values that it may have.
         at_least: the lowest number that it may be.
-        positional: it is an argument without a name: "?" for at most one, "+" for one or more.
+        positional: it is an argument without a name: "1" for one, "?" for at most one, "+" for one
+            or more.
         parse: makes the value from a word, where the field's type does not say how; raises
             ValueError.
         metavar: what stands for the value in `--help`.
@@ -226,11 +228,7 @@ def command_parser(
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         _add(groups[group], field, _kind(options, field), recipes)
-    try:
-        installed = version(_PACKAGE)
-    except PackageNotFoundError:  # a checkout that nobody installed
-        installed = "unknown"
-    parser.add_argument("--version", action="version", version=f"{name} {installed}")
+    parser.add_argument("--version", action="version", version=_version(name))
     try:
         import shtab
     except ImportError:
@@ -327,8 +325,7 @@ def parse_arguments(
                 values[field.name], words = words, []
         elif words:
             values[field.name] = words.pop(0)
-        missing = field.name not in values and field.metadata["positional"] == "+"
-        if missing and not given.get(field.name):
+        if field.name not in values and field.metadata["positional"] != "?":
             raise ValueError(f"Name {field.metadata['help'].split(':')[0]} (see {name} --help).")
     if words:
         raise ValueError(f"Unexpected argument {words[0]!r} (see {name} --help).")
@@ -371,6 +368,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f". {hint}Known: {', '.join(known)}."
 
 
+@dataclasses.dataclass(frozen=True)
+class Subcommand:
+    """A command of several: its options, its line in `--help`, and what runs it.
+
+    Args:
+        run: "module:function", imported when it is chosen; the module relative to the package of
+            the commands.
+    """
+
+    options: type[Options]
+    help: str
+    run: str
+
+
 def run_command(
     name: str,
     options: type[O],
@@ -384,8 +395,53 @@ def run_command(
     (ValueError, OSError) ends in one line on standard error and exit status 2, Ctrl-C in 130.
     """
     description = sys.modules[command.__module__].__doc__ or ""
+    _end(name, lambda: command(parse_arguments(name, options, description, argv, recipes)))
+
+
+def run_subcommand(
+    name: str,
+    subcommands: dict[str, Subcommand],
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """As `run_command`, for the one of several commands that the first word names."""
+    _end(name, lambda: call_subcommand(name, subcommands, description, argv))
+
+
+def call_subcommand(
+    name: str,
+    subcommands: dict[str, Subcommand],
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> int | None:
+    """Run the command that the first word names.
+
+    Raises:
+        ValueError: for a word that names none, and as the command itself.
+    """
+    first, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if first in ("-h", "--help"):
+        width = max(map(len, subcommands))
+        lines = [f"  {word:<{width}}  {command.help}" for word, command in subcommands.items()]
+        print(f"usage: {name} COMMAND [--option value …]\n\n{description.strip()}\n")
+        print("commands:", *lines, "", f"{name} COMMAND --help lists its options.", sep="\n")
+        return 0
+    if first == "--version":
+        print(_version(name))
+        return 0
+    if first not in subcommands:
+        raise ValueError(f"There is no {name} {first}{did_you_mean(first, subcommands)}")
+    chosen = subcommands[first]
+    arguments = parse_arguments(f"{name} {first}", chosen.options, chosen.help, words)
+    module, function = chosen.run.split(":")
+    package = __package__.rpartition(".")[0]
+    return getattr(importlib.import_module(f"{package}.{module}"), function)(arguments)
+
+
+def _end(name: str, command: Callable[[], int | None]) -> typing.NoReturn:
+    """Run, and exit with a status."""
     try:
-        status = command(parse_arguments(name, options, description, argv, recipes))
+        status = command()
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -393,3 +449,10 @@ def run_command(
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status or 0)
+
+
+def _version(name: str) -> str:
+    try:
+        return f"{name} {version(_PACKAGE)}"
+    except PackageNotFoundError:  # a checkout that nobody installed
+        return f"{name}, of a checkout"

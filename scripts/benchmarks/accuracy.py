@@ -1,6 +1,5 @@
 """`ast-benchmark accuracy`: how long fine-tuning takes to an accuracy, ours against native."""
 
-import argparse
 import json
 import shlex
 import tempfile
@@ -24,7 +23,8 @@ from ..data.labelled import LabelledAudio
 from ..finetune_accelerate import finetune
 from ..training.options import FinetuneArguments
 from ..training.start import open_data, start_model
-from .timing import add_common_arguments, machine
+from .options import AccuracyOptions
+from .timing import machine, on_threads
 
 _BATCH_SIZE = 16
 _LEARNING_RATE = 1e-4
@@ -33,24 +33,8 @@ _TIME_MASK, _FREQUENCY_MASK = 96, 24
 Curve = list[tuple[float, float]]  # after each epoch: seconds since the start, accuracy in percent
 
 
-def add_accuracy(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "accuracy", help="time to an accuracy: our recipe, and a plain loop around native AST"
-    )
-    parser.add_argument("recipe", help="of ours, such as esc10.yaml: columns, geometry, settings")
-    parser.add_argument("dataset", help="as in ast-finetune")
-    parser.add_argument("weights", help="both start from: a DeiT or ViT folder")
-    parser.add_argument("--target", type=float, default=93.0, help="accuracy in percent")
-    parser.add_argument("--plain_epochs", type=int, default=10, help="of the plain loop")
-    parser.add_argument(
-        "--ours", default="", help='options over our recipe\'s, as in --ours="--num_epochs 5"'
-    )
-    parser.add_argument("--plot", type=Path, help="also draw accuracy against time, to a PNG")
-    add_common_arguments(parser, repeats=None)
-    parser.set_defaults(run=benchmark_accuracy)
-
-
-def benchmark_accuracy(options: argparse.Namespace) -> None:
+@on_threads
+def benchmark_accuracy(options: AccuracyOptions) -> None:
     """One run of each, evaluated after each epoch; times include reading, features, evaluation.
 
     The plain loop is what somebody writes in an afternoon around `transformers`' AST: its feature
@@ -130,7 +114,7 @@ def _seconds_to(curve: Curve, target: float) -> float | None:
     return next((seconds for seconds, accuracy in curve if accuracy >= target), None)
 
 
-def _report(curves: dict[str, Curve], options: argparse.Namespace) -> None:
+def _report(curves: dict[str, Curve], options: AccuracyOptions) -> None:
     reached = {name: _seconds_to(curve, options.target) for name, curve in curves.items()}
     print(", ".join(f"{key} {value}" for key, value in machine().items() if value))
     print(f"{'':28}{f'to {options.target:g} %':>12}{'best':>9}{'last':>9}{'seconds in all':>16}")

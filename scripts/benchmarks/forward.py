@@ -1,6 +1,5 @@
 """`ast-benchmark forward`, `lengths` and `cold`: what a model costs to run, ours against native."""
 
-import argparse
 import copy
 import multiprocessing
 import subprocess
@@ -22,19 +21,14 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.export_ast import export_onnx
 from modeling_ast.onnx_ast import OnnxModel
 
-from .timing import add_common_arguments, measure, report, status_kib
+from .options import ColdOptions, ForwardOptions, LengthsOptions, SizeOptions
+from .timing import measure, on_threads, report, status_kib
 
 _SECOND = 98  # frames in one second of sound: only whole ones count
 _GEMM_SIZE = 2048
 
 
-def _add_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hidden_size", type=int, default=768, help="64 per attention head")
-    parser.add_argument("--num_hidden_layers", type=int, default=12)
-    parser.add_argument("--max_length", type=int, default=1024, help="frames the model is made for")
-
-
-def _config(options: argparse.Namespace) -> ASTConfig:
+def _config(options: SizeOptions) -> ASTConfig:
     return ASTConfig(
         hidden_size=options.hidden_size,
         num_attention_heads=max(options.hidden_size // 64, 1),
@@ -46,7 +40,7 @@ def _config(options: argparse.Namespace) -> ASTConfig:
 
 
 def _both_models(
-    options: argparse.Namespace,
+    options: SizeOptions,
 ) -> tuple[torch.nn.Module, ASTForAudioClassification]:
     """Native's model and ours with the same random weights."""
     torch.manual_seed(0)
@@ -56,31 +50,9 @@ def _both_models(
         return native.ASTForAudioClassification.from_pretrained(folder).eval(), ours
 
 
-def add_forward(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "forward", help="spectrograms to logits: full length, short clips, mixed lengths"
-    )
-    parser.add_argument(
-        "--workload",
-        choices=["full", "short", "mixed"],
-        default="full",
-        help="one clip of the model's length; 8 clips of 1 s; 32 clips of 0.5 to 10 s",
-    )
-    parser.add_argument("--clips", type=int, help="instead of the workload's 1, 8 or 32")
-    parser.add_argument("--batch_size", type=int, default=8, help="clips at once, at most")
-    parser.add_argument(
-        "--merged", type=int, default=0, help="also ours with so many tokens merged per layer"
-    )
-    parser.add_argument(
-        "--int8", action="store_true", help="also ours as 8-bit ONNX file, from the waveform on"
-    )
-    _add_size(parser)
-    add_common_arguments(parser, repeats=5)
-    parser.set_defaults(run=benchmark_forward)
-
-
+@on_threads
 @torch.inference_mode()
-def benchmark_forward(options: argparse.Namespace) -> None:
+def benchmark_forward(options: ForwardOptions) -> None:
     """The same clips and weights through both models, float32, SDPA.
 
     Native knows one length: it gets every clip padded to `max_length`. Ours gets the clips sorted
@@ -186,20 +158,9 @@ def multiplications(config: ASTConfig, frames: int) -> int:
     return config.num_hidden_layers * layer + rows * columns * config.patch_size**2 * width
 
 
-def add_lengths(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "lengths", help="time and memory against the length of a sound, in windows and whole"
-    )
-    parser.add_argument("--seconds", type=int, nargs="+", default=[1, 5, 10, 20, 40, 80, 120])
-    parser.add_argument("--plot", type=Path, help="also draw the table, to a PNG")
-    _add_size(parser)
-    parser.set_defaults(hidden_size=192)
-    add_common_arguments(parser, repeats=3)
-    parser.set_defaults(run=benchmark_lengths)
-
-
+@on_threads
 @torch.inference_mode()
-def benchmark_lengths(options: argparse.Namespace) -> None:
+def benchmark_lengths(options: LengthsOptions) -> None:
     """One sound as a whole, attention over all of it, and in windows of the model's length.
 
     Memory is what a process of its own needs above its modules and weights.
@@ -244,7 +205,7 @@ def _long_sound(
     return run
 
 
-def _length_memory_mib(options: argparse.Namespace, seconds: int, whole: bool) -> int | None:
+def _length_memory_mib(options: LengthsOptions, seconds: int, whole: bool) -> int | None:
     if not Path("/proc/self/status").exists():
         return None
     run = _long_sound(ASTForAudioClassification(_config(options)).eval(), seconds, whole)
@@ -273,16 +234,6 @@ def _plot_lengths(
     plt.close(figure)
 
 
-def add_cold(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "cold", help="a new process: imports, loading, the first label of one file"
-    )
-    _add_size(parser)
-    parser.set_defaults(hidden_size=192)
-    add_common_arguments(parser, repeats=5)
-    parser.set_defaults(run=benchmark_cold)
-
-
 _COLD = """
 import sys
 {imports}from transformers import pipeline
@@ -293,7 +244,8 @@ print(classifier({source}, top_k=1)[0]["label"])
 _DECODED = '__import__("soundfile").read(sys.argv[2], dtype="float32")[0]'
 
 
-def benchmark_cold(options: argparse.Namespace) -> None:
+@on_threads
+def benchmark_cold(options: ColdOptions) -> None:
     """Python started anew for each run: `pipeline(...)` on a 5 s WAV file of 16 kHz."""
     import shutil
 

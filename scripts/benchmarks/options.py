@@ -1,0 +1,105 @@
+"""The options of the benchmarks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.options import Options, setting
+
+
+@dataclass
+class CommonOptions(Options):
+    threads: int | None = setting(
+        None, "torch's CPU threads; default: torch's choice", at_least=1, group="the run"
+    )
+    json: Path | None = setting(None, "also write all the measurements here", group="the run")
+
+
+@dataclass
+class RepeatedOptions(CommonOptions):
+    repeats: int = setting(3, "measurements of each case", at_least=1, group="the run")
+
+
+@dataclass
+class SizeOptions(RepeatedOptions):
+    hidden_size: int = setting(192, "width: 64 per attention head", at_least=1, group="the model")
+    num_hidden_layers: int = setting(12, "depth", at_least=1, group="the model")
+    max_length: int = setting(
+        1024, "frames of 10 ms that the model is made for", at_least=16, group="the model"
+    )
+
+
+@dataclass
+class FeaturesOptions(RepeatedOptions):
+    clips: int = setting(8, "clips in a batch", at_least=1)
+    gpu_clips: int = setting(256, "clips in a batch on a GPU", at_least=1)
+    clip_length_s: float = setting(10.0, "length of a clip in seconds")
+    repeats: int = setting(15, "measurements of each case", at_least=1, group="the run")
+
+
+@dataclass
+class ForwardOptions(SizeOptions):
+    workload: str = setting(
+        "full",
+        "one clip of the model's length; 8 clips of 1 s; or 32 clips of 0.5 to 10 s",
+        choices=("full", "short", "mixed"),
+    )
+    clips: int | None = setting(None, "instead of the workload's 1, 8 or 32", at_least=1)
+    batch_size: int = setting(8, "clips at once, at most", at_least=1)
+    merged: int = setting(0, "also ours with this many tokens merged per layer", at_least=0)
+    int8: bool = setting(False, "also ours as an 8-bit ONNX file, from the waveform on")
+    hidden_size: int = setting(768, "width: 64 per attention head", at_least=1, group="the model")
+    repeats: int = setting(5, "measurements of each case", at_least=1, group="the run")
+
+
+@dataclass
+class LengthsOptions(SizeOptions):
+    seconds: list[int] = setting([1, 5, 10, 20, 40, 80, 120], "lengths of sound", at_least=1)
+    plot: Path | None = setting(None, "also draw the table, to a PNG")
+
+
+@dataclass
+class ColdOptions(SizeOptions):
+    repeats: int = setting(5, "measurements of each case", at_least=1, group="the run")
+
+
+@dataclass
+class PipelineOptions(SizeOptions):
+    folder: str | None = setting(None, "sounds to classify; default: made-up Ogg Vorbis clips")
+    clips: int = setting(200, "made-up clips", at_least=1)
+    clip_length_s: float = setting(5.0, "their length in seconds")
+    sampling_rate: int = setting(44100, "their sampling rate in Hz", at_least=1)
+    batch_size: int = setting(8, "clips in a batch, everywhere", at_least=1)
+    max_length: int = setting(512, "the model's, in frames", at_least=16, group="the model")
+
+
+@dataclass
+class TrainOptions(SizeOptions):
+    batch_size: int = setting(4, "clips in a step", at_least=1)
+    time_patchout: int = setting(40, "columns dropped", at_least=0)
+    frequency_patchout: int = setting(4, "rows dropped", at_least=0)
+    repeats: int = setting(5, "measurements of each case", at_least=1, group="the run")
+
+
+@dataclass
+class AccuracyOptions(CommonOptions):
+    recipe: str = setting(
+        "", "a recipe of ours, such as esc10.yaml: columns, geometry, settings", positional="1"
+    )
+    dataset: str = setting("", "a dataset, as in ast-finetune", positional="1")
+    weights: str = setting("", "what both start from: a DeiT or ViT folder", positional="1")
+    target: float = setting(93.0, "accuracy in percent")
+    plain_epochs: int = setting(10, "epochs of the plain loop", at_least=1)
+    ours: str = setting("", 'options over our recipe\'s, as in --ours="--num_epochs 5"')
+    plot: Path | None = setting(None, "also draw accuracy against time, to a PNG")
+
+
+@dataclass
+class MergingOptions(RepeatedOptions):
+    checkpoint: str = setting("", "a fine-tuned model's folder or Hub name", positional="1")
+    dataset: str = setting(
+        "", "labelled clips that it was not trained on, as in ast-finetune", positional="1"
+    )
+    split: str = setting("train", "the dataset's split")
+    merged: list[int] = setting([0, 4, 8, 12, 16, 20], "tokens merged per layer", at_least=0)
+    batch_size: int = setting(8, "clips at once", at_least=1)
+    plot: Path | None = setting(None, "also draw accuracy against speed, to a PNG")

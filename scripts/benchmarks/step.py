@@ -1,0 +1,90 @@
+"""`ast-benchmark train`: a training step, native AST, ours, ours with PaSST's patchout."""
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers.models.audio_spectrogram_transformer import (
+    modeling_audio_spectrogram_transformer as native,
+)
+
+from modeling_ast import ASTConfig, ASTForAudioClassification
+
+from .options import TrainOptions
+from .timing import measure, native_config, on_threads, report, status_kib
+
+
+@on_threads
+def benchmark_train(options: TrainOptions) -> None:
+    """Time and peak memory of a step: forward, loss, backward and Adam, in float32.
+
+    Times are taken in turns. Memory is that of a process of its own for each case: the highest
+    resident size during two steps, above what Python and its modules take.
+    """
+    names = [
+        "native AST",
+        "ours, no patchout",
+        f"ours, patchout {options.frequency_patchout} rows {options.time_patchout} columns",
+    ]
+    memory: dict[str, int | None] = {}
+    for index, name in enumerate(names):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            memory[name] = pool.apply(_peak_memory_mib, (index, options))
+    cases = {name: _training_step(index, options) for index, name in enumerate(names)}
+    seconds = measure(cases, options.repeats)
+    title = (
+        f"training step of {options.batch_size} clips of {options.max_length} frames, "
+        f"width {options.hidden_size}, {options.num_hidden_layers} layers"
+    )
+    report(
+        title,
+        seconds,
+        dict.fromkeys(cases, 1),
+        "step",
+        options.json,
+        peak_memory_in_MiB=memory,
+    )
+
+
+def _training_step(case: int, options: TrainOptions) -> Callable[[], object]:
+    torch.manual_seed(0)
+    config = ASTConfig(
+        hidden_size=options.hidden_size,
+        num_attention_heads=max(options.hidden_size // 64, 1),
+        intermediate_size=4 * options.hidden_size,
+        num_hidden_layers=options.num_hidden_layers,
+        max_length=options.max_length,
+        time_patchout=options.time_patchout if case == 2 else 0,
+        frequency_patchout=options.frequency_patchout if case == 2 else 0,
+        num_labels=10,
+    )
+    model: torch.nn.Module
+    if case == 0:
+        model = native.ASTForAudioClassification(native_config(config))
+    else:
+        model = ASTForAudioClassification(config)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+    spectrograms = torch.randn(options.batch_size, options.max_length, config.num_mel_bins)
+    labels = torch.arange(options.batch_size) % 10
+
+    def step() -> None:
+        model(spectrograms, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _peak_memory_mib(case: int, options: TrainOptions) -> int | None:
+    """MiB that two steps add to a fresh process; None where the system does not tell."""
+    if not Path("/proc/self/status").exists():
+        return None
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    before = status_kib("VmRSS")
+    step = _training_step(case, options)
+    step()
+    step()
+    return round((status_kib("VmHWM") - before) / 1024)
