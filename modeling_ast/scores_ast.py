@@ -1,8 +1,14 @@
-"""Logits to scores: the one place that knows what a checkpoint's `problem_type` makes of them.
+"""Logits to scores, windows to the whole sound, scores to labels: one function for each.
 
 logits  (..., labels)
-scores  (..., labels)   softmax: sum 1 over the labels; sigmoid: each label by itself; or the logits
+scores  (..., labels)       softmax: sum 1 over the labels; sigmoid: each label by itself; or logits
+        (windows, labels)   of a sound in windows -> (labels,) of the whole sound
+labels  [LabelScore(score, label), ...], best first
 """
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +18,13 @@ _FUNCTIONS = {
     "multi_label_classification": "sigmoid",
     "regression": "none",
 }
+
+
+class LabelScore(NamedTuple):
+    """A label and how much it is heard."""
+
+    score: float
+    label: str
 
 
 def scores_from_logits(
@@ -43,3 +56,41 @@ def scores_from_logits(
     raise ValueError(
         f"function_to_apply must be softmax, sigmoid or none, got {function_to_apply!r}."
     )
+
+
+def pool_windows(scores: Tensor, lengths: Tensor) -> Tensor:
+    """A sound's scores from its windows': their mean, weighted by how much sound is in each.
+
+    Args:
+        scores: (windows, labels).
+        lengths: (windows,), in any unit.
+
+    Returns:
+        (labels,).
+    """
+    lengths = lengths.to(scores)
+    return lengths @ scores / lengths.sum()
+
+
+def top_labels(
+    scores: Tensor,
+    label_names: Sequence[str],
+    top_k: int | None = None,
+    thresholds: Tensor | None = None,
+) -> list[LabelScore]:
+    """The labels that score highest, best first.
+
+    Args:
+        scores: (labels,).
+        label_names: in the order of the scores.
+        top_k: how many at most; None: all.
+        thresholds: (labels,) or one number; labels that score less are left out.
+    """
+    if thresholds is not None:
+        scores = scores.masked_fill(scores < thresholds, -math.inf)
+    best = scores.topk(len(label_names) if top_k is None else min(top_k, len(label_names)))
+    return [
+        LabelScore(score, label_names[index])
+        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        if score > -math.inf
+    ]

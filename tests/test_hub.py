@@ -312,6 +312,7 @@ def test_dry_run_sends_nothing(hub, run_folder, capsys, monkeypatch):
     assert {line.split()[1] for line in files} == COMPLETE | {
         "learning_curve.png",
         "pipeline_ast.py",
+        "scores_ast.py",
     }
     assert hub.requests == []
 
