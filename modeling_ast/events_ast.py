@@ -5,6 +5,7 @@ scores    (windows, labels)                                          the same, a
 events    [Event(start, end, label, score), …]                       seconds, in order of time
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def events_from_scores(
     edges = window_territories(spans)  # (windows, 2)
     start_at, continue_at = rules.of_labels(label_names)
     # A gap between windows ends an event, too.
-    is_gap = np.array([True, *(b[0] > a[1] for a, b in zip(spans, spans[1:], strict=False))])
+    is_gap = np.array([True, *(b[0] > a[1] for a, b in itertools.pairwise(spans))])
     events = []
     for column in np.flatnonzero((scores >= start_at).any(axis=0)):
         of_label = scores[:, column]

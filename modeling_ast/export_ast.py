@@ -14,7 +14,7 @@ B, samples and T are free at run time. A file's metadata hold what its user has 
     preprocessor_config     the checkpoint's preprocessor_config.json
 
 `onnx_ast.py` runs such files. Writing them needs the packages onnx, onnxscript and, for int8,
-onnxruntime: `pip install 'audio-spectrogram-transformer[export]'`.
+onnxruntime: `pip install '.[export]'` in the folder of this project.
 """
 
 import copy
@@ -172,8 +172,8 @@ def import_optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"ONNX files need the package {name.split('.')[0]}, which is not installed: "
-            "pip install 'audio-spectrogram-transformer[export]'"
+            f"ONNX files need the package {name.split('.')[0]}, which is not installed. In the "
+            "folder of this project: pip install '.[export]'"
         ) from error
 
 

@@ -57,7 +57,7 @@ class Recordings:
         audio_column: str = "audio",
     ):
         files: dict[str, None] = {}  # a set in order: a file that is named twice is one sound
-        self.datasets: dict[str, "IterableDataset"] = {}
+        self.datasets: dict[str, IterableDataset] = {}
         self.audio_column = audio_column
         for argument in arguments:
             found = _files(argument)

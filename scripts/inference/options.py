@@ -42,8 +42,8 @@ class ClassifyOptions(DatasetOptions):
 
     sounds: list[str] = setting(
         [],
-        "audio files or addresses, folders (with their sub-folders), globs, Parquet or tar files or "
-        "folders of them, or names of Hub datasets",
+        "audio files or addresses, folders (with their sub-folders), globs, Parquet or tar files, "
+        "folders of such files, or names of Hub datasets",
         positional="+",
     )
     model: str = setting(DEFAULT_MODEL, MODEL_HELP)

@@ -72,7 +72,9 @@ def _timetable(name: str, result: Result) -> str:
         lines.append(f"  … and {more} more; --output FOLDER writes them all")
     if not result.events:
         score, window, label = max(
-            (label.score, window, label.label) for window in result.windows for label in window.labels
+            (label.score, window, label.label)
+            for window in result.windows
+            for label in window.labels
         )
         lines.append(
             f"  nothing reaches the threshold; the highest score is {100 * score:.1f} %, "

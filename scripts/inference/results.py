@@ -82,7 +82,9 @@ def path_of(sound: str) -> PurePath:
     legal = []
     for piece in pieces:
         changed = re.sub(r'[<>:"|?*\\\x00-\x1f\x7f]', "_", piece)
-        changed = changed.encode("utf-8", "backslashreplace")[:_NAME_BYTES].decode("utf-8", "ignore")
+        changed = changed.encode("utf-8", "backslashreplace")[:_NAME_BYTES].decode(
+            "utf-8", "ignore"
+        )
         changed = re.sub(r"[. ]+$", lambda ending: "_" * len(ending[0]), changed)
         is_plain &= changed == piece and piece != ""
         if changed:

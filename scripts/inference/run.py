@@ -29,8 +29,8 @@ from .progress import Progress
 from .results import collect, file_of
 
 _LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
-_PART_S = 30.0  # between writes: what a kill costs at most
-_PART_WINDOWS = 4096  # in memory, at most, before a write
+PART_S = 30.0  # between writes: what a kill costs at most
+PART_WINDOWS = 4096  # in memory, at most, before a write
 _NO_EMBEDDING = np.empty(0, np.float32)
 
 # The settings that the results in a folder depend on; --formats and --per can change.
@@ -58,8 +58,10 @@ class Listening:
         self._begun = begun or (lambda _: Heard(classifier.label_names))
         self.unfinished: dict[str, tuple[Recording, Heard]] = {}
 
-    def results(self, recordings: Iterable[Recording], progress: Progress) -> Iterator[Result | None]:
-        """A result per recording, in order; None after a window that is not its recording's last."""
+    def results(
+        self, recordings: Iterable[Recording], progress: Progress
+    ) -> Iterator[Result | None]:
+        """A result per recording, in order; None after each window that is not the last one."""
         for answer in self.classifier.listen(self._sounds(recordings, progress)):
             recording = answer.sound
             if isinstance(answer, Unreadable):
@@ -213,7 +215,7 @@ def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: 
             windows += 1
             if result is not None:
                 kept.append(result)
-            if time.perf_counter() - written >= _PART_S or windows >= _PART_WINDOWS:
+            if time.perf_counter() - written >= PART_S or windows >= PART_WINDOWS:
                 write()
     finally:
         write()
@@ -242,9 +244,7 @@ def model_version(model: str) -> str:
 
 
 def _recordings(options: ClassifyOptions) -> Recordings:
-    return Recordings(
-        options.sounds, options.split, options.dataset_config, options.audio_column
-    )
+    return Recordings(options.sounds, options.split, options.dataset_config, options.audio_column)
 
 
 def _classifier(
