@@ -129,7 +129,7 @@ def test_a_mark_is_on_the_disk_at_once_and_can_be_taken_back(tmp_path):
         ("file,start,end,label\nx.wav,1,,bark\n", "give start and end, or neither"),
         ("file,start,end,label\nx.wav,2,1,bark\n", "before it starts"),
         ("file,start,end,label\nx.wav,soon,3,bark\n", "must be seconds"),
-        ("file,start,end,label\nx.wav,0,3,\n", "line 2: a mark needs a file and a label"),
+        ("file,start,end,label\nx.wav,,,\n,0,3,bark\n", "line 3: a mark needs a file"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, text, message):

@@ -3,6 +3,7 @@
 embeddings  (clips, D)   of a labelled data set, by one checkpoint, computed once
 """
 
+import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ def _mark(
 
 def _needed(curve: list[tuple[int, float]], accuracy: float) -> float:
     """Marks at which a curve first reaches an accuracy, between two rounds by a straight line."""
-    for (before, low), (after, high) in zip(curve, curve[1:], strict=False):
+    for (before, low), (after, high) in itertools.pairwise(curve):
         if high >= accuracy:
             if low >= accuracy:
                 return before

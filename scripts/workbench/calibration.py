@@ -160,8 +160,8 @@ def choose_thresholds(
     """A threshold per label.
 
     For a precision: the lowest one at which the interval of the precision lies above it. Windows of
-    one recording are alike, so the interval counts recordings: one whose windows above the threshold
-    are right by two thirds is two thirds of a success.
+    one recording are alike, so the interval counts recordings: one in which two thirds of what is
+    above the threshold is right is two thirds of a success.
 
     Args:
         scores: (windows, labels) of windows that the head was not fitted on; NaN where none.

@@ -12,6 +12,7 @@ which it is known). Features are standardised for the fit, which folds into the 
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,7 @@ def fit_heads(
     exclusive: bool,
     standard: Standard,
     strengths: Sequence[float],
+    weights: np.ndarray | None = None,
 ) -> Iterator[Head]:
     """Logistic regressions with an L2 penalty, one per strength.
 
@@ -92,6 +94,7 @@ def fit_heads(
         exclusive: softmax over the labels; else each one by itself.
         standard: of the features.
         strengths: inverse of the penalty, rising: each fit starts from the one before.
+        weights: (windows,), how much each window counts; None: all the same.
 
     Yields:
         heads; a label without an example, or without a counterexample, gets a constant.
@@ -106,6 +109,7 @@ def fit_heads(
     known = ~np.isnan(targets)
     used = known.any(axis=1)
     features, targets, known = standard(normed[used]), targets[used], known[used]
+    weights = np.ones(len(targets)) if weights is None else weights[used]
     models = [regression() for _ in range(1 if exclusive else labels)]
     for strength in strengths:
         weight, bias = np.zeros((labels, width)), np.zeros(labels)
@@ -113,18 +117,27 @@ def fit_heads(
             # 200 steps leave nothing that matters.
             warnings.simplefilter("ignore", ConvergenceWarning)
             if exclusive:
-                _fit_exclusive(models[0].set_params(C=strength), features, targets, weight, bias)
+                model = models[0].set_params(C=strength)
+                _fit_exclusive(model, features, targets, weights, weight, bias)
             else:
                 for label in range(labels):
                     rows = known[:, label]
                     model = models[label].set_params(C=strength)
-                    _fit_one(model, features[rows], targets[rows, label], label, weight, bias)
+                    _fit_one(
+                        model, features[rows], targets[rows, label], weights[rows], label, weight,
+                        bias,
+                    )  # fmt: skip
         weight = weight / standard.deviation
         yield Head(weight, bias - weight @ standard.mean, exclusive)
 
 
 def _fit_exclusive(
-    model, features: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: np.ndarray
+    model: Any,
+    features: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
 ) -> None:
     classes = targets.argmax(axis=1)
     present = np.unique(classes)
@@ -132,7 +145,7 @@ def _fit_exclusive(
     if len(present) == 1:
         bias[present] = 0
         return
-    model.fit(features, classes)
+    model.fit(features, classes, weights)
     if len(present) == 2:  # scikit-learn keeps the difference of the two
         weight[present[1]], bias[present] = model.coef_[0], [0, model.intercept_[0]]
     else:
@@ -140,16 +153,17 @@ def _fit_exclusive(
 
 
 def _fit_one(
-    model,
+    model: Any,
     features: np.ndarray,
     targets: np.ndarray,
+    weights: np.ndarray,
     label: int,
     weight: np.ndarray,
     bias: np.ndarray,
 ) -> None:
     positives = targets.sum()
     if 0 < positives < len(targets):
-        model.fit(features, targets)
+        model.fit(features, targets, weights)
         weight[label], bias[label] = model.coef_[0], model.intercept_[0]
     else:
         # Laplace's rule of succession: never seen is not impossible.
@@ -157,10 +171,15 @@ def _fit_one(
 
 
 def fit_head(
-    normed: np.ndarray, targets: np.ndarray, exclusive: bool, standard: Standard, strength: float
+    normed: np.ndarray,
+    targets: np.ndarray,
+    exclusive: bool,
+    standard: Standard,
+    strength: float,
+    weights: np.ndarray | None = None,
 ) -> Head:
     """One head, see `fit_heads`."""
-    return next(fit_heads(normed, targets, exclusive, standard, [strength]))
+    return next(fit_heads(normed, targets, exclusive, standard, [strength], weights))
 
 
 def recording_folds(targets: np.ndarray, recordings: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -70,13 +70,17 @@ def read_marks(path: Path) -> list[Mark]:
             f"{path} has no column {missing[0]!r}: expected CSV with the columns "
             f"{', '.join(_COLUMNS)}, got {', '.join(columns) or 'an empty file'}."
         )
-    return [_of_row(row, f"{path}, line {reader.line_num}") for row in reader]
+    return [
+        _of_row(row, f"{path}, line {reader.line_num}")
+        for row in reader
+        if (row["label"] or "").strip()  # a queue's row that nobody has filled in
+    ]
 
 
 def _of_row(row: dict[str, Any], where: str) -> Mark:
     file, label = (row["file"] or "").strip(), (row["label"] or "").strip()
-    if not file or not label:
-        raise ValueError(f"{where}: a mark needs a file and a label.")
+    if not file:
+        raise ValueError(f"{where}: a mark needs a file.")
     start, end = (_seconds(row.get(name), f"{where}: {name}") for name in ("start", "end"))
     return _checked(Mark(file, start, end, label), where)
 

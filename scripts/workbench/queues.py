@@ -1,7 +1,7 @@
 """What to listen to next: windows in the order in which marks of them teach most.
 
     uncertain   the head cannot decide
-    disputed    heads of other samples of the marked recordings say other things
+    disputed    heads for which the marked recordings count differently say different things
     novel       unlike everything that is marked, and unlike each other
     likely      a label's highest scores
     random      what all of them have to beat
@@ -43,7 +43,9 @@ def disagreement(
     of: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """How much heads differ that are fitted on resamples of the marked recordings.
+    """How much heads differ for which the marked recordings count differently.
+
+    Each one weighs them at random (the Bayesian bootstrap, Rubin 1981): none misses a label.
 
     The mutual information of answer and head (arXiv 1112.5745), in nats: entropy of the mean answer
     less the mean of the answers' entropies.
@@ -56,14 +58,13 @@ def disagreement(
         (windows,).
     """
     random = np.random.default_rng(seed)
-    labelled = np.flatnonzero(~np.isnan(targets).all(axis=1))
-    groups, group_of = np.unique(recordings[labelled], return_inverse=True)
+    rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
+    groups, group_of = np.unique(recordings[rows], return_inverse=True)
     asked = normed if of is None else of
     members = []
     for _ in range(_MEMBERS):
-        drawn = random.multinomial(len(groups), np.full(len(groups), 1 / len(groups)))
-        rows = np.repeat(labelled, drawn[group_of])
-        head = fit_head(normed[rows], targets[rows], exclusive, standard, strength)
+        weights = random.exponential(size=len(groups))[group_of]
+        head = fit_head(normed[rows], targets[rows], exclusive, standard, strength, weights)
         members.append(scores_of(head.logits(asked), exclusive))
     answers = np.stack(members)
     return _entropy(answers.mean(axis=0), exclusive) - _entropy(answers, exclusive).mean(axis=0)
