@@ -160,7 +160,7 @@ def _write(options: ClassifyOptions, rules: EventRules) -> int:
         parts = Parts(output, rank)
         done = parts.done()
         classifier = _classifier(options, rules, state.device)
-        share = (
+        share: Iterator[Recording] = (
             sound
             for sound in recordings.share(rank, count)
             if done.get(sound.name) != sound.version
