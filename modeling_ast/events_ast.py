@@ -147,7 +147,7 @@ def events_from_scores(
         for begin, end in zip(first, last, strict=True):
             best = of_label[begin : end + 1].max()
             event = Event(
-                float(edges[begin, 0]), float(edges[end, 1]), label_names[column], float(best)
+                float(edges[begin, 0]), float(edges[end, 1]), label_names[int(column)], float(best)
             )
             if best >= start_at[column] and event.end - event.start >= rules.minimum_length_s:
                 events.append(event)

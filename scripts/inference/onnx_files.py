@@ -104,7 +104,19 @@ def check(
 
     Clips are classified one by one, from waveform to label; the cases take turns.
     """
-    data = open_labelled_audio(dataset, options)
+    data = open_labelled_audio(
+        dataset,
+        options.dataset_config,
+        options.audio_column,
+        options.label_column,
+        options.train_split,
+        options.evaluation_split,
+        options.fold_column,
+        options.evaluation_fold,
+        options.evaluation_fraction,
+        options.group_column,
+        options.label_separator,
+    )
     names = {label: index for index, label in model.config.id2label.items()}
     unknown = [name for name in data.label_names if name not in names]
     if unknown:
@@ -126,7 +138,7 @@ def check(
         features = (features_of(extractor, w, model.config.patch_size) for w in waveforms)
         return [int(model(**clip).logits.argmax()) for clip in features]
 
-    cases: dict[str, Callable[[], list[int]]] = {"PyTorch": run_pytorch}
+    cases: dict[str, Callable[[], object]] = {"PyTorch": run_pytorch}
     for variant, file in files.items():
         if variant != "spectrogram":
             cases[f"ONNX {variant}"] = partial(run_onnx, OnnxModel(file))

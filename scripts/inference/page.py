@@ -89,7 +89,8 @@ def draw_timeline(classifier: Classifier, sound: Listened, events: Sequence[Even
 def can_explain(classifier: Classifier) -> bool:
     """Whether the model shows its attention: not in an ONNX file, and not with merged tokens."""
     model = classifier.pipeline.model
-    return isinstance(model, torch.nn.Module) and not model.config.merged_tokens_per_layer
+    is_torch = isinstance(model, torch.nn.Module)
+    return is_torch and not classifier.pipeline.model.config.merged_tokens_per_layer
 
 
 def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:

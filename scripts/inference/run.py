@@ -210,7 +210,7 @@ def listen_into(
         classifier = _classifier(options, rules, state.device)
         if check is not None:
             check(classifier)
-        share = (
+        share: Iterator[Recording] = (
             sound
             for sound in recordings.share(rank, count)
             if done.get(sound.name) != sound.version
