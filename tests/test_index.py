@@ -1,6 +1,9 @@
 """ast-index and ast-teach, from sounds on the disk to a checkpoint that tells them apart."""
 
+import base64
 import csv
+import dataclasses
+import io
 import json
 import shutil
 import subprocess
@@ -14,12 +17,15 @@ import torch
 
 from modeling_ast import ASTForAudioClassification
 from scripts.inference.classifier import Classifier
+from scripts.inference.clips import clip_name
 from scripts.inference.parts import Parts
 from scripts.workbench import run
-from scripts.workbench.clips import clip_name
+from scripts.workbench.bench import Stretch, Workbench
+from scripts.workbench.calibration import Wish
 from scripts.workbench.index import SoundIndex, parse_example
 from scripts.workbench.marks import Mark, read_marks, write_marks
 from scripts.workbench.options import IndexOptions, TeachOptions
+from scripts.workbench.page import card
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone
@@ -316,3 +322,84 @@ def test_help_needs_no_torch():
     )
     assert done.returncode == 0, done.stderr
     assert "--like EXAMPLE" in done.stdout
+
+
+@pytest.fixture
+def bench(index_folder, tmp_path) -> Workbench:
+    return Workbench(index_folder, tmp_path / "marks.csv")
+
+
+def true_label(stretch: Stretch) -> str:
+    name = Path(stretch.file).name.split("_")[0]
+    return name if name in PITCHES else "background"
+
+
+def test_the_loop_finds_marks_and_teaches(bench, field, tmp_path):
+    """An example, its likes marked, then queues: with every lesson it asks less."""
+    example = bench.classifier.hear(tone(3000.0, seed=70, seconds=LENGTH)).embeddings
+    for stretch in bench.find(example, 4):
+        bench.mark(stretch, true_label(stretch))
+    assert {mark.label for mark in bench.book.marks} == {"high"}
+    with pytest.raises(ValueError, match="Only 'high' is marked"):
+        bench.teach(Wish(), tmp_path / "taught")
+    for _ in range(8):
+        stretch = bench.next("uncertain")  # nothing is taught yet: what is unlike the marks
+        assert stretch.suggestion is None
+        assert not bench.marked[stretch.window]
+        bench.mark(stretch, true_label(stretch))
+    first = bench.teach(Wish(), tmp_path / "taught")
+    assert first.marks_since is None
+    heard = bench.hear(tone(300.0, seed=71, seconds=LENGTH))
+    assert max(heard, key=lambda label: heard[label]) == "low"
+    right = 0
+    for _ in range(10):
+        stretch = bench.next("uncertain")
+        right += stretch.suggestion == true_label(stretch)
+        bench.mark(stretch, true_label(stretch))
+    assert right >= 5
+    second = bench.teach(Wish(), tmp_path / "taught")
+    assert second.marks_since == 10
+    assert second.changed >= 0
+    assert (tmp_path / "taught" / "model.safetensors").exists()
+    likely = bench.next("likely", "low")
+    assert true_label(likely) == "low"
+    with pytest.raises(ValueError, match="Choose the label"):
+        bench.next("likely", "whale")
+
+
+def test_what_is_skipped_does_not_come_back_and_what_is_undone_does(bench, index_folder):
+    first = bench.next("random")
+    bench.skip(first)
+    second = bench.next("random")
+    assert second.window != first.window
+    bench.mark(second, "high")
+    third = bench.next("random")
+    assert third.window not in (first.window, second.window)
+    assert bench.undo().window == second.window
+    assert bench.next("random").window == second.window
+    assert bench.undo() is None
+    with pytest.raises(ValueError, match="Say what it is"):
+        bench.mark(third, "  ")
+    # All that was marked is in the file: a page that is killed and started again has it.
+    bench.mark(third, "low")
+    again = Workbench(index_folder, bench.book.path)
+    assert again.marked[third.window]
+    seen = set()
+    while (stretch := again.next("random")) is not None:
+        assert stretch.window not in seen
+        seen.add(stretch.window)
+        again.skip(stretch)
+    assert len(seen) >= 30 - 1
+
+
+def test_a_card_shows_axes_and_plays(bench):
+    stretch = bench.next("random")
+    shown = card(bench, stretch, 3)
+    assert 'src="data:image/png;base64,' in shown
+    sound = base64.b64decode(shown.split("data:audio/flac;base64,")[1].split('"')[0])
+    samples, rate = soundfile.read(io.BytesIO(sound))
+    assert len(samples) / rate == pytest.approx(LENGTH + 1, abs=0.05)
+    assert f"3. {Path(stretch.file).name}" in shown
+    gone = dataclasses.replace(stretch, file="<gone>.wav")
+    assert "&lt;gone&gt;.wav" in card(bench, gone)
+    assert "is not where it was" in card(bench, gone)

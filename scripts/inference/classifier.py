@@ -7,7 +7,7 @@ Heard       all of a sound's windows: labels, events, embeddings
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,6 +22,7 @@ from feature_extraction import AudioDecodingError
 from modeling_ast.onnx_ast import OnnxClassifier
 
 from ..common.bundled import checkpoint_folder
+from ..common.options import did_you_mean
 from .heard import Heard
 from .options import DEFAULT_MODEL
 
@@ -82,6 +83,7 @@ class Classifier:
         batch_size: windows per forward pass.
         chunk_length_s, hop_length_s: of the windows, as in the pipeline.
         function_to_apply: "softmax", "sigmoid" or "none" instead of the checkpoint's.
+        labels: the ones to speak of, in this order; None: all. Scores stay what they are.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, or is no AST.
@@ -96,6 +98,7 @@ class Classifier:
         chunk_length_s: float | None = None,
         hop_length_s: float | None = None,
         function_to_apply: str | None = None,
+        labels: Sequence[str] | None = None,
     ):
         self.pipeline: Any = (
             OnnxClassifier(model)
@@ -113,6 +116,15 @@ class Classifier:
         self.chunk_length_s, self.hop_length_s = chunk_length_s, hop_length_s
         self.function_to_apply = function_to_apply
         self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
+        self._columns: list[int] | slice = slice(None)
+        if labels is not None:
+            for label in labels:
+                if label not in self.label_names:
+                    raise ValueError(
+                        f"{model} has no label {label!r}{did_you_mean(label, self.label_names)}"
+                    )
+            self._columns = [self.label_names.index(label) for label in labels]
+            self.label_names = list(labels)
         self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
 
     def windows(self, source: Any, first: int = 0) -> Iterator[Window]:
@@ -145,7 +157,7 @@ class Classifier:
             pooled = model.base_model(**features).pooler_output
             logits = model.classifier(pooled)
         scores = self.pipeline.scores(logits.float(), self.function_to_apply)
-        return scores.cpu().numpy(), pooled.float().cpu().numpy()
+        return scores[:, self._columns].cpu().numpy(), pooled.float().cpu().numpy()
 
     def listen(self, sounds: Iterable[tuple[K, Any, int]]) -> Iterator[Scored[K] | Unreadable[K]]:
         """Window by window through sounds, in order; batches go across them.

@@ -20,14 +20,15 @@ from ..common.bundled import checkpoint_folder
 from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..common.shown import shown
-from ..data.recordings import Recording, Recordings
+from ..data.recordings import Recording, Recordings, locate
 from .classifier import Classifier, Unreadable
+from .clips import best_events, clip_name, write_clip
 from .heard import Heard
 from .options import DEFAULT_MODEL, ClassifyOptions
 from .parts import Parts, Result, check_settings
 from .printed import format_json, format_results
 from .progress import Progress
-from .results import collect, file_of
+from .results import collect, file_of, path_of
 
 _LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 PART_S = 30.0  # between writes: what a kill costs at most
@@ -139,6 +140,8 @@ def _print(options: ClassifyOptions, rules: EventRules) -> int:
         print(format_json(found, options.per))
     elif table := format_results(found, options.per):
         print(table)
+    if options.clips is not None:
+        _cut_out(options, found)
     errors = {result.sound: result.error for result in found if result.error is not None}
     report_errors("ast-classify", errors)
     return 1 if errors else 0
@@ -149,15 +152,35 @@ def _write(options: ClassifyOptions, rules: EventRules) -> int:
     output = options.output
     assert output is not None
     settings = {name: getattr(options, name) for name in _SETTINGS}
+    settings["labels"] = None if options.labels is None else read_names(options.labels)
     settings["model_version"] = model_version(options.model)
     with listen_into(output, options, rules, settings) as run:
         if run is None:
             return 0
         top_k = min(options.top_k, run.labels)
         errors = collect(output, options.per, options.formats, top_k, options.embeddings)
+        if options.clips is not None:
+            _cut_out(options, Parts(output).results())
     print(f"{run} Results: {shown(output)}", file=sys.stderr)
     report_errors("ast-classify", errors)
     return 1 if errors else 0
+
+
+def _cut_out(options: ClassifyOptions, results: Iterable[Result]) -> None:
+    """The best events of every label as files of their own."""
+    assert options.clips is not None
+    best = best_events(results, options.best)
+    sounds = {sound for events in best.values() for sound, _ in events}
+    where = locate(sorted(sounds), options.split, options.dataset_config, options.audio_column)
+    count = 0
+    for label, events in best.items():
+        for sound, event in events:
+            name = clip_name(sound, event.start, event.end, event.score, "")
+            # As one piece: a label may hold a slash, a name what no file may.
+            path = file_of(options.clips / path_of(label.replace("/", "_")), name, ".wav")
+            write_clip(path, where[sound], event.start, event.end)
+            count += 1
+    print(f"{count} clips: {shown(options.clips)}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -263,6 +286,22 @@ def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: 
         write()
 
 
+def read_names(path: Path) -> list[str]:
+    """Names of labels, one on each line; empty lines do not count.
+
+    Raises:
+        ValueError: for a file without a name, or with one twice.
+    """
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise ValueError(f"{path} names no label: expected a name on each line.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path} names {twice!r} twice.")
+    return names
+
+
 def remove_unfinished(folder: Path) -> None:
     """What killed runs left half written; nobody writes any more."""
     for path in folder.rglob("*.unfinished"):
@@ -298,6 +337,7 @@ def _classifier(
         batch_size=options.batch_size,
         chunk_length_s=options.chunk_length_s,
         hop_length_s=options.hop_length_s,
+        labels=None if options.labels is None else read_names(options.labels),
     )
     if isinstance(rules.threshold, dict):
         for label in rules.threshold:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..inference.classifier import Classifier
+from ..inference.clips import read_stretch
 from .calibration import Wish
-from .clips import read_stretch
 from .heads import layer_normed
-from .index import SoundIndex, sources
+from .index import SoundIndex
 from .marks import BACKGROUND, Mark, MarkBook, label_names, match_files, window_targets
 from .queues import pick
 from .teach import Lesson, next_windows, teach, write_checkpoint
@@ -246,7 +246,7 @@ class Workbench:
         if stretch.file not in self._sources:
             if len(self._sources) >= _COUNT_KEPT:
                 self._sources.clear()
-            self._sources.update(sources(self.index, [stretch.file]))
+            self._sources.update(self.index.locate([stretch.file]))
         source = self._sources[stretch.file]
         samples, rate = read_stretch(source, stretch.start, stretch.end, around)
         return (samples if samples.ndim == 1 else samples.mean(axis=1)), rate

@@ -14,7 +14,7 @@ embeddings  (windows, D)   float32, in memory: 0.8 GB for a million windows of a
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.files import write_whole
+from ..data.recordings import locate
 from ..inference.parts import Parts
 from .heads import Standard, layer_normed
 
@@ -186,6 +187,17 @@ class SoundIndex:
         """What the classifier's dense layer sees of some windows: (windows, D)."""
         return layer_normed(self.embeddings[windows], self.about["head_epsilon"])
 
+    def locate(self, sounds: Iterable[str]) -> dict[str, Any]:
+        """Where the sound of some recordings is, as `load_audio` reads it.
+
+        Raises:
+            ValueError: for one that is no longer there.
+        """
+        settings = self.settings
+        return locate(
+            sounds, settings["split"], settings["dataset_config"], settings["audio_column"]
+        )
+
     def blocks(self) -> Iterator[slice]:
         """All windows, so many at a time as memory is cheap for."""
         return (slice(first, first + _BLOCK) for first in range(0, len(self), _BLOCK))
@@ -301,38 +313,3 @@ def parse_example(example: str) -> tuple[str, tuple[float, float] | None]:
     if not 0 <= span[0] < span[1]:
         raise ValueError(f"{example}: a stretch is START-END in seconds, the end after the start.")
     return file, span
-
-
-def sources(index: SoundIndex, names: Sequence[str]) -> dict[str, Any]:
-    """Where the sound of some recordings is, as `load_audio` reads it.
-
-    Raises:
-        ValueError: for a file that is not where the index knew it.
-    """
-    from ..data.recordings import Recordings
-
-    found: dict[str, Any] = {}
-    rows: dict[str, set[str]] = {}  # data set -> names
-    for name in names:
-        dataset, hash_sign, _ = name.partition("#")
-        if Path(name).is_file() or name.startswith(("http://", "https://")):
-            found[name] = name
-        elif hash_sign:
-            rows.setdefault(dataset, set()).add(name)
-        else:
-            raise ValueError(f"{name} is not where the index knew it: run from the same folder.")
-    settings = index.settings
-    for dataset, wanted in rows.items():
-        recordings = Recordings(
-            [dataset], settings["split"], settings["dataset_config"], settings["audio_column"]
-        )
-        for recording in recordings.share(0, 1):
-            if recording.name in wanted:
-                found[recording.name] = recording.source
-                wanted.discard(recording.name)
-            if not wanted:
-                break
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise ValueError(f"{missing[0]} is no longer in its data set.")
-    return found

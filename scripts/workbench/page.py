@@ -238,8 +238,8 @@ def _find_tab(bench: Workbench) -> None:
     index = bench.index
     gradio.Markdown(
         f"The index holds {len(index)} windows of {len(index.sounds)} recordings. Give an example "
-        "of what you look for; its most similar windows are found. Check those that are right, name "
-        "them, and mark them.",
+        "of what you look for; its most similar windows are found. Check those that are right, "
+        "name them, and mark them.",
         elem_id="find_hint",
     )
     with gradio.Row():
@@ -445,7 +445,8 @@ def _teach_tab(bench: Workbench, folder: Path) -> None:
 
     gradio.Markdown(
         "Mark some windows in Find or Review, each label in two recordings at least; then "
-        "teach. It takes seconds. The checkpoint is an ordinary one: pipeline, ast-classify and ONNX take it."
+        "teach. It takes seconds. The checkpoint is an ordinary one: pipeline, ast-classify and "
+        "ONNX take it."
     )
     with gradio.Row():
         wish = gradio.Dropdown(

@@ -11,10 +11,10 @@ from ..common.files import write_whole
 from ..common.options import did_you_mean
 from ..common.shown import clock, shown
 from ..common.tables import write_csv
+from ..inference.clips import clip_name, write_clip
 from ..inference.options import DEFAULT_MODEL, ClassifyOptions
-from .clips import clip_name, write_clip
 from .heads import scores_of
-from .index import SoundIndex, build_index, embed, model_of, read_vectors, sources
+from .index import SoundIndex, build_index, embed, model_of, read_vectors
 from .marks import Mark, read_marks, to_label_studio
 from .options import IndexOptions, TeachOptions
 from .queues import pick
@@ -145,7 +145,7 @@ def write_clips(
     found: SoundIndex, rows: Sequence[dict[str, Any]], folder: Path, suffix: str
 ) -> None:
     """Cut stretches out of their recordings."""
-    where = sources(found, list(dict.fromkeys(row["file"] for row in rows)))
+    where = found.locate(dict.fromkeys(row["file"] for row in rows))
     for row in rows:
         name = clip_name(row["file"], row["start"], row["end"], row["score"], suffix)
         write_clip(folder / name, where[row["file"]], row["start"], row["end"])

@@ -1,19 +1,42 @@
 """Stretches of recordings as files of their own, to be listened to."""
 
+import heapq
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from feature_extraction import load_audio
+from modeling_ast.events_ast import Event
 
 from ..common.files import write_whole
 from ..common.shown import valid_text
+from .parts import Result
 
 AROUND_S = 1.0  # seconds before and after a stretch
 _RATE = 16000  # of what soundfile cannot read
 _NAME_BYTES = 80
+
+
+def best_events(results: Iterable[Result], count: int) -> dict[str, list[tuple[str, Event]]]:
+    """Each label's events of the highest scores: the sound's name and the event, best first."""
+    best: dict[str, list[tuple[float, int, str, Event]]] = {}
+    number = 0  # of equal scores the first ones stay
+    for result in results:
+        for event in result.events:
+            number -= 1
+            of_label = best.setdefault(event.label, [])
+            entry = (event.score, number, result.sound, event)
+            if len(of_label) < count:
+                heapq.heappush(of_label, entry)
+            else:
+                heapq.heappushpop(of_label, entry)
+    return {
+        label: [(sound, event) for _, _, sound, event in sorted(of_label, reverse=True)]
+        for label, of_label in best.items()
+    }
 
 
 def clip_name(sound: str, start: float, end: float, score: float, suffix: str) -> str:
