@@ -103,9 +103,8 @@ def test_the_whole_loop_in_a_browser(browser, tmp_path):  # noqa: F811
         open_tab("Find")
         wait_for(lambda: shown("#find"))
         element("#find").click()
-        wait_for(
-            lambda: "Upload or record" in element("#find_message textarea").get_property("value")
-        )
+        boxes = wait_for(lambda: shown("#find_message textarea"))
+        assert "Upload or record" in boxes[0].get_property("value")
         element("#example_sound input[type=file]").send_keys(str(held_out[0]))
         wait_for(lambda: shown("#example_sound audio, #example_sound .waveform-container"))
         time.sleep(1)

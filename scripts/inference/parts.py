@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_ast.events_ast import Event
@@ -186,6 +187,19 @@ class Parts:
             for row in pq.read_table(path, columns=["sound", "error"]).to_pylist()
             if row["sound"] in failed and row["error"] is not None
         }
+
+    def count(self) -> tuple[int, int]:
+        """Sounds that were classified, and their windows."""
+        latest = self._latest()
+        sounds = windows = 0
+        for path in self._paths():
+            rows = pq.read_table(path, columns=["sound", "windows"])
+            lengths = pc.list_value_length(rows["windows"]).to_pylist()
+            for index, sound in enumerate(rows["sound"].to_pylist()):
+                place, row, _, failed = latest[sound]
+                if not failed and (place, row) == (path, index):
+                    sounds, windows = sounds + 1, windows + lengths[index]
+        return sounds, windows
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Each sound that was classified: name, its windows' spans (n, 2), embeddings (n, D)."""

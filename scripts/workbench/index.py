@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ..inference.options import ClassifyOptions
     from ..inference.run import Run
 
+# Of settings.json: windows, and where the sounds of data sets are.
+_SETTINGS = ("chunk_length_s", "hop_length_s", "split", "dataset_config", "audio_column")
 _SAMPLE = 50_000  # windows, for means and deviations
 _BLOCK = 65_536  # windows at a time: 50 MB
 
@@ -56,9 +58,7 @@ def build_index(folder: Path, options: "ClassifyOptions") -> "tuple[Run, dict[st
 
     if options.model.endswith(".onnx"):
         raise ValueError("An index needs a checkpoint: an ONNX file gives scores only.")
-    windows = {name: getattr(options, name) for name in ("chunk_length_s", "hop_length_s")}
-    settings = {"kind": "index", **windows, "split": options.split}
-    settings |= {name: getattr(options, name) for name in ("dataset_config", "audio_column")}
+    settings = {"kind": "index", **{name: getattr(options, name) for name in _SETTINGS}}
 
     def check(classifier: "Classifier") -> None:
         about = {
@@ -124,9 +124,20 @@ def _about(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error!r}. Make the index anew.") from error
 
 
-def model_of(folder: Path) -> str | None:
-    """The model that made an index; None where there is none yet."""
-    return _about(folder)["model"] if (folder / "index.json").exists() else None
+def settings_of(folder: Path) -> dict[str, Any]:
+    """How an index was made: its model and windows; empty where there is none yet."""
+    if not (folder / "index.json").exists():
+        return {}
+    return {**_settings(folder), "model": _about(folder)["model"]}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "settings.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return {name: settings[name] for name in _SETTINGS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}. Make the index anew.") from error
 
 
 @dataclass
@@ -158,7 +169,7 @@ class SoundIndex:
             ValueError: for a folder that is no index, or an empty one.
         """
         about = _about(folder)
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        settings = _settings(folder)
         parts = sorted(Parts(folder).arrays(), key=lambda part: part[0])
         if not parts:
             raise ValueError(f"{folder} holds no recordings yet: ast-index RECORDINGS --output …")

@@ -13,8 +13,9 @@ from ..common.shown import clock, shown
 from ..common.tables import write_csv
 from ..inference.clips import clip_name, write_clip
 from ..inference.options import DEFAULT_MODEL, ClassifyOptions
+from ..inference.parts import Parts
 from .heads import scores_of
-from .index import SoundIndex, build_index, embed, model_of, read_vectors
+from .index import SoundIndex, build_index, embed, read_vectors, settings_of
 from .marks import Mark, read_marks, to_label_studio
 from .options import IndexOptions, TeachOptions
 from .queues import pick
@@ -41,9 +42,9 @@ def index(options: IndexOptions) -> int:
         if built is None:
             return 0  # the first process goes on
         run, errors = built
-        found = SoundIndex.open(folder)
+        sounds, windows = Parts(folder).count()
         print(
-            f"{run} {shown(folder)} holds {len(found)} windows of {len(found.sounds)} recordings.",
+            f"{run} {shown(folder)} holds {windows} windows of {sounds} recordings.",
             file=sys.stderr,
         )
         from ..inference.run import report_errors
@@ -56,20 +57,21 @@ def index(options: IndexOptions) -> int:
 
 
 def _listening(options: IndexOptions) -> ClassifyOptions:
+    """What to hear. An index that is there says how; the command line may say the same."""
+    known = settings_of(options.output)
+    model = options.model or known.get("model") or DEFAULT_MODEL
+    windows = {
+        name: known.get(name) if getattr(options, name) is None else getattr(options, name)
+        for name in ("chunk_length_s", "hop_length_s")
+    }
+    same = ("sounds", "output", "batch_size", "split", "dataset_config", "audio_column")
     return ClassifyOptions(
-        sounds=options.sounds,
-        model=options.model or model_of(options.output) or DEFAULT_MODEL,
-        output=options.output,
+        model=model,
         top_k=1,
         embeddings=True,
-        **{
-            name: getattr(options, name)
-            for name in (
-                "chunk_length_s", "hop_length_s", "batch_size", "split", "dataset_config",
-                "audio_column",
-            )
-        },
-    )  # fmt: skip
+        **windows,
+        **{name: getattr(options, name) for name in same},
+    )
 
 
 def _search(options: IndexOptions) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..common.files import write_whole
 from ..common.options import did_you_mean
+from ..evaluation.report import finite
 from .calibration import Calibration, Threshold, Wish, calibrate, choose_thresholds
 from .heads import (
     DEFAULT_STRENGTH,
@@ -288,7 +289,7 @@ def write_checkpoint(
     model.save_pretrained(folder)
     classifier.pipeline.feature_extractor.save_pretrained(folder)
     thresholds = {threshold.label: threshold.value for threshold in lesson.thresholds}
-    for name, content in (("thresholds.json", thresholds), ("teaching.json", report)):
+    for name, content in (("thresholds.json", thresholds), ("teaching.json", finite(report))):
         text = json.dumps(content, indent=2, ensure_ascii=False)
         write_whole(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
 
