@@ -192,7 +192,7 @@ def test_examples(word, expected):
 
 @pytest.mark.parametrize("kind", ["exclusive", "independent"])
 def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tmp_path, kind):
-    """transformers' own classes and an ONNX file compute the logits that the lesson promised."""
+    """transformers' own classes compute the logits that the lesson promised."""
     options = TeachOptions(
         index=index_folder, marks=[str(marks)], output=tmp_path / "taught", labels=kind
     )

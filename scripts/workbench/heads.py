@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 # Strengths of the L2 penalty to choose from, as scikit-learn has them: high is weak.
-STRENGTHS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0)
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 DEFAULT_STRENGTH = 0.1  # where nothing can be held out
 _FOLDS = 5
 _SMALLEST = 1e-6  # probability, in a logarithm
