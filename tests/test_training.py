@@ -1,27 +1,33 @@
 """Training options: schedules, what is trained, averaging, accumulation, selection, the report."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 from transformers.models.audio_spectrogram_transformer import (
     modeling_audio_spectrogram_transformer as native,
 )
 
+from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts import finetune, finetune_accelerate
+from scripts.data.fingerprint import Fingerprint
+from scripts.data.labelled import open_labelled_audio
+from scripts.data.options import LabelledOptions
+from scripts.training import with_accelerate, with_trainer
 from scripts.training.optimisation import learning_rate_factor, make_average, parameter_groups
-from scripts.training.options import FinetuneArguments
+from scripts.training.options import FinetuneOptions
 from scripts.training.run_folder import RunFolder
-from scripts.training.start import choose_trained_weights
+from scripts.training.start import choose_trained_weights, open_data
 
-from .sounds import write_class_folders
-from .test_finetune import TINY
+from .conftest import TINY_RECIPE
+from .sounds import write_class_folders, write_parquet
 
-DOORS = (finetune_accelerate, finetune)
+DOORS = (with_accelerate, with_trainer)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +49,7 @@ def test_step_schedules_of_the_papers():
         (2, 1, 0.5, [1, 1, 0.5, 0.25, 0.125]),
         (10, 5, 0.5, [1] * 10 + [0.5] * 5 + [0.25] * 5 + [0.125] * 5),
     ):
-        args = FinetuneArguments(
+        args = FinetuneOptions(
             lr_scheduler_type="step", lr_step_start=start, lr_step_epochs=every,
             lr_step_factor=factor, num_epochs=len(epochs), warmup_ratio=0,
         )  # fmt: skip
@@ -52,15 +58,15 @@ def test_step_schedules_of_the_papers():
 
 
 def test_warm_up_and_decay():
-    cosine = FinetuneArguments(num_epochs=10, warmup_steps=20)
+    cosine = FinetuneOptions(num_epochs=10, warmup_steps=20)
     assert [learning_rate_factor(step, cosine, 10) for step in (0, 5, 20, 60, 100, 130)] == (
         pytest.approx([0, 0.25, 1, 0.5, 0, 0])
     )
-    linear = FinetuneArguments(num_epochs=10, warmup_ratio=0.2, lr_scheduler_type="linear")
+    linear = FinetuneOptions(num_epochs=10, warmup_ratio=0.2, lr_scheduler_type="linear")
     assert [learning_rate_factor(step, linear, 10) for step in (10, 20, 60, 100)] == (
         pytest.approx([0.5, 1, 0.5, 0])
     )
-    constant = FinetuneArguments(num_epochs=10, warmup_steps=4, lr_scheduler_type="constant")
+    constant = FinetuneOptions(num_epochs=10, warmup_steps=4, lr_scheduler_type="constant")
     assert [learning_rate_factor(step, constant, 10) for step in (1, 4, 99)] == [0.25, 1, 1]
 
 
@@ -85,7 +91,7 @@ def test_layer_wise_decay(tiny):
 
 @pytest.mark.parametrize(("trained", "expected"), [("head", 4), ("linear", 2), ("all", 60)])
 def test_frozen_parts(tiny, trained, expected):
-    model = choose_trained_weights(tiny, FinetuneArguments(trained=trained))
+    model = choose_trained_weights(tiny, FinetuneOptions(trained=trained))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if trained == "all":
         expected = len(list(model.parameters()))
@@ -97,7 +103,7 @@ def test_frozen_parts(tiny, trained, expected):
 
 def test_moving_average():
     model = nn.Linear(1, 1, bias=False)
-    average = make_average(model, FinetuneArguments(ema_decay=0.9))
+    average = make_average(model, FinetuneOptions(ema_decay=0.9))
     for value in (1.0, 2.0, 4.0):
         model.weight.data.fill_(value)
         average.update_parameters(model)
@@ -105,16 +111,16 @@ def test_moving_average():
 
 
 def run(door, sounds, output, **settings) -> dict[str, torch.Tensor]:
-    args = {**TINY, "num_epochs": 2, "dataset": sounds, "output_dir": str(output), **settings}
-    door.finetune(FinetuneArguments(**args))
+    args = {**TINY_RECIPE, "num_epochs": 2, "dataset": sounds, "output": str(output), **settings}
+    door.finetune(FinetuneOptions(**args))
     return load_file(output / "checkpoint" / "model.safetensors")
 
 
 def test_accumulation_changes_nothing_and_both_doors_agree(sounds, tmp_path):
     settings = {"mixup_rate": 0.5, "time_roll": 48, "loss": "binary_cross_entropy"}
-    whole = run(finetune_accelerate, sounds, tmp_path / "whole", batch_size=8, **settings)
+    whole = run(with_accelerate, sounds, tmp_path / "whole", batch_size=8, **settings)
     settings |= {"batch_size": 3, "gradient_accumulation_steps": 2}
-    cut = run(finetune_accelerate, sounds, tmp_path / "six", **settings)
+    cut = run(with_accelerate, sounds, tmp_path / "six", **settings)
     settings |= {"batch_size": 2, "gradient_accumulation_steps": 4}
     for number, door in enumerate(DOORS):
         parts = run(door, sounds, tmp_path / f"parts{number}", **settings)
@@ -159,26 +165,37 @@ def test_early_stopping(door, sounds, tmp_path):
     assert report["result"]["epoch"] == 1
 
 
+def open_run(command: str = "ast-finetune", processes: int = 1, data=None, **options) -> RunFolder:
+    return RunFolder(FinetuneOptions(**options), command, processes, data or Fingerprint())
+
+
 def test_best_epoch(tmp_path):
     for metric, values, best in (
         ("accuracy", [0.5, 0.7, 0.7, 0.6], 2),
         ("loss", [0.5, None, 0.3, 0.4], 3),
+        ("expected_calibration_error", [0.2, 0.1, 0.3, 0.1], 2),
     ):
-        args = FinetuneArguments(output_dir=str(tmp_path), best_metric=metric)
-        folder = RunFolder(args, "ast-finetune", 1)
+        folder = open_run(output=str(tmp_path), best_metric=metric)
         for epoch, value in enumerate(values, start=1):
             folder.record_epoch({"epoch": epoch, f"evaluation_{metric}": value})
         assert folder.progress.best_epoch == best
-    with pytest.raises(ValueError, match=r"--best_metric is 'loss'\. Known: accuracy"):
-        folder.record_epoch({"epoch": 1, "evaluation_accuracy": 0.5})
+
+
+def test_a_metric_of_other_labels_is_refused_before_any_model(sounds, tmp_path):
+    table = tmp_path / "train.csv"
+    files = sorted(Path(sounds).rglob("*.flac"))
+    table.write_text("\n".join(["audio,label", *(f"{f},{f.parent.name};loud" for f in files)]))
+    options = {"dataset": str(table), "label_separator": ";", "model": "/no/such/model"}
+    with pytest.raises(ValueError, match="--best_metric accuracy does not go with multi_label"):
+        open_data(FinetuneOptions(**options, best_metric="accuracy"))
 
 
 def test_unreadable_sounds_are_named(sounds, tmp_path):
     folder = write_class_folders(tmp_path / "sounds", 6)
     (folder / "low" / "broken.flac").write_bytes(b"no sound")
     with pytest.raises(ValueError, match=r"broken\.flac"):
-        run(finetune_accelerate, str(folder), tmp_path / "strict")
-    run(finetune_accelerate, str(folder), tmp_path / "run", max_corrupt=1, bucket_batches=2)
+        run(with_accelerate, str(folder), tmp_path / "strict")
+    run(with_accelerate, str(folder), tmp_path / "run", max_corrupt=1, bucket_batches=2)
     report = yaml.safe_load((tmp_path / "run" / "report.yaml").read_text())
     assert [name.split("/")[-1] for name in report["unreadable_sounds"]] == ["broken.flac"]
     assert {"torch", "transformers", "accelerate"} <= set(report["versions"])
@@ -186,28 +203,119 @@ def test_unreadable_sounds_are_named(sounds, tmp_path):
     assert report["dataset"]["clips_per_class"]["low"]["train"] >= 4
 
 
-def test_other_options_do_not_go_on_with_a_run(tmp_path):
-    args = {"output_dir": str(tmp_path), "dataset": "sounds"}
-    folder = RunFolder(FinetuneArguments(**args), "ast-finetune", 1)
-    state = tmp_path / "resume" / "step-000000007"
-    state.mkdir(parents=True)
-    progress = {"epoch": 2, "step": 3, "clips": 5}
-    (state / "progress.json").write_text(
-        json.dumps({"run": folder._identity, "progress": progress})
+def save_state(folder: RunFolder) -> Path:
+    """A state after three steps of the second epoch; the name of its folder."""
+    folder.progress.epoch, folder.progress.step, folder.progress.clips = 2, 3, 5
+    folder.begin({"dataset": {}})
+    write = {"model.safetensors": b"weights", "random-0.safetensors": b"generators"}
+    folder.save_state(
+        Accelerator(),
+        7,
+        lambda state: [(state / name).write_bytes(content) for name, content in write.items()],
     )
+    return folder.path / "resume" / "step-000000007"
+
+
+def test_other_options_are_another_run(tmp_path):
+    args = {"output": str(tmp_path), "dataset": "sounds"}
+    state = save_state(open_run(**args))
     (tmp_path / "resume" / ".step-000000009.tmp").mkdir()  # killed while it was saved
-    again = RunFolder(FinetuneArguments(**args, save_steps=7), "ast-finetune", 1)
+    again = open_run(**args, save_steps=7)
     assert again.newest_state == state
-    assert again.progress.epoch == 2
+    assert (again.progress.epoch, again.progress.step) == (2, 3)
     for changed, command, processes, message in (
         ({"learning_rate": 1.0}, "ast-finetune", 1, "learning_rate 0.0001, now 1.0"),
         ({}, "ast-finetune-accelerate", 1, "command 'ast-finetune', now 'ast-finetune-acc"),
         ({}, "ast-finetune", 2, "processes 1, now 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            RunFolder(FinetuneArguments(**args, **changed), command, processes)
-        anew = RunFolder(FinetuneArguments(**args, **changed, overwrite=True), command, processes)
+            open_run(command, processes, **args, **changed)
+        anew = open_run(command, processes, **args, **changed, overwrite=True)
         assert anew.newest_state is None
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert open_run(**{**args, "output": str(moved)}).progress.step == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: (folder / "mid").rename(folder / "aha"),
+            r"classes high, low, mid, now aha",
+        ),
+        (
+            lambda folder: (folder / "low" / "low0_1.flac").unlink(),
+            r"8 \+ 0 clips of 'low' to train and evaluate on, now 7 \+ 0",
+        ),
+        (
+            lambda folder: (folder / "low" / "low0_1.flac").write_bytes(b"shorter"),
+            r"other sounds of 'low': their names, sizes or order differ",
+        ),
+        (
+            lambda folder: (folder / "low" / "low0_1.flac").rename(folder / "low" / "new.flac"),
+            r"other sounds of 'low'",
+        ),
+    ],
+)
+def test_other_data_is_another_run(tmp_path, change, message):
+    sounds = write_class_folders(tmp_path / "sounds", 8)
+    options = LabelledOptions(evaluation_split="train")
+
+    def data() -> Fingerprint:
+        fingerprint = open_labelled_audio(str(sounds), options).fingerprint
+        for kind in fingerprint.classes.values():
+            kind.evaluation = 0
+        return fingerprint
+
+    run = {"output": str(tmp_path / "run")}
+    save_state(open_run(data=data(), **run))
+    assert open_run(data=data(), **run).newest_state is not None
+    change(sounds)
+    with pytest.raises(ValueError, match=message):
+        open_run(data=data(), **run)
+    assert open_run(data=data(), **run, overwrite=True).newest_state is None
+
+
+def test_other_parquet_files_are_other_data(tmp_path):
+    write_parquet(tmp_path / "data" / "train.parquet", 2)
+    write_parquet(tmp_path / "data" / "test.parquet", 1)
+
+    def data() -> Fingerprint:
+        options = LabelledOptions(evaluation_split="test")
+        return open_labelled_audio(str(tmp_path / "data"), options).fingerprint
+
+    before = data()
+    assert not data().differences(before.to_json())
+    assert data().digest == before.digest
+    write_parquet(tmp_path / "data" / "test.parquet", 1, seed=5)
+    (difference,) = data().differences(before.to_json())
+    assert difference.startswith("test.parquet ")
+
+
+def test_other_statistics_are_other_data(tmp_path):
+    run = {"output": str(tmp_path / "run")}
+    folder = open_run(**run)
+    folder.settle_statistics(ASTFeatureExtractor(mean=-6.5, std=5.0))
+    save_state(folder)
+    near = ASTFeatureExtractor(mean=-6.5000001, std=5.0)
+    open_run(**run).settle_statistics(near)
+    assert near.mean == -6.5  # the run's own, to the bit
+    with pytest.raises(ValueError, match=r"log-mel mean was -6\.5000; it is -6\.4000 now"):
+        open_run(**run).settle_statistics(ASTFeatureExtractor(mean=-6.4, std=5.0))
+
+
+@pytest.mark.parametrize("name", ["progress.json", "model.safetensors", "random-0.safetensors"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b"", lambda b: b"0" + b[1:], None])
+def test_a_damaged_state_is_refused(tmp_path, name, damage):
+    run = {"output": str(tmp_path / "run")}
+    state = save_state(open_run(**run))
+    file = state / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"step-000000007 is damaged .*Remove that folder"):
+        open_run(**run)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +323,8 @@ def test_other_options_do_not_go_on_with_a_run(tmp_path):
     [
         ({"optimizer": "adm"}, "--optimizer is 'adm'. Did you mean 'adam'"),
         ({"trained": "body"}, "Known: all, head, linear, lora"),
+        ({"best_metric": "clips"}, "--best_metric is 'clips'.*Known: accuracy, macro_f1"),
+        ({"num_epochs": 1.5}, "--num_epochs must be a whole number, got 1.5"),
         ({"save_steps": 0}, "--save_steps must be at least 1, got 0"),
         ({"ema_decay": 0.9, "averaged_epochs": 2}, "two ways of averaging"),
         ({"early_stopping_epochs": 2}, "needs --best_metric"),
@@ -223,4 +333,4 @@ def test_other_options_do_not_go_on_with_a_run(tmp_path):
 )
 def test_wrong_options(settings, message):
     with pytest.raises(ValueError, match=message):
-        FinetuneArguments(**settings)
+        FinetuneOptions(**settings)

@@ -6,6 +6,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,11 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from feature_extraction import load_audio, roll, spec_augment
 
-from ..common.arguments import parse_arguments
+from ..common.options import parse_arguments
 from ..data.labelled import LabelledAudio
-from ..finetune_accelerate import finetune
-from ..training.options import FinetuneArguments
+from ..training.options import FinetuneOptions
 from ..training.start import open_data, start_model
+from ..training.with_accelerate import finetune
 from .options import AccuracyOptions
 from .timing import machine, on_threads
 
@@ -43,9 +44,9 @@ def benchmark_accuracy(options: AccuracyOptions) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         words = [options.recipe, options.dataset, "--model", options.weights]
-        words += ["--output_dir", str(Path(folder) / "run")]
+        words += ["--output", str(Path(folder) / "run")]
         words += shlex.split(options.ours)
-        args = parse_arguments(FinetuneArguments, "dataset", "", words)
+        args = parse_arguments("ast-benchmark", FinetuneOptions, "", words, recipes=True)
         curves = {
             "native AST, plain loop": _plain_loop(args, options.plain_epochs, Path(folder)),
             f"ours, {Path(options.recipe).name}": _recipe(args),
@@ -53,21 +54,21 @@ def benchmark_accuracy(options: AccuracyOptions) -> None:
     _report(curves, options)
 
 
-def _recipe(args: FinetuneArguments) -> Curve:
+def _recipe(args: FinetuneOptions) -> Curve:
     finetune(args)
-    lines = (Path(args.output_dir) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(args.output) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [(record["seconds"], 100 * record["evaluation_accuracy"]) for record in records]
 
 
-def _plain_loop(args: FinetuneArguments, epochs: int, folder: Path) -> Curve:
+def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     begin = time.perf_counter()
     data = open_data(args)
     model = _native_model(args, data, folder)
     extractor = native_features.ASTFeatureExtractor(
-        max_length=args.max_length, num_mel_bins=args.num_mel_bins
+        max_length=model.config.max_length, num_mel_bins=model.config.num_mel_bins
     )
     train, evaluation = _featurised(data.train, extractor), _featurised(data.evaluation, extractor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
@@ -78,7 +79,7 @@ def _plain_loop(args: FinetuneArguments, epochs: int, folder: Path) -> Curve:
             features = spec_augment(
                 train[0][indices], _TIME_MASK, _FREQUENCY_MASK, generator=generator
             )
-            features = roll(features, args.max_length, generator=generator)
+            features = roll(features, model.config.max_length, generator=generator)
             # By hand: a recipe of ours may have made the config multi-label.
             torch.nn.functional.cross_entropy(model(features).logits, train[1][indices]).backward()
             optimizer.step()
@@ -92,7 +93,7 @@ def _plain_loop(args: FinetuneArguments, epochs: int, folder: Path) -> Curve:
     return curve
 
 
-def _native_model(args: FinetuneArguments, data: LabelledAudio, folder: Path) -> torch.nn.Module:
+def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> Any:
     # With statistics, which are not used here, so that none are measured.
     ours, _ = start_model(replace(args, mean=0.0, std=1.0), data)
     ours.save_pretrained(folder / "start")

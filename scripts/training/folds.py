@@ -1,9 +1,9 @@
 """Cross-validation: `--evaluation_fold all` holds out every fold in turn.
 
-    OUTPUT_DIR/foldNAME/    a run folder each
-    OUTPUT_DIR/folds.json   the main metric over the folds, and each fold's record
+    OUTPUT/foldNAME/    a run folder each
+    OUTPUT/folds.json   the main metric over the folds, and each fold's record
 
-Finished folds are kept, an interrupted one goes on.
+Finished folds are kept, an interrupted one is resumed.
 """
 
 import json
@@ -15,37 +15,46 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..common.files import file_name, write_whole
+from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..data.sources import open_stream
+from ..evaluation.metrics import METRICS, headline
 from ..publishing.cards import write_model_card
-from .options import FinetuneArguments
-from .run_folder import finished_result, main_metric
+from .options import FinetuneOptions
+from .run_folder import finished_result, tidy_finished
+from .start import open_data
 
 
 def finetune_folds(
-    finetune: Callable[[FinetuneArguments], dict[str, Any]], args: FinetuneArguments
+    finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
 ) -> None:
-    """Fine-tune once, or, with `args.evaluation_fold` "all", once for every fold.
+    """Fine-tune once, or, with `options.evaluation_fold` "all", once for every fold.
+
+    Args:
+        finetune: does a run, or the rest of it.
+        options: of the run; of folds, each in turn.
 
     Raises:
-        ValueError: as `finetune`; for all folds without a fold column or under several processes;
-            when a fold was finished with other options.
+        ValueError: as `finetune`; for a folder that another process works in; for all folds without
+            a fold column or under several processes; when a fold was finished with other options
+            or other data.
     """
-    if args.evaluation_fold != "all":
-        finetune(args)
+    if options.evaluation_fold != "all":
+        _finetune_once(finetune, options)
         return
-    if args.fold_column is None:
+    if options.fold_column is None:
         raise ValueError("--evaluation_fold all needs --fold_column.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--evaluation_fold all takes one process; start the folds one by one.")
-    folder = Path(args.output_dir)
+    folder = Path(options.output)
     records: dict[str, dict[str, Any]] = {}
-    for fold in _folds(args):
-        fold_args = replace(args, evaluation_fold=fold, output_dir=str(folder / f"fold{fold}"))
-        if args.overwrite or finished_result(fold_args) is None:
-            finetune(fold_args)
-        records[fold] = finished_result(fold_args) or {}
-    metric = main_metric(records[fold])
+    for fold in _folds(options):
+        fold_options = replace(options, evaluation_fold=fold, output=str(fold_folder(folder, fold)))
+        if options.overwrite or not _is_finished(fold_options):
+            _finetune_once(finetune, fold_options)
+        records[fold] = finished_result(fold_options) or {}
+    metric = headline(name.removeprefix("evaluation_") for name in records[fold])
     values = [record[f"evaluation_{metric}"] for record in records.values()]
     summary = {
         "metric": metric,
@@ -55,10 +64,11 @@ def finetune_folds(
         "highest": max(values),
         "folds": records,
     }
-    (folder / "folds.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    text = json.dumps(summary, indent=2)
+    write_whole(folder / "folds.json", lambda path: path.write_text(text, encoding="utf-8"))
     for fold in records:  # their cards name the mean
-        write_model_card(folder / f"fold{fold}", folder / f"fold{fold}" / "checkpoint")
-    name = metric.replace("_", " ")
+        write_model_card(fold_folder(folder, fold), fold_folder(folder, fold) / "checkpoint")
+    name = METRICS[metric].title
     for fold, value in zip(records, values, strict=True):
         print(f"fold {fold}: {name} {100 * value:.2f} %")
     print(
@@ -67,17 +77,50 @@ def finetune_folds(
     )
 
 
-def _folds(args: FinetuneArguments) -> list[str]:
-    column = str(args.fold_column)
+def fold_folder(folder: Path, fold: str) -> Path:
+    return folder / f"fold{file_name(fold)}"
+
+
+def _finetune_once(
+    finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
+) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        finetune(options)  # the first process has the lock for all
+        return
+    with hold(Path(options.output)):
+        if tidy_finished(options):
+            print(f"{options.output} was finished but for a last tidying up, which is done now.")
+        else:
+            finetune(options)
+
+
+def _is_finished(options: FinetuneOptions) -> bool:
+    """Whether a fold's result is there, of the same options and data."""
+    if finished_result(options) is None:
+        return False
+    finished_result(options, open_data(options).fingerprint)
+    tidy_finished(options)
+    return True
+
+
+def _folds(options: FinetuneOptions) -> list[str]:
+    column = str(options.fold_column)
     open_rows = partial(
-        open_stream, args.dataset, args.train_split, args.dataset_config, args.audio_column
+        open_stream,
+        options.dataset,
+        options.train_split,
+        options.dataset_config,
+        options.audio_column,
     )
     known = open_rows().column_names
     if known is not None and column not in known:
         raise ValueError(
-            f"{args.dataset} has no column {column!r} (--fold_column){did_you_mean(column, known)}"
+            f"{options.dataset} has no column {column!r} (--fold_column)"
+            + did_you_mean(column, known)
         )
     folds = sorted({str(row[column]) for row in open_rows([column])})
     if len(folds) < 2:
-        raise ValueError(f"All clips of {args.dataset} have one {column!r}; two folds are needed.")
+        raise ValueError(
+            f"All clips of {options.dataset} have one {column!r}; two folds are needed."
+        )
     return folds

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ..common.checkpoints import DEFAULT_MODEL
 from ..common.files import write_whole
 from ..common.options import did_you_mean
 from ..common.shown import clock, shown
 from ..common.tables import write_csv
 from ..inference.clips import clip_name, write_clip
-from ..inference.options import DEFAULT_MODEL, ClassifyOptions
+from ..inference.options import ClassifyOptions
 from ..inference.parts import Parts
 from .heads import scores_of
 from .index import SoundIndex, build_index, embed, read_vectors, settings_of
