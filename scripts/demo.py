@@ -51,7 +51,7 @@ def demo(options: DemoOptions) -> None:
     serve(
         bench.classifier,
         *limits,
-        tabs=lambda folder: page.tabs(bench, folder),
+        tabs=lambda folder: page.tabs(bench, folder, options.max_minutes),
         script=page.KEYS,
         css=page.CSS,
     )

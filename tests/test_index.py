@@ -25,7 +25,7 @@ from scripts.workbench.calibration import Wish
 from scripts.workbench.index import SoundIndex, parse_example
 from scripts.workbench.marks import Mark, read_marks, write_marks
 from scripts.workbench.options import IndexOptions, TeachOptions
-from scripts.workbench.page import card
+from scripts.workbench.page import card, read_upload
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone
@@ -406,3 +406,18 @@ def test_a_card_shows_axes_and_plays(bench):
     gone = dataclasses.replace(stretch, file="<gone>.wav")
     assert "&lt;gone&gt;.wav" in card(bench, gone)
     assert "is not where it was" in card(bench, gone)
+
+
+def test_uploads_have_limits(tmp_path):
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, tone(300.0, seed=1, seconds=3), 16000)
+    assert len(read_upload(str(path), 16000, 1, 0.5, 2)) == 24000
+    for arguments, message in (
+        ((None, 16000, 1), "Upload or record a sound first"),
+        ((str(path), 16000, 0.01), "^sound.wav is longer than 0.01 minutes"),
+        ((str(path), 16000, 1, 2, 1), "before it begins"),
+        ((str(tmp_path / "none.wav"), 16000, 1), "none.wav"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            read_upload(*arguments)
+        assert str(tmp_path) not in str(caught.value)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.common.tables import write_csv
 from scripts.workbench.calibration import (
     Wish,
     calibrate,
@@ -120,6 +121,12 @@ def test_a_mark_is_on_the_disk_at_once_and_can_be_taken_back(tmp_path):
     assert book.undo()
     assert book.undo()
     assert book.undo() is None
+
+
+def test_names_that_a_spreadsheet_must_not_compute_come_back(tmp_path):
+    row = {"file": "=1+1.wav", "start": 0.0, "end": 2.0, "label": "-x"}
+    write_csv(tmp_path / "marks.csv", list(row), [row])
+    assert read_marks(tmp_path / "marks.csv") == [Mark("=1+1.wav", 0.0, 2.0, "-x")]
 
 
 @pytest.mark.parametrize(

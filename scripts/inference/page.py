@@ -292,7 +292,7 @@ def build_app(
         else:
             with gradio.Tabs():
                 for name, build in [("Name", name_tab), *tabs]:
-                    with gradio.Tab(name, elem_id=f"tab_{name.lower()}"):
+                    with gradio.Tab(name):
                         build()
         if script:
             app.load(None, js=script)

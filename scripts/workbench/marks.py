@@ -78,11 +78,16 @@ def read_marks(path: Path) -> list[Mark]:
 
 
 def _of_row(row: dict[str, Any], where: str) -> Mark:
-    file, label = (row["file"] or "").strip(), (row["label"] or "").strip()
+    file, label = (_as_it_was((row[name] or "").strip()) for name in ("file", "label"))
     if not file:
         raise ValueError(f"{where}: a mark needs a file.")
     start, end = (_seconds(row.get(name), f"{where}: {name}") for name in ("start", "end"))
     return _checked(Mark(file, start, end, label), where)
+
+
+def _as_it_was(cell: str) -> str:
+    """Text without the apostrophe that keeps it from being a formula (see `common.tables`)."""
+    return cell[1:] if cell.startswith(("'=", "'+", "'-", "'@")) else cell
 
 
 def _seconds(value: Any, where: str) -> float | None:

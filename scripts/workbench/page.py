@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from feature_extraction import kaldi_fbank, load_audio
+from feature_extraction import AudioDecodingError, kaldi_fbank, load_audio
 from feature_extraction.fbank_ast import mel_bin
 
 from ..common.shown import clock, readable, shown
@@ -218,21 +218,51 @@ def _rounded(value: float) -> Any:
     return "" if np.isnan(value) else round(value, 2)
 
 
-def tabs(bench: Workbench, folder: str | Path) -> list[tuple[str, Callable[[], None]]]:
+def read_upload(
+    path: str | None, rate: int, max_minutes: float, start: float = 0.0, end: float | None = None
+) -> np.ndarray:
+    """An uploaded sound, or a stretch of it; no more is decoded than is allowed.
+
+    Raises:
+        ValueError: when there is none, it cannot be read, is too long, or ends before it begins;
+            messages have the file's name, not its folder.
+    """
+    if path is None:
+        raise ValueError("Upload or record a sound first.")
+    if end is not None and end <= start:
+        raise ValueError(f"It ends at {end:g} s, before it begins ({start:g} s).")
+    longest = max_minutes * 60
+    duration = longest + 1 if end is None else min(end - start, longest + 1)
+    name = Path(path).name
+    try:
+        waveform = load_audio(path, rate, start, duration)
+    except AudioDecodingError as error:
+        raise ValueError(str(error).replace(path, name)) from error
+    if len(waveform) > longest * rate:
+        raise ValueError(
+            f"{name} is longer than {max_minutes:g} minutes, the most that this page takes."
+        )
+    return waveform
+
+
+def tabs(
+    bench: Workbench, folder: str | Path, max_minutes: float
+) -> list[tuple[str, Callable[[], None]]]:
     """Names and builders of the tabs, to be called inside `gradio.Tab`.
 
     Args:
         bench: what they work on.
         folder: for the checkpoints that are offered for download.
+        max_minutes: of an uploaded sound.
     """
     return [
-        ("Find", lambda: _find_tab(bench)),
+        ("Find", lambda: _find_tab(bench, max_minutes)),
         ("Review", lambda: _review_tab(bench)),
-        ("Teach", lambda: _teach_tab(bench, Path(folder))),
+        ("Teach", lambda: _teach_tab(bench, Path(folder), max_minutes)),
     ]
 
 
-def _find_tab(bench: Workbench) -> None:
+def _find_tab(bench: Workbench, max_minutes: float) -> None:
     import gradio
 
     index = bench.index
@@ -262,18 +292,18 @@ def _find_tab(bench: Workbench) -> None:
 
     def find(path: str | None, first: float | None, last: float | None) -> list[Any]:
         try:
-            if path is None:
-                raise ValueError("Upload or record an example first.")
-            begin = first or 0.0
-            if last is not None and last <= begin:
-                raise ValueError(f"The example ends at {last:g} s, before it begins ({begin:g} s).")
-            duration = None if last is None else last - begin
-            waveform = load_audio(path, bench.classifier.sampling_rate, begin, duration)
+            rate = bench.classifier.sampling_rate
+            waveform = read_upload(path, rate, max_minutes, first or 0.0, last)
             found = bench.find(bench.classifier.hear(waveform).embeddings, _FOUND)
         except ValueError as error:
-            text = shown(error).replace(str(path), Path(str(path)).name)
-            return [gradio.update(value=text, visible=True), "", [], gradio.update(visible=False),
-                    gradio.update(), ""]  # fmt: skip
+            return [
+                gradio.update(value=shown(error), visible=True),
+                "",
+                [],
+                gradio.update(visible=False),
+                gradio.update(),
+                "",
+            ]
         numbers = [str(number) for number in range(1, len(found) + 1)]
         pictures = "".join(card(bench, one, n) for n, one in enumerate(found, start=1))
         return [
@@ -440,7 +470,7 @@ def _review_tab(bench: Workbench) -> None:
         button.click(as_number(number), [current, *where], outputs, **private)
 
 
-def _teach_tab(bench: Workbench, folder: Path) -> None:
+def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
     import gradio
 
     gradio.Markdown(
@@ -489,9 +519,10 @@ def _teach_tab(bench: Workbench, folder: Path) -> None:
         if bench.progress is None:
             return None, "Teach something first."
         try:
-            scores = bench.hear(path)
+            waveform = read_upload(path, bench.classifier.sampling_rate, max_minutes)
         except ValueError as error:
-            return None, shown(error).replace(str(path), Path(path).name)
+            return None, shown(error)
+        scores = bench.hear(waveform)
         return {readable(label): score for label, score in scores.items()}, ""
 
     button.click(teach, wish, [outcome, table, download], api_visibility="private")
