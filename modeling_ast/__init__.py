@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
 )
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from feature_extraction import ASTFeatureExtractor
@@ -35,6 +36,8 @@ AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
 AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
 AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
 AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
+# Extractors are found by their class's name, among transformers' own first: its entry must go.
+FEATURE_EXTRACTOR_MAPPING_NAMES.pop(ASTConfig.model_type, None)
 
 ASTAudioClassificationPipeline.feature_extractor_class = ASTFeatureExtractor
 # Taken out first: replacing a registered task logs a warning at every import.
@@ -45,3 +48,6 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=AutoModelForAudioClassification,
     type="audio",
 )
+# With this, `pipe.save_pretrained` would name its code in the config, and nobody could make a
+# pipeline of the folder without trusting that code.
+del ASTAudioClassificationPipeline._registered_impl  # type: ignore[misc]
