@@ -197,4 +197,5 @@ def test_the_whole_loop_in_a_browser(browser, tmp_path):  # noqa: F811
             width = browser.execute_script("return document.documentElement.scrollWidth")
             assert width <= browser.execute_script("return window.innerWidth"), tab
     finally:
+        browser.save_screenshot(str(pictures / "workbench_last.png"))
         page.end()

@@ -264,9 +264,11 @@ def _plot(
     longest = min(max(curve[-1][0] for curve in of) for of in curves.values())
     for queue, of_draws in curves.items():
         marks = np.unique([count for curve in of_draws for count, _ in curve if count <= longest])
-        values = np.array([np.interp(marks, *zip(*curve, strict=True)) for curve in of_draws])
+        values = np.array(
+            [np.interp(marks, [n for n, _ in curve], [a for _, a in curve]) for curve in of_draws]
+        )
         mean, error = values.mean(axis=0), values.std(axis=0) / np.sqrt(len(values))
-        style = {"color": "black", "linestyle": ":"} if queue == "random" else {}
+        style: dict[str, Any] = {"color": "black", "linestyle": ":"} if queue == "random" else {}
         (line,) = axes.plot(marks, 100 * mean, label=queue, **style)
         axes.fill_between(
             marks, 100 * (mean - error), 100 * (mean + error), color=line.get_color(), alpha=0.2

@@ -61,17 +61,18 @@ def _listening(options: IndexOptions) -> ClassifyOptions:
     """What to hear. An index that is there says how; the command line may say the same."""
     known = settings_of(options.output)
     model = options.model or known.get("model") or DEFAULT_MODEL
-    windows = {
+    windows: dict[str, Any] = {
         name: known.get(name) if getattr(options, name) is None else getattr(options, name)
         for name in ("chunk_length_s", "hop_length_s")
     }
-    same = ("sounds", "output", "batch_size", "split", "dataset_config", "audio_column")
+    names = ("sounds", "output", "batch_size", "split", "dataset_config", "audio_column")
+    same: dict[str, Any] = {name: getattr(options, name) for name in names}
     return ClassifyOptions(
         model=model,
         top_k=1,
         embeddings=True,
         **windows,
-        **{name: getattr(options, name) for name in same},
+        **same,
     )
 
 

@@ -289,9 +289,13 @@ def write_checkpoint(
     model.save_pretrained(folder)
     classifier.pipeline.feature_extractor.save_pretrained(folder)
     thresholds = {threshold.label: threshold.value for threshold in lesson.thresholds}
-    for name, content in (("thresholds.json", thresholds), ("teaching.json", finite(report))):
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        write_whole(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    _write_json(folder / "thresholds.json", thresholds)
+    _write_json(folder / "teaching.json", finite(report))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
 def next_windows(
