@@ -279,7 +279,7 @@ def _find_tab(bench: Workbench, max_minutes: float) -> None:
         )  # fmt: skip
         with gradio.Column(scale=2):
             start = gradio.Number(value=0, minimum=0, label="from (s)", elem_id="find_from")
-            end = gradio.Number(value=None, minimum=0, label="to (s), empty: its end")
+            end = gradio.Number(value=0, minimum=0, label="to (s); 0: its end")
             search = gradio.Button("Find", variant="primary", elem_id="find")
     message = gradio.Textbox(label="Nothing was found", visible=False, elem_id="find_message")
     cards = gradio.HTML(js_on_load=_PLAYER, elem_id="found")
@@ -293,7 +293,7 @@ def _find_tab(bench: Workbench, max_minutes: float) -> None:
     def find(path: str | None, first: float | None, last: float | None) -> list[Any]:
         try:
             rate = bench.classifier.sampling_rate
-            waveform = read_upload(path, rate, max_minutes, first or 0.0, last)
+            waveform = read_upload(path, rate, max_minutes, first or 0.0, last or None)
             found = bench.find(bench.classifier.hear(waveform).embeddings, _FOUND)
         except ValueError as error:
             return [
