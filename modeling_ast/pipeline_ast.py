@@ -27,8 +27,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from .scores_ast import LabelScore, pool_windows, scores_from_logits, top_labels
 
 _MODEL_TYPE = "audio-spectrogram-transformer"
-_FRAMES_PER_SECOND = 100
-_LAST_FRAME_S = 0.015  # the last 25 ms frame extends 15 ms beyond its hop
+_SHORTEST_S = 0.01  # of a window: one frame's step, as AST has it
 
 
 def cut_windows(
@@ -167,7 +166,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             if seconds is not None:
                 if not 0 < seconds < math.inf:
                     raise ValueError(f"{name} must be a positive number of seconds, got {seconds}.")
-                if seconds < 1 / _FRAMES_PER_SECOND:
+                if seconds < _SHORTEST_S:
                     raise ValueError(f"{name} must be at least one frame, 0.01 s, got {seconds}.")
                 preprocess_params[name] = seconds
         if return_timestamps is not None:
@@ -214,10 +213,10 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         nothing is made of them.
         """
         extractor = self.feature_extractor
-        rate = extractor.sampling_rate
+        rate, filterbank = extractor.sampling_rate, extractor.filterbank
         max_length = self.model.config.max_length
         if chunk_length_s is None:
-            chunk = int((max_length / _FRAMES_PER_SECOND + _LAST_FRAME_S) * rate)
+            chunk = filterbank.num_samples(max_length)
         else:
             chunk = round(chunk_length_s * rate)
         hop = chunk // 2 if hop_length_s is None else round(hop_length_s * rate)
@@ -229,12 +228,11 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         # A checkpoint trained with masks gets its windows unpadded but for one patch; one trained
         # on padded spectrograms, as all published ones were, gets them padded.
         if extractor.return_attention_mask:
-            padded_length = self.model.config.patch_size
+            padded_length = self.model.config.patch_shape[1]
         else:
-            frames = int((chunk / rate - _LAST_FRAME_S) * _FRAMES_PER_SECOND)
-            padded_length = max(max_length, frames)
-        # Less than a frame's step (10 ms) beyond a window holds no further frame.
-        shortest_rest = rate // _FRAMES_PER_SECOND
+            padded_length = max(max_length, filterbank.num_frames(chunk))
+        # Less than a frame's step beyond a window holds no further frame.
+        shortest_rest = filterbank.frame_shift
         windows = cut_windows(extractor.stream_audio(sound), chunk, hop, shortest_rest)
         for start, samples, is_last in itertools.islice(windows, first_window, None):
             features = extractor(

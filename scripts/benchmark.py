@@ -6,6 +6,7 @@
     ast-benchmark cold
     ast-benchmark pipeline --clip_length_s 5 --hidden_size 192 --max_length 512
     ast-benchmark train
+    ast-benchmark descendants --threads 1
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
@@ -50,6 +51,11 @@ BENCHMARKS = {
         options.TrainOptions,
         "a training step: native AST, ours, ours with PaSST's patchout",
         "benchmarks.step:benchmark_train",
+    ),
+    "descendants": Subcommand(
+        options.DescendantsOptions,
+        "sounds to logits: AST and its descendants, as published, with random weights",
+        "benchmarks.descendants:benchmark_descendants",
     ),
     "accuracy": Subcommand(
         options.AccuracyOptions,

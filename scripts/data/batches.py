@@ -11,7 +11,7 @@
     SkippedSounds   -> the sounds that could not be read
 
 For the same (seed, epoch, rank), number of processes and number of workers the batches are the same
-every time, so that a run which was killed goes on by skipping those that it has had.
+every time, so a killed run resumes by skipping those that it has already had.
 """
 
 from collections import deque
@@ -35,7 +35,6 @@ from feature_extraction import (
     load_audio,
     mixup,
 )
-from feature_extraction.fbank_ast import num_samples
 
 Clip = tuple[Tensor, Tensor]  # waveform (samples,), label () or (classes,)
 
@@ -68,7 +67,7 @@ def rank_share(
 
 @dataclass
 class SkippedSounds:
-    """Sounds that could not be read and were left out, and how many of them a run puts up with.
+    """Sounds that could not be read and were left out, and how many of them a run tolerates.
 
     Args:
         limit: below 1, the share of the clips, otherwise their number.
@@ -151,7 +150,7 @@ class Collator:
         """
         extractor = self.feature_extractor
         rate = extractor.sampling_rate
-        used = num_samples(extractor.max_length, rate) / rate
+        used = extractor.filterbank.samples_used(extractor.max_length) / rate
         slower = 1.0  # a clip of a second then lasts as many
         if self.speed_perturbation:
             slower += self.speed_perturbation * (2 * float(torch.rand((), generator=generator)) - 1)
@@ -184,7 +183,7 @@ class Collator:
         padding = "max_length"
         if extractor.return_attention_mask:
             padding = "longest"
-            shortest = num_samples(_SHORTEST_FRAMES, extractor.sampling_rate)
+            shortest = extractor.filterbank.num_samples(_SHORTEST_FRAMES)
             waveforms = [pad(w, (0, max(0, shortest - len(w)))) for w in waveforms]
         features = extractor(
             waveforms,
@@ -213,17 +212,17 @@ def batches(
         batch_size: clips per batch; the last one may have fewer.
         num_workers: processes; 0 does all in this one.
         collator: what makes clips and batches, with the key that all randomness comes from.
-        shuffle_buffer: rows per worker that the next one is drawn from, shards being in random
+        shuffle_buffer: rows per worker that the next one is drawn from, with the shards in random
             order; 0 keeps the stream's order. Mixup draws its partners, uniformly, from as many
             rows that were read last.
         draws: for class-balanced sampling, how often a clip is drawn on average, for each of its
             labels (`LabelledAudio.balanced_draws`); with None each clip is drawn once.
         bucket_batches: sort by length the clips of so many batches, so that a batch needs little
             padding; 0 keeps clips in their order.
-        skipped: told about sounds that cannot be read; None tolerates none.
-        read_in_turn: shuffled shards are read one after another, not ten at a time. It saves
-            `datasets` a wait of 5 s for its threads at the end of a pass over Parquet, and is no
-            loss where the shuffle buffer holds all rows.
+        skipped: counts sounds that cannot be read; None tolerates none.
+        read_in_turn: read shuffled shards one after another, not ten at a time. That avoids a wait
+            of 5 s for `datasets`' threads at the end of a pass over Parquet, and loses nothing
+            where the shuffle buffer holds all rows.
 
     Raises:
         ValueError: when more sounds cannot be read than `skipped` allows.

@@ -6,9 +6,11 @@ Scored      the same with scores (labels,) and an embedding (D,); batches go acr
 Heard       all of a sound's windows: labels, events, embeddings
 """
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,6 +21,7 @@ from transformers.pipelines.base import pad_collate_fn
 
 from feature_extraction import AudioDecodingError
 from modeling_ast.onnx_ast import OnnxClassifier
+from modeling_ast.weights_ast import check_json_files
 
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..common.options import did_you_mean
@@ -36,9 +39,17 @@ def load_classifier(model: str, **kwargs: Any) -> Any:
         ValueError: when there is no such folder, or the Hub cannot be reached.
         OSError: when there is no such model on the Hub.
     """
+    model = resolve_checkpoint(model)
+    check_json_files(Path(model))  # those of a folder; `transformers` expects no mistakes
+    config = Path(model) / "config.json"
+    architectures = json.loads(config.read_bytes()).get("architectures") if config.is_file() else ()
+    if architectures == ["ASTModel"]:
+        raise ValueError(
+            f"{model} has no classification head: fine-tune it first (ast-finetune --model)."
+        )
     # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
     warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-    return pipeline("audio-classification", model=resolve_checkpoint(model), **kwargs)
+    return pipeline("audio-classification", model=model, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ class Classifier:
         self.batch_size = batch_size
         self.chunk_length_s, self.hop_length_s = chunk_length_s, hop_length_s
         self.function_to_apply = function_to_apply
+        self.problem_type: str | None = config.problem_type
         self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
         self._columns: list[int] | slice = slice(None)
         if labels is not None:

@@ -14,6 +14,7 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.conversion_ast import vision_config
 
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
+from ..common.shown import shown
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
 from ..data.statistics import measure_sounds
 from ..evaluation.metrics import METRICS
@@ -43,10 +44,10 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
 
 
 def describe_data(data: LabelledAudio) -> str:
-    more = " …" if len(data.label_names) > 10 else ""
+    names = shown(", ".join(data.label_names[:10])) + (" …" if len(data.label_names) > 10 else "")
     return (
         f"{data.train_clips} clips to train on, {data.evaluation_clips} to evaluate on, "
-        f"{len(data.label_names)} classes: {', '.join(data.label_names[:10])}{more}"
+        f"{len(data.label_names)} classes: {names}"
     )
 
 
@@ -78,7 +79,7 @@ def describe_run(
 
 
 def check_sharded(options: FinetuneOptions) -> None:
-    """What cannot be had when FSDP or DeepSpeed cuts the weights up over processes.
+    """Refuse what does not work when FSDP or DeepSpeed shards the weights over processes.
 
     Raises:
         ValueError: when the options ask for it.
@@ -104,7 +105,8 @@ def precision(options: FinetuneOptions) -> str:
 def start_model(
     options: FinetuneOptions, data: LabelledAudio
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """The model to fine-tune and its feature extractor, with statistics of the data if need be."""
+    """The model to fine-tune and its feature extractor, with the data's statistics where the start
+    has none."""
     model, extractor = _load_model(options, data)
     if extractor is None:
         extractor = ASTFeatureExtractor(
@@ -165,6 +167,9 @@ def _load_model(
     if is_vision:
         config = vision_config(Path(name), **geometry, **labels, **training)
         return ASTForAudioClassification.from_vision_checkpoint(Path(name), config), None
+    if not ASTConfig.from_pretrained(name).is_native:
+        # Of AST's descendants, strides and mel bins are the checkpoint's.
+        geometry = {key: value for key, value in geometry.items() if key == "max_length"}
     model = ASTForAudioClassification.from_pretrained(
         name, ignore_mismatched_sizes=True, **geometry, **labels, **training
     )
