@@ -21,11 +21,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .common.checkpoints import check_checkpoints
 from .common.options import run_command
 from .inference.options import DemoOptions
 
 
 def demo(options: DemoOptions) -> None:
+    if not options.write_space:
+        check_checkpoints(options.model)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
