@@ -44,6 +44,8 @@ def test_precision_and_recall_are_scikit_learn_s():
 
 def test_they_are_drawn(measured, tmp_path):
     draw_reliability(measured, tmp_path / "reliability.png")
-    draw_precision_recall(measured, ["a", "b" * 40, "c", "d"], tmp_path / "precision_recall.png")
+    draw_precision_recall(
+        measured, ["$x_1^", "b" * 40, "c_$", "d"], tmp_path / "precision_recall.png"
+    )
     for name in ("reliability", "precision_recall"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..common.files import write_whole
+from ..common.shown import readable
 from .metrics import CALIBRATION_BINS, ScoredClips
 
 _CURVES = 12  # classes, each with its own colour
@@ -84,13 +85,16 @@ def draw_precision_recall(measured: ScoredClips, labels: list[str], path: Path) 
         recall, precision = precision_recall(measured.scores[:, index], relevant[:, index])
         style: dict[str, Any] = {"color": "lightgrey", "linewidth": 0.8}
         if rank < _CURVES:
-            name = labels[index] if len(labels[index]) <= 24 else labels[index][:23] + "…"
+            name = readable(labels[index])
+            name = name if len(name) <= 24 else name[:23] + "…"
             style = {"color": f"C{rank % 10}", "label": f"{values[index]:.2f} {name}"}
         axes.step(np.r_[0, recall], np.r_[precision[:1], precision], where="pre", **style)
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     if ranked:
         title = "average precision" if len(ranked) <= _CURVES else "the lowest average precisions"
-        axes.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        for text in axes.legend(title=title, frameon=False, **place).get_texts():
+            text.set_parse_math(False)  # a class may be called $x
     _save(figure, path)
 
 
