@@ -588,6 +588,13 @@ def test_errors_do_not_reach_the_terminal_raw(run, tmp_path):
     assert status == 1
     assert "\x1b" not in stderr
     assert "\\x1b]0;owned" in stderr
+    status, _, stderr = run("x.wav", model="./\x1b]0;owned\x07")
+    assert status == 2
+    assert "\x1b" not in stderr
+    assert "No such checkpoint folder: ./\\x1b]0;owned" in stderr
+    status, _, stderr = run("x.wav", "--\x1b]0;owned\x07")
+    assert status == 2
+    assert "\x1b" not in stderr
 
 
 def test_formulas_are_text(tmp_path):
@@ -656,6 +663,11 @@ def test_progress_within_a_recording(folder, capsys):
         progress.finished()
         assert "1/600 files, 1:30 heard" in progress.text
         assert " left" in progress.text
+    capsys.readouterr()
+    with Progress(files, disabled=True) as progress:  # every process but the first
+        progress.heard(1.0)
+        progress.finished()
+    assert capsys.readouterr().err == ""
     with Progress(None) as progress:
         progress.heard(1.0)
         assert progress.text.startswith("0 files, 0:01 heard")

@@ -219,7 +219,7 @@ class _Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[0][2:], known, n=1)
             hint = f" Did you mean --{close[0]}?" if close else ""
             message = f"unknown option {unknown[0]}.{hint} See {self.prog} --help."
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {shown(message)}\n")
 
 
 def command_parser(

@@ -99,7 +99,12 @@ class ClassifyOptions(DatasetOptions):
         None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
     )
     minimum_length_s: float = setting(
-        0.0, "leave out shorter events", at_least=0, group=_EVENTS, metavar="SECONDS"
+        0.0,
+        "leave out shorter events",
+        at_least=0,
+        group=_EVENTS,
+        metavar="SECONDS",
+        aliases=["minimum_length"],
     )
 
     split: str = setting("train", "of a data set", group=SOUNDS)

@@ -141,7 +141,8 @@ def describe_model(classifier: Classifier) -> str:
     known = ", ".join(names[:_NAMED_SOUNDS])
     more = len(names) - _NAMED_SOUNDS
     known += f" and {more} more" if more > 0 else ""
-    name = shown(Path(classifier.model_name).name or classifier.model_name)
+    path = Path(classifier.model_name).resolve()
+    name = shown(path.parent.name if path.name == "checkpoint" else path.name)
     return html.escape(f"{name} knows {len(names)} sounds: {known}.")
 
 
