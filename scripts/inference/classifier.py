@@ -8,7 +8,7 @@ Heard       all of a sound's windows: labels, events, embeddings
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,6 +24,7 @@ from modeling_ast.onnx_ast import OnnxClassifier
 from modeling_ast.weights_ast import check_json_files
 
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
+from ..common.options import did_you_mean
 from .heard import Heard
 
 __all__ = ["DEFAULT_MODEL", "Classifier", "Scored", "Unreadable", "Window", "load_classifier"]
@@ -89,6 +90,7 @@ class Classifier:
         batch_size: windows per forward pass.
         chunk_length_s, hop_length_s: of the windows, as in the pipeline.
         function_to_apply: "softmax", "sigmoid" or "none" instead of the checkpoint's.
+        labels: the ones to speak of, in this order; None: all. Scores stay what they are.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, or is no AST.
@@ -103,6 +105,7 @@ class Classifier:
         chunk_length_s: float | None = None,
         hop_length_s: float | None = None,
         function_to_apply: str | None = None,
+        labels: Sequence[str] | None = None,
     ):
         self.pipeline: Any = (
             OnnxClassifier(model)
@@ -121,6 +124,15 @@ class Classifier:
         self.function_to_apply = function_to_apply
         self.problem_type: str | None = config.problem_type
         self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
+        self._columns: list[int] | slice = slice(None)
+        if labels is not None:
+            for label in labels:
+                if label not in self.label_names:
+                    raise ValueError(
+                        f"{model} has no label {label!r}{did_you_mean(label, self.label_names)}"
+                    )
+            self._columns = [self.label_names.index(label) for label in labels]
+            self.label_names = list(labels)
         self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
 
     def windows(self, source: Any, first: int = 0) -> Iterator[Window]:
@@ -153,7 +165,7 @@ class Classifier:
             pooled = model.base_model(**features).pooler_output
             logits = model.classifier(pooled)
         scores = self.pipeline.scores(logits.float(), self.function_to_apply)
-        return scores.cpu().numpy(), pooled.float().cpu().numpy()
+        return scores[:, self._columns].cpu().numpy(), pooled.float().cpu().numpy()
 
     def listen(self, sounds: Iterable[tuple[K, Any, int]]) -> Iterator[Scored[K] | Unreadable[K]]:
         """Window by window through sounds, in order; batches go across them.
