@@ -105,9 +105,15 @@ def template(tmp_path_factory) -> Path:
     soundfile.write(folder / "recording.mp3", recording, 16000)
     soundfile.write(folder / "recording.wav", recording, 16000)
     soundfile.write(folder / "an_hour.flac", np.tile(recording, 3), 16000)
-    for number, name in enumerate(("recordings/a.wav", "recordings/b.ogg")):
-        (folder / name).parent.mkdir(exist_ok=True)
-        soundfile.write(folder / name, tone(1000.0, seed=number, seconds=2), 16000)
+    marks = ["file,start,end,label"]
+    for number, name in enumerate(("a.wav", "b.ogg", "c.wav", "d.wav", "e.wav", "f.wav")):
+        label, pitch = (("crane", 3000.0), ("heron", 300.0))[number % 2]
+        marks.append(f"{name},0,2,{label}")
+        for place in ("recordings", "more_recordings"):
+            (folder / place).mkdir(exist_ok=True)
+            soundfile.write(folder / place / name, tone(pitch, seed=number, seconds=2), 16000)
+    (folder / "marks.csv").write_text("\n".join(marks))
+    soundfile.write(folder / "call.wav", tone(3000.0, seed=9, seconds=5), 16000)
     for name, pitch in {"crane": 3000.0, "heron": 300.0}.items():
         for number in range(1, 6):
             path = folder / "my_sounds" / name / f"{number:03d}.wav"
