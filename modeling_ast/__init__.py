@@ -9,12 +9,14 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
+    AutoModelForAudioFrameClassification,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from feature_extraction import ASTFeatureExtractor
 
 from .configuration_ast import ASTConfig
+from .detection_ast import ASTForAudioFrameClassification, ASTFrameConfig
 from .events_ast import find_events
 from .explanation_ast import attention_rollout, class_relevance, plot_relevance
 from .modeling_ast import ASTForAudioClassification, ASTModel
@@ -24,6 +26,8 @@ __all__ = [
     "ASTAudioClassificationPipeline",
     "ASTConfig",
     "ASTForAudioClassification",
+    "ASTForAudioFrameClassification",
+    "ASTFrameConfig",
     "ASTModel",
     "attention_rollout",
     "class_relevance",
@@ -35,6 +39,15 @@ AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
 AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
 AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
 AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
+
+AutoConfig.register(ASTFrameConfig.model_type, ASTFrameConfig, exist_ok=True)
+AutoFeatureExtractor.register(ASTFrameConfig, ASTFeatureExtractor, exist_ok=True)
+for auto_class in (AutoModelForAudioFrameClassification, AutoModelForAudioClassification):
+    auto_class.register(ASTFrameConfig, ASTForAudioFrameClassification, exist_ok=True)
+# It starts from classifiers' checkpoints, too; `register` wants its own config only.
+AutoModelForAudioFrameClassification._model_mapping.register(
+    ASTConfig, ASTForAudioFrameClassification, exist_ok=True
+)
 
 ASTAudioClassificationPipeline.feature_extractor_class = ASTFeatureExtractor
 # Taken out first: replacing a registered task logs a warning at every import.

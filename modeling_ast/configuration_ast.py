@@ -3,7 +3,7 @@
 The fields and their defaults are those of `transformers`' own ASTConfig, so a `config.json` written
 by either side is read by the other. The defaults describe the AudioSet model of the paper
 (arXiv 2104.01778, section 2.1): ViT-base, 16 x 16 patches that overlap by 6, 1024 frames of 10 ms.
-The last five fields are ours; with their defaults the model is exactly `transformers`' own.
+The last six fields are ours; with their defaults the model is exactly `transformers`' own.
 
 A `config.json` may come from anybody, so numbers that no AST has are refused here, before anything
 is built from them.
@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .patch_grid_ast import NUM_SPECIAL_TOKENS, grid_shape
+from .pooling_ast import check_pooling
 from .weights_ast import check_weights
 
 _MAX_PARAMETERS = 2**31  # 25 times AST-base: 8 GiB in float32
@@ -62,6 +63,7 @@ class ASTConfig(PreTrainedConfig):
     unstructured_patchout: int = 0  # training: single patches dropped per clip, of those left
     merged_tokens_per_layer: int = 0  # inference: tokens merged away per layer (arXiv 2210.09461)
     label_smoothing: float | int = 0.0  # training: part of the target spread over all labels
+    window_pooling: str | None = None  # of a long clip's windows; None: mean, weighted by length
 
     def __post_init__(self, **kwargs):
         self._check_labels(kwargs.get("num_labels"))  # the base class makes a name for each
@@ -130,6 +132,8 @@ class ASTConfig(PreTrainedConfig):
                 )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act must be one of transformers', got {self.hidden_act!r}.")
+        if self.window_pooling is not None:
+            check_pooling(self.window_pooling)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}."
