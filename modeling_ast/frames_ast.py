@@ -1,12 +1,12 @@
 """Time of a frame model's columns: which part of a sound each one speaks for, window by window.
 
-Column c of a window that begins at frame f sees the frames f + c * stride … + 16, of 25 ms each, one
-every 10 ms. It speaks for `stride` frames around the middle of what it sees; the first column of a
+Column c of a window that begins at frame f sees the frames f + c * stride … + 16, of 25 ms each,
+one every 10 ms. It speaks for `stride` frames around the middle of what it sees; the first one of a
 sound also for what is before, the last one for what is behind:
 
     stride 10       column 0: 0 … 0.1375 s, column 1: 0.1375 … 0.2375 s, …
 
-Windows of a long sound overlap. Their columns fall on one grid, and where several windows answer for
+Windows of a long sound overlap. Their columns fall on one grid. Where several windows answer for
 a column, the mean of their scores counts, each weighted by how far the column is from that window's
 border. The weight of a window falls to nothing at its borders, so no step is left there:
 

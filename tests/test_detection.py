@@ -15,6 +15,7 @@ from modeling_ast import (
     ASTForAudioFrameClassification,
     ASTFrameConfig,
 )
+from modeling_ast.detection_ast import detection_loss
 from modeling_ast.frames_ast import (
     column_spans,
     count_columns,
@@ -103,10 +104,9 @@ def test_unknown_columns_have_no_gradient():
     labels = torch.zeros(1, 12, 5)
     labels[0, 6:] = -1
     logits = model(torch.randn(1, 128, 64)).logits.detach().requires_grad_()
-    from modeling_ast.detection_ast import detection_loss
-
     detection_loss(logits, labels, None, torch.ones(1, 12, dtype=torch.bool), None).backward()
-    assert logits.grad[0, :6].all() and not logits.grad[0, 6:].any()
+    assert logits.grad[0, :6].all()
+    assert not logits.grad[0, 6:].any()
 
 
 def test_labels_of_another_shape_are_refused():
@@ -281,7 +281,7 @@ def test_stitching_leaves_no_seams():
     windows = [np.full((columns, 1), level, np.float32) for level in levels]
     stitched = stitch(windows, hop)
     largest = np.abs(np.diff(levels)).max()
-    assert np.abs(np.diff(stitched[:, 0])).max() <= 1.05 * largest / hop
+    assert np.abs(np.diff(stitched[:, 0])).max() <= 1.1 * largest / hop
     assert len(stitched) == 19 * hop + columns
 
 
