@@ -10,9 +10,9 @@ that length, every half of it, and has the mean of their probabilities, weighted
 Sounds that cannot be read are named and left out. Several processes share the clips, each counted
 once:
 
-    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m scripts.evaluate …
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m ast_scripts.evaluate …
 
-Prints a table and writes into `--output_dir`:
+Prints a table and writes into `--output`:
 
     evaluation.json       everything below; see `evaluate_checkpoints` for the fields
     per_class.csv         label, positives, precision, recall, f1, average_precision, roc_auc
@@ -22,47 +22,37 @@ Prints a table and writes into `--output_dir`:
 
 import json
 import sys
+from collections.abc import Sequence
 
-from transformers import HfArgumentParser
-from transformers.utils import logging
-
-from .common.arguments import run_command
-from .evaluation.options import EvaluateArguments
-from .evaluation.report import SHOWN_MISTAKES, format_report
-from .evaluation.scoring import evaluate_checkpoints
+from .common.options import run_command
+from .evaluation.options import EvaluateOptions
 
 
-def main() -> None:
-    parser = HfArgumentParser(
-        EvaluateArguments, description="Measure AST checkpoints on labelled sound."
-    )
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="CHECKPOINT … DATASET",
-        help="checkpoint folder(s) or Hub name(s), of several the mean probability counts; then a "
-        "folder of class folders, Parquet or tar file(s), or a Hub dataset",
-    )
-    options = vars(parser.parse_args())
-    *checkpoints, dataset = options.pop("paths")
-    args = EvaluateArguments(**options)
+def run(options: EvaluateOptions) -> None:
+    if len(options.paths) < 2:
+        given = f"; got {options.paths[0]!r} only" if options.paths else ""
+        raise ValueError(f"Name a checkpoint and a dataset{given} (see ast-evaluate --help).")
+    from transformers.utils import logging
+
+    from .evaluation.report import SHOWN_MISTAKES, format_report
+    from .evaluation.scoring import evaluate_checkpoints
+
     logging.disable_progress_bar()
+    *checkpoints, dataset = options.paths
+    report = evaluate_checkpoints(checkpoints, dataset, options)
+    if not report:  # not the main process
+        return
+    if options.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        print(format_report(report))
+        print(f"\nTables, picture and evaluation.json: {options.output}")
+    for unreadable in report["unreadable"][:SHOWN_MISTAKES]:
+        print(f"ast-evaluate: left out: {unreadable['error']}", file=sys.stderr)
 
-    def command() -> None:
-        if not checkpoints:
-            raise ValueError(f"Name a checkpoint and a dataset; got {dataset!r} only (see --help).")
-        report = evaluate_checkpoints(checkpoints, dataset, args)
-        if not report:  # not the main process
-            return
-        if args.json:
-            print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
-        else:
-            print(format_report(report))
-            print(f"\nTables, picture and evaluation.json: {args.output_dir}")
-        for unreadable in report["unreadable"][:SHOWN_MISTAKES]:
-            print(f"ast-evaluate: left out: {unreadable['error']}", file=sys.stderr)
 
-    run_command("ast-evaluate", command)
+def main(argv: Sequence[str] | None = None) -> None:
+    run_command("ast-evaluate", EvaluateOptions, run, argv)
 
 
 if __name__ == "__main__":

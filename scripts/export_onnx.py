@@ -28,6 +28,7 @@ from modeling_ast.onnx_ast import OnnxModel
 from .benchmarks.timing import measure, report
 from .common.arguments import run_command
 from .data.labelled import open_labelled_audio
+from .data.options import LabelledOptions
 
 TOLERANCE = 1e-4  # of the logits in fp32
 COMPARED_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0, 20.0)
@@ -81,7 +82,7 @@ def check(
     Returns:
         {"accuracy": {case: per cent}, "seconds_per_clip": {case: fastest pass}}.
     """
-    data = open_labelled_audio(dataset, **options)
+    data = open_labelled_audio(dataset, LabelledOptions(**options))
     names = {label: index for index, label in model.config.id2label.items()}
     unknown = [name for name in data.label_names if name not in names]
     if unknown:

@@ -1,6 +1,7 @@
 """Shared by all tests: an offline, temporary Hugging Face home, a tiny model, golden files."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -48,6 +49,23 @@ TINY_MODEL = {  # takes milliseconds
 }
 
 
+TINY_RECIPE = {  # a run of seconds; see `FinetuneOptions`
+    "model": "scratch",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_length": 48,
+    "num_mel_bins": 32,
+    "frequency_stride": 16,
+    "time_stride": 16,
+    "time_mask": 8,
+    "frequency_mask": 2,
+    "num_workers": 0,
+    "learning_rate": 3e-3,
+    "batch_size": 8,
+}
+
+
 def tiny_native_config(**overrides) -> transformers.ASTConfig:
     """transformers' own config of a tiny model."""
     return transformers.ASTConfig(**{**TINY_MODEL, **overrides})
@@ -80,3 +98,17 @@ def native_folder(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     native_features.ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command's main() in this process: -> exit status, stdout, stderr."""
+
+    def run(main, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            main()
+        return ending.value.code, *capsys.readouterr()
+
+    return run

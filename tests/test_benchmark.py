@@ -17,8 +17,8 @@ from scripts.benchmark import benchmark
 from scripts.benchmarks import accuracy, timing
 from scripts.benchmarks.forward import multiplications
 
+from .conftest import TINY_RECIPE
 from .sounds import write_class_folders
-from .test_finetune import TINY
 
 
 def test_features(tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_accuracy(tmp_path, capsys):
     config = ViTConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=1,
                        intermediate_size=64, image_size=32)  # fmt: skip
     ViTModel(config).save_pretrained(tmp_path / "vit")
-    recipe = {**TINY, "num_epochs": 2, "loss": "binary_cross_entropy"}
+    recipe = {**TINY_RECIPE, "num_epochs": 2, "loss": "binary_cross_entropy"}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
     what = [str(tmp_path / "tiny.yaml"), str(tmp_path / "sounds"), str(tmp_path / "vit")]
     outputs = [f"--json={tmp_path / 'out.json'}", f"--plot={tmp_path / 'out.png'}"]

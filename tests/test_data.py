@@ -9,10 +9,16 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 
 from feature_extraction import load_audio
-from scripts.data.labelled import LabelledAudio, open_labelled_audio, open_stream
+from scripts.data import labelled
+from scripts.data.labelled import LabelledAudio, open_stream
+from scripts.data.options import LabelledOptions
 
 from .conftest import SHARED, shared
 from .sounds import PITCHES, write_class_folders, write_parquet, write_webdataset
+
+
+def open_labelled_audio(dataset: str, **options) -> LabelledAudio:
+    return labelled.open_labelled_audio(dataset, LabelledOptions(**options))
 
 
 def test_class_folders(tmp_path):

@@ -14,9 +14,10 @@ from transformers.models.audio_spectrogram_transformer import (
 )
 
 from feature_extraction import ASTFeatureExtractor, kaldi_fbank, load_audio
+from scripts.data.normalisation import dataset_stats
+from scripts.data.options import StatsOptions
 from scripts.data.sources import open_stream
 from scripts.data.statistics import Statistics, _of_values, measure_dataset, measure_sounds
-from scripts.dataset_stats import StatsArguments, dataset_stats
 
 from .conftest import shared
 
@@ -59,7 +60,7 @@ def test_equals_numpy_on_esc10():
 
 
 def test_command(sounds_folder, tmp_path, capsys, caplog):
-    arguments = StatsArguments(
+    arguments = StatsOptions(
         dataset=str(sounds_folder), output=str(tmp_path), num_mel_bins=64, num_workers=0
     )
     with caplog.at_level(logging.WARNING):
@@ -107,14 +108,14 @@ def test_csv(sounds_folder, tmp_path, capsys):
     sounds = sorted(sounds_folder.rglob("*.wav"))
     table = tmp_path / "clips.csv"
     table.write_text("\n".join(["file", *map(str, sounds)]))
-    measured = dataset_stats(StatsArguments(dataset=str(table), audio_column="file", num_workers=0))
+    measured = dataset_stats(StatsOptions(dataset=str(table), audio_column="file", num_workers=0))
     assert measured.mean == measure_dataset(open_stream(str(sounds_folder), "train")).mean
 
 
 def test_an_existing_file_is_updated(sounds_folder, tmp_path, caplog):
     ASTFeatureExtractor(num_mel_bins=40, max_length=77, mean=5.0).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
-    arguments = StatsArguments(dataset=str(sounds_folder), output=str(tmp_path), num_workers=0)
+    arguments = StatsOptions(dataset=str(sounds_folder), output=str(tmp_path), num_workers=0)
     with caplog.at_level(logging.WARNING):
         dataset_stats(arguments)
     extractor = ASTFeatureExtractor.from_pretrained(tmp_path)
@@ -127,7 +128,7 @@ def test_an_existing_file_is_updated(sounds_folder, tmp_path, caplog):
 def test_a_far_checkpoint_is_warned_about(sounds_folder, tmp_path, caplog, mean, warns):
     measured = measure_dataset(open_stream(str(sounds_folder), "train"))
     ASTFeatureExtractor(mean=measured.mean + mean, std=measured.std).save_pretrained(tmp_path)
-    arguments = StatsArguments(dataset=str(sounds_folder), checkpoint=str(tmp_path), num_workers=0)
+    arguments = StatsOptions(dataset=str(sounds_folder), checkpoint=str(tmp_path), num_workers=0)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         dataset_stats(arguments)
@@ -166,14 +167,14 @@ def test_parts_add_up(sizes, level):
         ({"dataset": ""}, "Name a dataset: a folder, Parquet or tar"),
         ({"dataset": "/no/such/folder"}, "No such folder or file: /no/such/folder"),
         ({"audio_column": "sound"}, r"no column 'sound' \(--audio_column\).*Known: audio, label"),
-        ({"num_workers": -1}, "--num_workers must be 0 or more, got -1"),
+        ({"num_workers": -1}, "--num_workers must be at least 0, got -1"),
         ({"checkpoint": "/no/such/model"}, "No feature extractor in /no/such/model"),
     ],
 )
 def test_mistakes(sounds_folder, arguments, message):
     with pytest.raises(ValueError, match=message):
         dataset_stats(
-            StatsArguments(**{"dataset": str(sounds_folder), "num_workers": 0, **arguments})
+            StatsOptions(**{"dataset": str(sounds_folder), "num_workers": 0, **arguments})
         )
 
 
@@ -181,14 +182,12 @@ def test_nothing_to_measure(tmp_path):
     (tmp_path / "class").mkdir()
     (tmp_path / "class" / "a.wav").write_text("no sound")
     with pytest.raises(ValueError, match=r"No sound .* could be measured: 1 unreadable, 0 shorter"):
-        dataset_stats(StatsArguments(dataset=str(tmp_path), num_workers=0))
+        dataset_stats(StatsOptions(dataset=str(tmp_path), num_workers=0))
 
 
 def test_another_models_file_is_left_alone(sounds_folder, tmp_path):
     other = tmp_path / "preprocessor_config.json"
     other.write_text(json.dumps({"feature_extractor_type": "Wav2Vec2FeatureExtractor"}))
     with pytest.raises(ValueError, match=r"is of a Wav2Vec2Fea.*, expected an ASTFeatureExtractor"):
-        dataset_stats(
-            StatsArguments(dataset=str(sounds_folder), output=str(tmp_path), num_workers=0)
-        )
+        dataset_stats(StatsOptions(dataset=str(sounds_folder), output=str(tmp_path), num_workers=0))
     assert "Wav2Vec2" in other.read_text()

@@ -17,10 +17,11 @@ from transformers import pipeline
 from feature_extraction import ASTFeatureExtractor, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts import evaluate as evaluate_command
-from scripts import mix_clips
 from scripts.data.labelled import open_labelled_audio
+from scripts.data.mixtures import mix_clips
+from scripts.data.options import LabelledOptions, MixOptions
 from scripts.evaluation.metrics import ScoredClips
-from scripts.evaluation.options import EvaluateArguments
+from scripts.evaluation.options import EvaluateOptions
 from scripts.evaluation.report import draw_confusion_matrix, finite, format_report
 from scripts.evaluation.scoring import evaluate_checkpoints
 
@@ -74,7 +75,7 @@ def sounds(tmp_path_factory):
 def evaluate(checkpoints, dataset, output_dir, **arguments):
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
-    settings = EvaluateArguments(output_dir=str(output_dir), **{**WHOLE, **arguments})
+    settings = EvaluateOptions(output=str(output_dir), **{**WHOLE, **arguments})
     return evaluate_checkpoints(checkpoints, str(dataset), settings)
 
 
@@ -230,7 +231,7 @@ def test_folds_and_fractions_are_those_of_fine_tuning(checkpoint, tmp_path):
     folder = write_class_folders(tmp_path / "many", 8)
     settings = {"evaluation_split": None, "evaluation_fraction": 0.4}
     report = evaluate(checkpoint, folder, tmp_path / "report", **settings)
-    data = open_labelled_audio(str(folder), evaluation_fraction=0.4)
+    data = open_labelled_audio(str(folder), LabelledOptions(evaluation_fraction=0.4))
     assert report["clips"] == data.evaluation_clips < 24
     assert report["fraction"] == 0.4
     assert "the held-out 40 %" in format_report(report)
@@ -304,7 +305,7 @@ def test_perfect_scores_leave_valid_json(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "--batch_size and --bootstrap_resamples must be 1 or more"),
+        ({"batch_size": 0}, "--batch_size must be at least 1, got 0"),
         ({"label_column": "lable"}, "no column 'lable'.*Did you mean 'label'"),
         ({"evaluation_split": "test"}, "no split 'test'"),
     ],
@@ -351,7 +352,7 @@ def test_command(checkpoint, sounds, tmp_path, monkeypatch, capsys):
         return ending.value.code, *capsys.readouterr()
 
     options = ["--evaluation_split", "train", "--num_workers", "0", "--bootstrap_resamples", "5"]
-    options += ["--output_dir", tmp_path]
+    options += ["--output", tmp_path]
     status, out, error = run(checkpoint, sounds, *options)
     assert status == 0, error
     assert "accuracy" in out
@@ -378,7 +379,7 @@ def test_two_processes_count_each_clip_once(checkpoint, tmp_path):
     command += ["--master_addr", "127.0.0.1", "--master_port", "29633"]
     command += ["-m", "scripts.evaluate", checkpoint, str(tmp_path / "data")]
     command += ["--evaluation_split", "train", "--num_workers", "1", "--json"]
-    command += ["--bootstrap_resamples", "20", "--output_dir", str(tmp_path / "together")]
+    command += ["--bootstrap_resamples", "20", "--output", str(tmp_path / "together")]
     done = subprocess.run(
         command,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -400,10 +401,10 @@ def mixtures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixtures")
     for fold in (1, 2):
         write_parquet(folder / "clips" / f"fold{fold}.parquet", 4, seed=10 * fold, fold=fold)
-    arguments = mix_clips.MixArguments(
-        dataset=str(folder / "clips"), output_dir=str(folder / "mixed"), mixtures_per_fold=12
+    arguments = MixOptions(
+        dataset=str(folder / "clips"), output=str(folder / "mixed"), mixtures_per_fold=12
     )
-    return folder, arguments, mix_clips.mix_clips(arguments)
+    return folder, arguments, mix_clips(arguments)
 
 
 def test_mixtures_are_of_one_fold_and_name_what_is_in_them(mixtures):
@@ -434,8 +435,8 @@ def test_mixtures_are_seeded(mixtures, tmp_path):
     _, arguments, files = mixtures
 
     def sounds(seed):
-        settings = {**vars(arguments), "output_dir": str(tmp_path / str(seed)), "seed": seed}
-        again = mix_clips.mix_clips(mix_clips.MixArguments(**settings))
+        settings = {**vars(arguments), "output": str(tmp_path / str(seed)), "seed": seed}
+        again = mix_clips(MixOptions(**settings))
         return [row["bytes"] for file in again for row in Dataset.from_parquet(str(file))["audio"]]
 
     once = [row["bytes"] for file in files for row in Dataset.from_parquet(str(file))["audio"]]
@@ -445,9 +446,8 @@ def test_mixtures_are_seeded(mixtures, tmp_path):
 
 def test_mixtures_open_as_multi_label_data(mixtures):
     folder, _, _ = mixtures
-    data = open_labelled_audio(
-        str(folder / "mixed"), label_column="labels", fold_column="fold", evaluation_fold="2"
-    )
+    options = LabelledOptions(label_column="labels", fold_column="fold", evaluation_fold="2")
+    data = open_labelled_audio(str(folder / "mixed"), options)
     assert data.problem_type == "multi_label_classification"
     assert data.label_names == LABELS
     assert (data.train_clips, data.evaluation_clips) == (12, 12)
@@ -460,12 +460,12 @@ def test_mixtures_of_class_names(tmp_path):
         audio = {"bytes": encode(tone(PITCHES[name], seed=number)), "path": f"{name}{number}.flac"}
         rows.append({"audio": audio, "kind": name, "part": "a"})
     Dataset.from_list(rows).to_parquet(tmp_path / "clips.parquet")
-    (file,) = mix_clips.mix_clips(
-        mix_clips.MixArguments(
+    (file,) = mix_clips(
+        MixOptions(
             dataset=str(tmp_path / "clips.parquet"),
             label_column="kind",
             fold_column="part",
-            output_dir=str(tmp_path / "mixed"),
+            output=str(tmp_path / "mixed"),
             mixtures_per_fold=5,
         )
     )
@@ -480,7 +480,7 @@ def test_mixing_mistakes(tmp_path):
     for arguments, message in (
         ({"dataset": ""}, "Name a dataset"),
         ({"dataset": parquet}, r"no column 'fold' \(--fold_column\). Known: audio, label"),
-        ({"dataset": parquet, "max_clips": 0}, "--max_clips and --mixtures_per_fold must be 1"),
+        ({"dataset": parquet, "max_clips": 0}, "--max_clips must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            mix_clips.mix_clips(mix_clips.MixArguments(**arguments))
+            mix_clips(MixOptions(**arguments))

@@ -19,41 +19,11 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTForAudioClassification
 from scripts import classify, finetune_accelerate
 from scripts.data.batches import Collator
-from scripts.finetune_accelerate import finetune
-from scripts.training.options import FinetuneArguments
+from scripts.training.options import FinetuneOptions
+from scripts.training.with_accelerate import finetune
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, TINY_RECIPE
 from .sounds import PITCHES, encode, tone, write_class_folders, write_parquet
-
-TINY = {
-    "model": "scratch",
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_length": 48,
-    "num_mel_bins": 32,
-    "frequency_stride": 16,
-    "time_stride": 16,
-    "time_mask": 8,
-    "frequency_mask": 2,
-    "num_workers": 0,
-    "learning_rate": 3e-3,
-    "batch_size": 8,
-}
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command's main() in this process: -> exit status, stdout, stderr."""
-
-    def run(main, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ending:
-            main()
-        return ending.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +31,8 @@ def trained(tmp_path_factory):
     """A run on class folders of tones."""
     folder = tmp_path_factory.mktemp("finetune")
     sounds = write_class_folders(folder / "sounds", 20)
-    arguments = FinetuneArguments(
-        dataset=str(sounds), output_dir=str(folder / "run"), num_epochs=6, time_roll=48, **TINY
+    arguments = FinetuneOptions(
+        dataset=str(sounds), output=str(folder / "run"), num_epochs=6, time_roll=48, **TINY_RECIPE
     )
     return folder / "run", finetune(arguments)
 
@@ -76,7 +46,7 @@ def test_learns_and_leaves_a_run_folder(trained):
     assert records[-1]["train_loss"] < records[0]["train_loss"]
     assert (run_folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     arguments = yaml.safe_load((run_folder / "arguments.yaml").read_text())
-    assert FinetuneArguments(**arguments).num_epochs == 6
+    assert FinetuneOptions(**arguments).num_epochs == 6
 
 
 def test_checkpoint_loads_everywhere(trained):
@@ -98,7 +68,7 @@ def test_checkpoint_loads_everywhere(trained):
 def test_same_seed_same_weights(trained, tmp_path):
     run_folder, _ = trained
     arguments = yaml.safe_load((run_folder / "arguments.yaml").read_text())
-    finetune(FinetuneArguments(**{**arguments, "output_dir": str(tmp_path)}))
+    finetune(FinetuneOptions(**{**arguments, "output": str(tmp_path)}))
     for name in ("model.safetensors", "preprocessor_config.json", "config.json"):
         again, once = (folder / "checkpoint" / name for folder in (tmp_path, run_folder))
         assert again.read_bytes() == once.read_bytes(), name
@@ -136,8 +106,8 @@ def test_weights_of_the_last_epochs_are_averaged(tmp_path):
         output = tmp_path / name
         constant = {"lr_scheduler_type": "constant", "warmup_ratio": 0.0}
         finetune(
-            FinetuneArguments(
-                dataset=sounds, output_dir=str(output), **{**TINY, **constant, **settings}
+            FinetuneOptions(
+                dataset=sounds, output=str(output), **{**TINY_RECIPE, **constant, **settings}
             )
         )
         weights[name] = load_file(output / "checkpoint" / "model.safetensors")
@@ -196,9 +166,9 @@ def test_classify_errors(tmp_path, command):
 def test_command_line_overrides_recipe(tmp_path, command):
     sounds = write_class_folders(tmp_path / "sounds", 6)
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump({**TINY, "num_epochs": 3, "dataset": str(sounds)}))
+    recipe.write_text(yaml.safe_dump({**TINY_RECIPE, "num_epochs": 3, "dataset": str(sounds)}))
     output = tmp_path / "run"
-    arguments = [str(recipe), "--num_epochs", "1", "--output_dir", str(output)]
+    arguments = [str(recipe), "--num_epochs", "1", "--output", str(output)]
     status, out, error = command(finetune_accelerate.main, *arguments)
     assert status == 0, error
     assert "clips to train on" in out
@@ -207,7 +177,7 @@ def test_command_line_overrides_recipe(tmp_path, command):
 
     status, _, error = command(finetune_accelerate.main, *arguments)
     assert status == 2
-    assert "holds a finished run; choose another --output_dir or pass --overwrite" in error
+    assert "holds a finished run; choose another --output or pass --overwrite" in error
 
 
 def test_errors_take_one_line(tmp_path, command):
@@ -238,7 +208,12 @@ def test_errors_take_one_line(tmp_path, command):
 @pytest.mark.parametrize("start", ["native", "vision"])
 def test_starts_from_checkpoints(tmp_path, native_folder, start):
     sounds = write_class_folders(tmp_path / "sounds", 4)
-    settings = {**TINY, "num_epochs": 1, "dataset": str(sounds), "output_dir": str(tmp_path / "r")}
+    settings = {
+        **TINY_RECIPE,
+        "num_epochs": 1,
+        "dataset": str(sounds),
+        "output": str(tmp_path / "r"),
+    }
     if start == "native":
         settings |= {"model": str(native_folder), "max_length": 128, "num_mel_bins": 64}
         settings |= {"frequency_stride": 10, "time_stride": 10}
@@ -247,7 +222,7 @@ def test_starts_from_checkpoints(tmp_path, native_folder, start):
         config = transformers.ViTConfig(**size, intermediate_size=64, image_size=32)
         transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
         settings |= {"model": str(tmp_path / "vit")}
-    finetune(FinetuneArguments(**settings))
+    finetune(FinetuneOptions(**settings))
     model = ASTForAudioClassification.from_pretrained(tmp_path / "r" / "checkpoint")
     assert model.config.num_labels == 3
     assert model.config.hidden_size == {"native": 48, "vision": 64}[start]
@@ -261,12 +236,12 @@ def test_two_processes(tmp_path):
         write_parquet(parquet / f"train-{part}.parquet", 4, seed=10 * part)
     write_parquet(parquet / "test.parquet", 5, seed=100)
     recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump({**TINY, "num_epochs": 2, "evaluation_split": "test"}))
+    recipe.write_text(yaml.safe_dump({**TINY_RECIPE, "num_epochs": 2, "evaluation_split": "test"}))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += ["--master_addr", "127.0.0.1", "--master_port", "29611"]
     command += ["-m", "scripts.finetune_accelerate", str(recipe), str(parquet)]
     done = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "run")],
+        [*command, "--output", str(tmp_path / "run")],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

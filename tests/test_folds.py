@@ -7,42 +7,42 @@ from dataclasses import replace
 
 import pytest
 
-from scripts import finetune, finetune_accelerate
+from scripts.training import with_accelerate, with_trainer
 from scripts.training.folds import finetune_folds
-from scripts.training.options import FinetuneArguments
+from scripts.training.options import FinetuneOptions
 
+from .conftest import TINY_RECIPE
 from .sounds import write_class_folders
-from .test_finetune import TINY
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> FinetuneArguments:
+def settings(tmp_path_factory) -> FinetuneOptions:
     folder = tmp_path_factory.mktemp("folds")
     rows = ["file_name,label,fold"]
     for file in sorted(write_class_folders(folder / "data", 9).rglob("*.flac")):
         fold = int(file.stem[-1]) % 3 + 1
         rows.append(f"{file.relative_to(folder / 'data')},{file.parent.name},{fold}")
     (folder / "data" / "train.csv").write_text("\n".join(rows) + "\n")
-    return FinetuneArguments(
+    return FinetuneOptions(
         dataset=str(folder / "data" / "train.csv"),
         audio_column="file_name",
         fold_column="fold",
         evaluation_fold="all",
         num_epochs=2,
-        **TINY,
+        **TINY_RECIPE,
     )
 
 
-@pytest.mark.parametrize("door", [finetune_accelerate, finetune])
+@pytest.mark.parametrize("door", [with_accelerate, with_trainer])
 def test_every_fold_is_held_out_once(door, settings, tmp_path, capsys):
-    args = replace(settings, output_dir=str(tmp_path / "run"))
+    args = replace(settings, output=str(tmp_path / "run"))
     begun = []
 
-    def stopping(fold_args: FinetuneArguments):
-        begun.append(fold_args.evaluation_fold)
+    def stopping(fold_options: FinetuneOptions):
+        begun.append(fold_options.evaluation_fold)
         if len(begun) == 2:
             raise KeyboardInterrupt
-        return door.finetune(fold_args)
+        return door.finetune(fold_options)
 
     with pytest.raises(KeyboardInterrupt):
         finetune_folds(stopping, args)
@@ -64,16 +64,16 @@ def test_every_fold_is_held_out_once(door, settings, tmp_path, capsys):
 
 
 def test_mistakes(settings, tmp_path, monkeypatch):
-    args = replace(settings, output_dir=str(tmp_path / "run"), num_epochs=1)
+    args = replace(settings, output=str(tmp_path / "run"), num_epochs=1)
     with pytest.raises(ValueError, match="evaluation_fold all needs --fold_column"):
-        finetune_folds(finetune_accelerate.finetune, replace(args, fold_column=None))
+        finetune_folds(with_accelerate.finetune, replace(args, fold_column=None))
     with pytest.raises(ValueError, match=r"no column 'nothing' \(--fold_column\)\. Known"):
-        finetune_folds(finetune_accelerate.finetune, replace(args, fold_column="nothing"))
-    one = replace(args, evaluation_fold="1", output_dir=str(tmp_path / "run" / "fold1"))
-    finetune_folds(finetune_accelerate.finetune, one)
+        finetune_folds(with_accelerate.finetune, replace(args, fold_column="nothing"))
+    one = replace(args, evaluation_fold="1", output=str(tmp_path / "run" / "fold1"))
+    finetune_folds(with_accelerate.finetune, one)
     with pytest.raises(ValueError, match=r"holds a finished run with seed 0, now 5\. Give the"):
-        finetune_folds(finetune_accelerate.finetune, replace(args, seed=5))
+        finetune_folds(with_accelerate.finetune, replace(args, seed=5))
     shutil.rmtree(tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="takes one process; start the folds one by one"):
-        finetune_folds(finetune_accelerate.finetune, args)
+        finetune_folds(with_accelerate.finetune, args)

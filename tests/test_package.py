@@ -12,7 +12,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from scripts.common.bundled import read_label_names
-from scripts.training.options import FinetuneArguments
+from scripts.training.options import FinetuneOptions
 
 from .conftest import REPOSITORY
 
@@ -78,7 +78,7 @@ def test_every_hub_config_is_used():
             continue
         if path.parent.name == "recipes":
             recipe = yaml.safe_load(path.read_text())
-            assert set(recipe) <= set(FinetuneArguments.__dataclass_fields__), path
+            assert set(recipe) <= set(FinetuneOptions.__dataclass_fields__), path
         elif path.parent.name == "labels":
             assert len(read_label_names(path.stem)) >= 35
         elif path.parent == HUB_CONFIGS:

@@ -9,14 +9,14 @@ import yaml
 from datasets import Audio, ClassLabel, Dataset, Features, List, Value
 
 from modeling_ast import ASTForAudioClassification
-from scripts import finetune, finetune_accelerate
-from scripts.common.arguments import parse_arguments
 from scripts.common.bundled import hub_configs_folder
+from scripts.common.options import parse_arguments
 from scripts.training import start as training
-from scripts.training.options import FinetuneArguments
+from scripts.training import with_accelerate, with_trainer
+from scripts.training.options import FinetuneOptions
 
+from .conftest import TINY_RECIPE
 from .sounds import PITCHES, encode, tone
-from .test_finetune import TINY
 
 RECIPES = sorted(path.name for path in (hub_configs_folder() / "recipes").glob("*.yaml"))
 TEXT, NUMBER = Value("string"), Value("int64")
@@ -107,7 +107,7 @@ def test_two_steps(recipe, tmp_path):
     split = "train-1" if with_folds else text.get("evaluation_split", "test")
     write_sample(tmp_path / "data", SCHEMAS[recipe], split, first=0)
     small = {
-        **{name: TINY[name] for name in ("model", "hidden_size", "num_hidden_layers")},
+        **{name: TINY_RECIPE[name] for name in ("model", "hidden_size", "num_hidden_layers")},
         "num_attention_heads": 2,
         "num_workers": 0,
         "shuffle_buffer": 0,  # with it, `datasets` sleeps for 5 s at the end of a Parquet file
@@ -115,12 +115,12 @@ def test_two_steps(recipe, tmp_path):
         "batch_size": 3,
         "gradient_accumulation_steps": 1,
         "averaged_epochs": 1,
-        "output_dir": tmp_path / "run",
+        "output": tmp_path / "run",
     }
     line = [recipe, str(tmp_path / "data")]
     line += [word for name, value in small.items() for word in (f"--{name}", str(value))]
-    args = parse_arguments(FinetuneArguments, "dataset", "", line)
-    door = finetune if recipe == "speech_commands_v2.yaml" else finetune_accelerate
+    args = parse_arguments("ast-finetune", FinetuneOptions, "", line, recipes=True)
+    door = with_trainer if recipe == "speech_commands_v2.yaml" else with_accelerate
     record = door.finetune(args)
     assert record["evaluation_clips"] == 6
     report = yaml.safe_load((tmp_path / "run" / "report.yaml").read_text())

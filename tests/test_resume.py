@@ -14,13 +14,12 @@ import yaml
 from safetensors.torch import load_file
 
 from . import training_runs
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, TINY_RECIPE
 from .sounds import write_class_folders
-from .test_finetune import TINY
 
 # Everything that has a state: order, mixing, augmentation, patchout, average, best epoch, workers.
 SETTINGS = {
-    **TINY,
+    **TINY_RECIPE,
     "num_epochs": 3,  # of 3 steps
     "batch_size": 4,
     "gradient_accumulation_steps": 2,
@@ -82,7 +81,7 @@ def result(run: Path) -> tuple[bytes, list[dict]]:
 def undisturbed(start, recipe, tmp_path_factory) -> tuple[bytes, list[dict]]:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     errors = run.parent / "errors"
-    process = start(DOORS[0], [*recipe, "--output_dir", str(run)], errors)
+    process = start(DOORS[0], [*recipe, "--output", str(run)], errors)
     assert process.exitcode == 0, errors.read_text()
     return result(run)
 
@@ -90,7 +89,7 @@ def undisturbed(start, recipe, tmp_path_factory) -> tuple[bytes, list[dict]]:
 @pytest.mark.parametrize("door", DOORS)
 def test_killed_again_and_again(door, start, recipe, undisturbed, tmp_path):
     run = tmp_path / "run"
-    arguments = [*recipe, "--output_dir", str(run)]
+    arguments = [*recipe, "--output", str(run)]
     for interruption, newest in (
         ("step:2", None),
         ("step:6", "step-000000005"),  # mid-epoch past the first
@@ -111,7 +110,7 @@ def test_killed_again_and_again(door, start, recipe, undisturbed, tmp_path):
         assert result(run) == undisturbed
     else:
         once = tmp_path / "once"
-        start(door, [*recipe, "--output_dir", str(once)], tmp_path / "errors")
+        start(door, [*recipe, "--output", str(once)], tmp_path / "errors")
         assert result(run) == result(once)
 
 
@@ -119,7 +118,7 @@ def test_killed_again_and_again(door, start, recipe, undisturbed, tmp_path):
 @pytest.mark.parametrize("interruption", ["full:5", "missing:5"])
 def test_cannot_save(door, interruption, start, recipe, tmp_path):
     run = tmp_path / "run"
-    arguments = [*recipe, "--output_dir", str(run)]
+    arguments = [*recipe, "--output", str(run)]
     process = start(door, arguments, tmp_path / "errors", interruption)
     assert process.exitcode == 2
     errors = (tmp_path / "errors").read_text()
@@ -152,7 +151,7 @@ def torchrun(processes: int, *words: str) -> subprocess.CompletedProcess:
 def test_two_processes_killed(door, recipe, tmp_path):
     """Both killed in the middle of the second epoch, and started again."""
     # 2 processes x 2 clips x 2 parts: three steps per epoch, as above.
-    arguments = [*recipe, "--batch_size", "2", "--output_dir"]
+    arguments = [*recipe, "--batch_size", "2", "--output"]
     once = torchrun(2, "", door, *arguments, str(tmp_path / "once"))
     assert once.returncode == 0, once.stderr
     killed = torchrun(2, "step:6", door, *arguments, str(tmp_path / "run"))
@@ -177,7 +176,7 @@ def test_two_processes_equal_a_doubled_batch(door, recipe, tmp_path):
     weights = []
     for processes in (1, 2):
         run = tmp_path / str(processes)
-        words = [*recipe, *plain, "--batch_size", str(24 // processes), "--output_dir", str(run)]
+        words = [*recipe, *plain, "--batch_size", str(24 // processes), "--output", str(run)]
         done = torchrun(processes, "", door, *words)
         assert done.returncode == 0, done.stderr
         weights.append(load_file(run / "checkpoint" / "model.safetensors"))

@@ -72,7 +72,7 @@ def run_command(
     multiprocessing.set_start_method("fork", force=True)
     sys.argv = [command, *arguments]
     if interruption:
-        interrupt(interruption, arguments[arguments.index("--output_dir") + 1])
+        interrupt(interruption, arguments[arguments.index("--output") + 1])
     if errors:
         sys.stderr = open(errors, "w")  # noqa: SIM115  (open until the process ends)
     COMMANDS[command]()

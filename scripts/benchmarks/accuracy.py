@@ -1,5 +1,6 @@
 """`ast-benchmark accuracy`: how long fine-tuning takes to an accuracy, ours against native."""
 
+import argparse
 import json
 import shlex
 import tempfile
@@ -18,13 +19,12 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from feature_extraction import load_audio, roll, spec_augment
 
-from ..common.arguments import parse_arguments
+from ..common.options import parse_arguments
 from ..data.labelled import LabelledAudio
-from ..finetune_accelerate import finetune
-from ..training.options import FinetuneArguments
+from ..training.options import FinetuneOptions
 from ..training.start import open_data, start_model
-from .options import AccuracyOptions
-from .timing import machine, on_threads
+from ..training.with_accelerate import finetune
+from .timing import add_common_arguments, machine
 
 _BATCH_SIZE = 16
 _LEARNING_RATE = 1e-4
@@ -33,8 +33,24 @@ _TIME_MASK, _FREQUENCY_MASK = 96, 24
 Curve = list[tuple[float, float]]  # after each epoch: seconds since the start, accuracy in percent
 
 
-@on_threads
-def benchmark_accuracy(options: AccuracyOptions) -> None:
+def add_accuracy(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "accuracy", help="time to an accuracy: our recipe, and a plain loop around native AST"
+    )
+    parser.add_argument("recipe", help="of ours, such as esc10.yaml: columns, geometry, settings")
+    parser.add_argument("dataset", help="as in ast-finetune")
+    parser.add_argument("weights", help="both start from: a DeiT or ViT folder")
+    parser.add_argument("--target", type=float, default=93.0, help="accuracy in percent")
+    parser.add_argument("--plain_epochs", type=int, default=10, help="of the plain loop")
+    parser.add_argument(
+        "--ours", default="", help='options over our recipe\'s, as in --ours="--num_epochs 5"'
+    )
+    parser.add_argument("--plot", type=Path, help="also draw accuracy against time, to a PNG")
+    add_common_arguments(parser, repeats=None)
+    parser.set_defaults(run=benchmark_accuracy)
+
+
+def benchmark_accuracy(options: argparse.Namespace) -> None:
     """One run of each, evaluated after each epoch; times include reading, features, evaluation.
 
     The plain loop is what somebody writes in an afternoon around `transformers`' AST: its feature
@@ -43,9 +59,9 @@ def benchmark_accuracy(options: AccuracyOptions) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         words = [options.recipe, options.dataset, "--model", options.weights]
-        words += ["--output_dir", str(Path(folder) / "run")]
+        words += ["--output", str(Path(folder) / "run")]
         words += shlex.split(options.ours)
-        args = parse_arguments(FinetuneArguments, "dataset", "", words)
+        args = parse_arguments("ast-benchmark", FinetuneOptions, "", words, recipes=True)
         curves = {
             "native AST, plain loop": _plain_loop(args, options.plain_epochs, Path(folder)),
             f"ours, {Path(options.recipe).name}": _recipe(args),
@@ -53,14 +69,14 @@ def benchmark_accuracy(options: AccuracyOptions) -> None:
     _report(curves, options)
 
 
-def _recipe(args: FinetuneArguments) -> Curve:
+def _recipe(args: FinetuneOptions) -> Curve:
     finetune(args)
-    lines = (Path(args.output_dir) / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(args.output) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return [(record["seconds"], 100 * record["evaluation_accuracy"]) for record in records]
 
 
-def _plain_loop(args: FinetuneArguments, epochs: int, folder: Path) -> Curve:
+def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     begin = time.perf_counter()
@@ -92,7 +108,7 @@ def _plain_loop(args: FinetuneArguments, epochs: int, folder: Path) -> Curve:
     return curve
 
 
-def _native_model(args: FinetuneArguments, data: LabelledAudio, folder: Path) -> torch.nn.Module:
+def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> torch.nn.Module:
     # With statistics, which are not used here, so that none are measured.
     ours, _ = start_model(replace(args, mean=0.0, std=1.0), data)
     ours.save_pretrained(folder / "start")
@@ -114,7 +130,7 @@ def _seconds_to(curve: Curve, target: float) -> float | None:
     return next((seconds for seconds, accuracy in curve if accuracy >= target), None)
 
 
-def _report(curves: dict[str, Curve], options: AccuracyOptions) -> None:
+def _report(curves: dict[str, Curve], options: argparse.Namespace) -> None:
     reached = {name: _seconds_to(curve, options.target) for name, curve in curves.items()}
     print(", ".join(f"{key} {value}" for key, value in machine().items() if value))
     print(f"{'':28}{f'to {options.target:g} %':>12}{'best':>9}{'last':>9}{'seconds in all':>16}")

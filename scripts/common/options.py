@@ -40,6 +40,7 @@ def setting(
     positional: str | None = None,
     parse: Callable[[str], Any] | None = None,
     metavar: str | None = None,
+    aliases: Iterable[str] = (),
 ) -> Any:
     """A field of an `Options` class.
 
@@ -55,6 +56,7 @@ def setting(
         parse: makes the value from a word, where the field's type does not say how; raises
             ValueError.
         metavar: what stands for the value in `--help`.
+        aliases: other names that command lines and recipes may use; `--help` does not show them.
     """
     metadata = {
         "help": help,
@@ -64,6 +66,7 @@ def setting(
         "positional": positional,
         "parse": parse,
         "metavar": metavar,
+        "aliases": tuple(aliases),
     }
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
@@ -159,6 +162,15 @@ def _converted(kind: type, value: Any) -> Any:
     return value
 
 
+def _aliases(options: type[Options]) -> dict[str, str]:
+    """Other names of the options, and what each one means."""
+    return {
+        alias: field.name
+        for field in dataclasses.fields(options)
+        for alias in field.metadata["aliases"]
+    }
+
+
 O = TypeVar("O", bound=Options)  # noqa: E741
 
 
@@ -168,6 +180,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, options: type[Options], **kwargs: Any):
         super().__init__(**kwargs, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         self._options = options
+        self._aliases = _aliases(options)
         self._flags = [
             field.name
             for field in dataclasses.fields(options)
@@ -189,6 +202,7 @@ class _Parser(argparse.ArgumentParser):
                 continue
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")
+            name = self._aliases.get(name, name)
             if name in self._flags:
                 if not equals and index < len(words) and words[index].lower() in ("true", "false"):
                     value = words[index]
@@ -352,12 +366,16 @@ def read_recipe(name: str, options: type[Options]) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold `option: value` lines.")
     names = [field.name for field in dataclasses.fields(options)]
-    for key in recipe:
-        if key not in names:
+    aliases = _aliases(options)
+    settings: dict[str, Any] = {}
+    for key, value in recipe.items():
+        name = aliases.get(key, key)
+        if name not in names:
             raise ValueError(
                 f"{path} sets the unknown option {key!r}{did_you_mean(str(key), names)}"
             )
-    return recipe
+        settings[name] = value
+    return settings
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from datasets import ClassLabel, IterableDataset
 
 from ..common.options import did_you_mean
+from .options import LabelledOptions
 from .sources import open_stream
 
 __all__ = ["LabelledAudio", "open_labelled_audio", "open_stream"]
@@ -55,19 +56,7 @@ class LabelledAudio:
         return [self.train_clips * weight / total for weight in weights]
 
 
-def open_labelled_audio(
-    dataset: str,
-    config: str | None = None,
-    audio_column: str = "audio",
-    label_column: str = "label",
-    train_split: str = "train",
-    evaluation_split: str | None = None,
-    fold_column: str | None = None,
-    evaluation_fold: str | None = None,
-    evaluation_fraction: float = 0.2,
-    group_column: str | None = None,
-    label_separator: str | None = None,
-) -> LabelledAudio:
+def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio:
     """Open a dataset for training, with its evaluation part, and count its labels once.
 
     The evaluation part is `evaluation_split` if given, else the rows whose `fold_column` equals
@@ -76,42 +65,36 @@ def open_labelled_audio(
     sharded.
 
     Args:
-        dataset, config: see `open_stream`.
-        audio_column: the sounds: bytes, paths, or both.
-        label_column: a class name or index per clip, or a list of them (multi-label).
-        train_split, evaluation_split, fold_column, evaluation_fold, evaluation_fraction: see above.
-        group_column: what clips have in common that must not be in both parts: a speaker, a
-            recording. The fraction is of the groups then; given parts are checked.
-        label_separator: between the names in one string of a multi-label dataset.
+        dataset: see `open_stream`.
+        options: columns and parts. A label is a class name or index per clip, or a list of them
+            (multi-label). The fraction is of the groups where there are some; given parts are
+            checked for common ones.
 
     Raises:
         ValueError: for a wrong path, an unknown column, a missing or unknown label, an empty part
             or a group in both.
     """
+    config, audio_column = options.dataset_config, options.audio_column
+    label_column, group_column = options.label_column, options.group_column
+    train_split, evaluation_split = options.train_split, options.evaluation_split
     stream = open_stream(dataset, train_split, config, audio_column)
     columns = stream.column_names or list(next(iter(stream), {}))
     if not columns:
         raise ValueError(f"The split {train_split!r} of {dataset} is empty.")
-    for option, column in (
-        ("audio_column", audio_column),
-        ("label_column", label_column),
-        ("fold_column", fold_column),
-        ("group_column", group_column),
-    ):
+    for option in ("audio_column", "label_column", "fold_column", "group_column"):
+        column = getattr(options, option)
         if column is not None and column not in columns:
             raise ValueError(
                 f"{dataset} has no column {column!r} (--{option}){did_you_mean(column, columns)}"
             )
     held_out = None
     if evaluation_split is None:
-        held_out = _held_out(
-            fold_column, evaluation_fold, evaluation_fraction, group_column or audio_column
-        )
-    elif fold_column is not None or evaluation_fold is not None:
+        held_out = _held_out(options)
+    elif options.fold_column is not None or options.evaluation_fold is not None:
         raise ValueError("Give either --evaluation_split or --fold_column with --evaluation_fold.")
 
     train, evaluation = (
-        _Part(dataset, label_column, label_separator, group_column) for _ in range(2)
+        _Part(dataset, label_column, options.label_separator, group_column) for _ in range(2)
     )
     read = {label_column}
     read |= {group_column} if group_column is not None else set()
@@ -143,7 +126,7 @@ def open_labelled_audio(
         _keep,
         audio_column=audio_column,
         label_column=label_column,
-        label_separator=label_separator,
+        label_separator=options.label_separator,
         is_multi_label=train.is_multi_label,
         index={value: position for position, value in enumerate(values)},
     )
@@ -180,19 +163,16 @@ class _HeldOut:
         return int.from_bytes(checksum, "big") / 2**64 < self.fraction
 
 
-def _held_out(
-    fold_column: str | None, evaluation_fold: str | None, fraction: float, hashed_column: str
-) -> _HeldOut:
-    if (fold_column is None) != (evaluation_fold is None):
+def _held_out(options: LabelledOptions) -> _HeldOut:
+    if (options.fold_column is None) != (options.evaluation_fold is None):
         given, missing = "fold_column", "evaluation_fold: the fold to hold out"
-        if fold_column is None:
+        if options.fold_column is None:
             given, missing = "evaluation_fold", "fold_column: where folds are named"
         raise ValueError(f"--{given} needs --{missing}.")
-    if fold_column is not None:
-        return _HeldOut(fold_column, str(evaluation_fold), 0.0)
-    if not 0 < fraction < 1:
-        raise ValueError(f"--evaluation_fraction must be between 0 and 1, got {fraction}.")
-    return _HeldOut(hashed_column, None, fraction)
+    if options.fold_column is not None:
+        return _HeldOut(options.fold_column, options.evaluation_fold, 0.0)
+    column = options.group_column or options.audio_column
+    return _HeldOut(column, None, options.evaluation_fraction)
 
 
 def _negate(predicate: Callable[[dict[str, Any]], bool], row: dict[str, Any]) -> bool:

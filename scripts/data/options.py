@@ -17,7 +17,11 @@ class DatasetOptions(Options):
 
 @dataclass
 class LabelledOptions(DatasetOptions):
-    """Where their labels are, and which of them are for training and which for evaluation."""
+    """Where their labels are, and which of them are for training and which for evaluation.
+
+    Raises:
+        ValueError: for a fraction that is not between 0 and 1.
+    """
 
     label_column: str = setting(
         "label", "column with the class: a name or index, or a list of them", group=GROUP
@@ -28,10 +32,67 @@ class LabelledOptions(DatasetOptions):
     train_split: str = setting("train", "split to train on", group=GROUP)
     evaluation_split: str | None = setting(None, "split to evaluate on", group=GROUP)
     fold_column: str | None = setting(None, "column with the fold, instead of a split", group=GROUP)
-    evaluation_fold: str | None = setting(None, "the fold to evaluate on", group=GROUP)
+    evaluation_fold: str | None = setting(
+        None, "the fold to evaluate on", group=GROUP, aliases=["fold"]
+    )
     evaluation_fraction: float = setting(
         0.2, "share held out where there is neither split nor fold", group=GROUP
     )
     group_column: str | None = setting(
         None, "column with the speaker or recording: held out whole", group=GROUP
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.evaluation_fraction < 1:
+            raise ValueError(
+                f"--evaluation_fraction must be between 0 and 1, got {self.evaluation_fraction}."
+            )
+
+
+@dataclass
+class StatsOptions(DatasetOptions):
+    """What to measure, and what to do with it."""
+
+    dataset: str = setting(
+        "", "folder of class folders, CSV, Parquet or tar file(s), or a Hub dataset", positional="?"
+    )
+    output: str | None = setting(
+        None,
+        "folder whose preprocessor_config.json is written, or updated where there is one",
+        metavar="FOLDER",
+    )
+    checkpoint: str | None = setting(
+        None, "compare with this checkpoint's statistics (folder, bundled or Hub name)"
+    )
+    histogram: str | None = setting(
+        None,
+        "PNG; default: log_mel_histogram.png in the output folder, or none without one",
+        metavar="FILE",
+    )
+    split: str = setting(
+        "train", "split to measure: the one that the model is trained on", group=GROUP
+    )
+    num_mel_bins: int = setting(128, "mel bins, where the output folder does not say", at_least=1)
+    sampling_rate: int = setting(16000, "Hz, where the output folder does not say", at_least=1)
+    num_workers: int = setting(2, "processes that decode and featurise; 0: this one", at_least=0)
+
+
+@dataclass
+class MixOptions(DatasetOptions):
+    """What to mix. All clips of a mixture are of one fold."""
+
+    dataset: str = setting(
+        "", "folder, CSV, Parquet or tar file(s), or a Hub dataset, with folds", positional="?"
+    )
+    output: str = setting(
+        "runs/mixtures", "folder for the Parquet files", metavar="FOLDER", aliases=["output_dir"]
+    )
+    mixtures_per_fold: int = setting(160, "mixtures made of each fold's clips", at_least=1)
+    max_clips: int = setting(
+        3, "clips in a mixture: one to so many, each number as likely", at_least=1
+    )
+    seed: int = setting(0, "of what is mixed and how loud")
+    split: str = setting("train", "its split", group=GROUP)
+    label_column: str = setting("label", "column with the class, a name or an index", group=GROUP)
+    fold_column: str = setting("fold", "column with the fold", group=GROUP)

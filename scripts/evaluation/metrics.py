@@ -4,23 +4,74 @@ scores    (N, labels)   probabilities; rankings (average precision, ROC-AUC) tak
 targets   (N,)          class indices: one label per clip
           (N, labels)   0 or 1: any number of labels per clip
 
-`compute_metrics` gives the whole set as numbers, `ScoredClips` also per class and with confidence
-intervals. The `evaluate.Metric` classes give one each; being classes, they need no download, as
-`evaluate.load` does. Means over classes leave out the classes without positives, and say which.
+`METRICS` is the table of what is measured: a metric is one entry there, and training, reports,
+cards and `evaluate` read it. `compute_metrics` gives all that apply as numbers, `ScoredClips` also
+per class and with confidence intervals. Means over classes leave out the classes without positives.
 """
 
 import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 CALIBRATION_BINS = 15  # Guo et al., arXiv 1706.04599
 _DECISION = 0.5  # from this probability on, a label of a multi-label model counts as given
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure over clips.
+
+    Args:
+        title: its name where people read it.
+        function: what measures it; None for the loss, which comes from the model, not from scores.
+        higher_is_better: whether more of it is better.
+        kinds: the problem types that it applies to.
+        over_classes: it is a mean over the classes that have positives.
+        is_headline: it is the one that people quote first.
+    """
+
+    title: str
+    function: "Callable[[Measurement], float] | None"
+    higher_is_better: bool = True
+    kinds: tuple[str, ...] = (SINGLE_LABEL, MULTI_LABEL)
+    over_classes: bool = False
+    is_headline: bool = False
+
+    def is_better(self, new: float | None, old: float | None) -> bool:
+        """Whether a value is better than the best so far; None is an undefined one."""
+        if new is None or old is None:
+            return old is None and new is not None
+        return new > old if self.higher_is_better else new < old
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(
+        "accuracy", lambda m: m.clips.accuracy(m.weights), kinds=(SINGLE_LABEL,), is_headline=True
+    ),
+    "macro_f1": Metric("macro F1", lambda m: _mean(m.decisions[2]), over_classes=True),
+    "mean_average_precision": Metric(
+        "mAP", lambda m: _mean(m.rankings[0]), over_classes=True, is_headline=True
+    ),
+    "roc_auc": Metric("ROC-AUC", lambda m: _mean(m.rankings[1]), over_classes=True),
+    "d_prime": Metric("d′", lambda m: d_prime(_mean(m.rankings[1])), over_classes=True),
+    "expected_calibration_error": Metric(
+        "ECE", lambda m: m.clips.expected_calibration_error(m.weights), higher_is_better=False
+    ),
+    "loss": Metric("loss", None, higher_is_better=False),
+}
+
+
+def headline(names: Iterable[str]) -> str:
+    """The metric to quote of those that were measured: accuracy, or mAP of several labels."""
+    measured = set(names)
+    return next(name for name, metric in METRICS.items() if metric.is_headline and name in measured)
 
 
 def compute_metrics(scores: Any, targets: Any) -> dict[str, float]:
@@ -31,10 +82,8 @@ def compute_metrics(scores: Any, targets: Any) -> dict[str, float]:
         targets: (N,) class indices, or (N, labels) of 0 and 1.
 
     Returns:
-        "accuracy" (one label per clip only), "macro_f1", "mean_average_precision", "roc_auc",
-        "d_prime", "expected_calibration_error", and "classes_without_positives": how many classes
-        the means over classes leave out. NaN where nothing is left; d′ of a perfect ROC-AUC is
-        infinite.
+        Those of `METRICS` that apply, and "classes_without_positives": how many classes the means
+        over classes leave out. NaN where nothing is left; d′ of a perfect ROC-AUC is infinite.
 
     Raises:
         ValueError: when shapes do not fit, or scores are NaN or no probabilities.
@@ -167,15 +216,12 @@ class ScoredClips:
 
     def metrics(self, weights: np.ndarray | None = None) -> dict[str, float]:
         """The metrics of `compute_metrics`, without the count."""
-        average_precision, roc_auc = self.rankings(weights)
-        mean_roc_auc = _mean(roc_auc)
+        kind = MULTI_LABEL if self.is_multi_label else SINGLE_LABEL
+        measurement = Measurement(self, weights)
         return {
-            **({} if self.is_multi_label else {"accuracy": self.accuracy(weights)}),
-            "macro_f1": _mean(self.decisions(weights)[2]),
-            "mean_average_precision": _mean(average_precision),
-            "roc_auc": mean_roc_auc,
-            "d_prime": d_prime(mean_roc_auc),
-            "expected_calibration_error": self.expected_calibration_error(weights),
+            name: metric.function(measurement)
+            for name, metric in METRICS.items()
+            if metric.function is not None and kind in metric.kinds
         }
 
     def confidence_intervals(
@@ -250,9 +296,26 @@ class ScoredClips:
             )
 
 
+class Measurement:
+    """Scored clips under weights; what several metrics are made of is computed once."""
+
+    def __init__(self, clips: ScoredClips, weights: np.ndarray | None = None):
+        self.clips, self.weights = clips, weights
+
+    @cached_property
+    def decisions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.clips.decisions(self.weights)
+
+    @cached_property
+    def rankings(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.clips.rankings(self.weights)
+
+
 def d_prime(roc_auc: float) -> float:
     """Distance of two normal distributions of unit variance with this ROC-AUC: √2 Φ⁻¹(ROC-AUC)."""
-    return math.sqrt(2) * float(torch.special.ndtri(torch.tensor(roc_auc, dtype=torch.float64)))
+    if not 0 < roc_auc < 1:  # also NaN
+        return {0.0: -math.inf, 1.0: math.inf}.get(roc_auc, math.nan)
+    return math.sqrt(2) * statistics.NormalDist().inv_cdf(roc_auc)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -263,92 +326,3 @@ def _mean(values: np.ndarray) -> float:
     """Mean over the classes where there is a value."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else math.nan
-
-
-class _ClassificationMetric(evaluate.Metric):
-    def measure(self, clips: ScoredClips) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _info(self) -> evaluate.MetricInfo:
-        scores = datasets.Sequence(datasets.Value("float32"))
-        one_label = datasets.Value("int64")
-        return evaluate.MetricInfo(
-            description=self.__doc__,
-            citation="",
-            inputs_description="predictions: (N, labels) scores; references: (N,) class indices, "
-            "or (N, labels) of 0 and 1",
-            features=[
-                datasets.Features({"predictions": scores, "references": references})
-                for references in (one_label, datasets.Sequence(one_label))
-            ],
-        )
-
-    def _compute(self, predictions, references) -> dict[str, Any]:
-        return self.measure(ScoredClips(predictions, references))
-
-
-class Accuracy(_ClassificationMetric):
-    """Share of clips whose highest score is on their label: {"accuracy": 0..1}."""
-
-    def measure(self, clips: ScoredClips) -> dict[str, Any]:
-        return {"accuracy": clips.accuracy()}
-
-
-class MacroF1(_ClassificationMetric):
-    """F1 of the best label, or of the labels from 0.5 on, mean over the classes with positives.
-
-    {"macro_f1": 0..1, "classes_without_positives": indices}
-    """
-
-    def measure(self, clips: ScoredClips) -> dict[str, Any]:
-        return _mean_over_classes("macro_f1", clips.decisions()[2], clips)
-
-
-class MeanAveragePrecision(_ClassificationMetric):
-    """mAP: average precision, mean over the classes with positives.
-
-    {"mean_average_precision": 0..1, "classes_without_positives": indices}
-    """
-
-    def measure(self, clips: ScoredClips) -> dict[str, Any]:
-        return _mean_over_classes("mean_average_precision", clips.rankings()[0], clips)
-
-
-class AveragePrecision(_ClassificationMetric):
-    """Average precision of each class: {"average_precision": [0..1, or None without positives]}."""
-
-    def measure(self, clips: ScoredClips) -> dict[str, Any]:
-        values = clips.rankings()[0].tolist()
-        return {"average_precision": [None if math.isnan(value) else value for value in values]}
-
-
-class RocAuc(_ClassificationMetric):
-    """Area under the ROC curve of each class against the rest, mean over those with positives.
-
-    {"roc_auc": 0..1, "classes_without_positives": indices}
-    """
-
-    def measure(self, clips: ScoredClips) -> dict[str, Any]:
-        return _mean_over_classes("roc_auc", clips.rankings()[1], clips)
-
-
-class DPrime(_ClassificationMetric):
-    """d′ of the mean ROC-AUC, √2 Φ⁻¹(ROC-AUC), infinite when it is 1.
-
-    {"d_prime": float, "classes_without_positives": indices}
-    """
-
-    def measure(self, clips: ScoredClips) -> dict[str, Any]:
-        measured = _mean_over_classes("d_prime", clips.rankings()[1], clips)
-        return {**measured, "d_prime": d_prime(measured["d_prime"])}
-
-
-class ExpectedCalibrationError(_ClassificationMetric):
-    """Mean distance of probability and accuracy over 15 bins: {"expected_calibration_error": …}."""
-
-    def measure(self, clips: ScoredClips) -> dict[str, Any]:
-        return {"expected_calibration_error": clips.expected_calibration_error()}
-
-
-def _mean_over_classes(name: str, values: np.ndarray, clips: ScoredClips) -> dict[str, Any]:
-    return {name: _mean(values), "classes_without_positives": clips.classes_without_positives}

@@ -2,27 +2,34 @@
 
 from dataclasses import dataclass
 
-from ..common.arguments import setting
+from ..common.options import setting
+from ..data.options import LabelledOptions
+
+_RUNNING = "how it runs"
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateOptions(LabelledOptions):
     """Options of an evaluation; those of the data are as in fine-tuning."""
 
-    dataset_config: str | None = setting(None, "configuration of the Hub dataset")
-    audio_column: str = setting("audio", "column with the sound")
-    label_column: str = setting("label", "column with the label or labels")
-    train_split: str = setting("train", "split that the fold or fraction is held out of")
-    evaluation_split: str | None = setting(None, "evaluate this whole split")
-    fold_column: str | None = setting(None, "column with the fold, instead of a split")
-    evaluation_fold: str | None = setting(None, "the fold to evaluate on")
-    evaluation_fraction: float = setting(0.2, "held out when there is no split and no fold")
-    group_column: str | None = setting(None, "column of what the fraction is of: a speaker, say")
-    label_separator: str | None = setting(None, "between the labels of a clip in one string")
-
-    output_dir: str = setting("runs/evaluation", "folder for the report, the tables, the picture")
+    paths: list[str] = setting(
+        [],
+        "a checkpoint (folder, bundled or Hub name; of several the mean probability counts), then "
+        "a dataset (folder of class folders, CSV, Parquet or tar file(s), or a Hub dataset)",
+        positional="*",
+        metavar="CHECKPOINT … DATASET",
+    )
+    output: str = setting(
+        "runs/evaluation",
+        "folder for the report, the tables, the picture",
+        metavar="FOLDER",
+        aliases=["output_dir"],
+    )
     json: bool = setting(False, "print the report as JSON instead of tables")
-    batch_size: int = setting(16, "windows per forward pass")
-    num_workers: int = setting(2, "processes that decode")
-    bootstrap_resamples: int = setting(1000, "for the confidence intervals")
-    seed: int = setting(0, "of the bootstrap")
+
+    batch_size: int = setting(16, "windows per forward pass", group=_RUNNING, at_least=1)
+    num_workers: int = setting(2, "processes that decode", group=_RUNNING, at_least=0)
+    bootstrap_resamples: int = setting(
+        1000, "for the confidence intervals", group=_RUNNING, at_least=1
+    )
+    seed: int = setting(0, "of the bootstrap", group=_RUNNING)

@@ -8,19 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import ScoredClips
+from .metrics import METRICS, ScoredClips
 
 _MISTAKES = 50  # in the files
 SHOWN_MISTAKES = 10  # on the terminal
 _SHOWN_CLASSES = 50  # on the terminal and in pictures: more cannot be read
-_METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "mean_average_precision": "mAP",
-    "roc_auc": "ROC-AUC",
-    "d_prime": "d′",
-    "expected_calibration_error": "ECE",
-}
 
 
 def per_class(measured: ScoredClips, labels: list[str]) -> list[dict[str, Any]]:
@@ -176,7 +168,7 @@ def format_report(report: dict[str, Any]) -> str:
     lines += ["", f"{'':12}{'value':>9}   {100 * report['confidence']:g} % interval"]
     for name, metric in report["metrics"].items():
         low, high = _number(metric["low"]), _number(metric["high"])
-        lines.append(f"{_METRIC_NAMES[name]:12}{_number(metric['value']):>9}   {low} – {high}")
+        lines.append(f"{METRICS[name].title:12}{_number(metric['value']):>9}   {low} – {high}")
 
     rows = [row for row in report["per_class"] if row["positives"]]
     rows.sort(key=lambda row: row["average_precision"])

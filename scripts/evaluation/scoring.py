@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..data.batches import rank_share
 from ..data.labelled import LabelledAudio, open_labelled_audio
 from ..inference.classifier import load_classifier
 from .metrics import ScoredClips
-from .options import EvaluateArguments
+from .options import EvaluateOptions
 from .report import finite, most_confident_mistakes, per_class, write_report
 
 _CONFIDENCE = 0.95
@@ -59,14 +59,14 @@ class _Decoder:
 
 
 def evaluate_checkpoints(
-    checkpoints: Sequence[str], dataset: str, args: EvaluateArguments
+    checkpoints: Sequence[str], dataset: str, options: EvaluateOptions
 ) -> dict[str, Any]:
     """Score a dataset's clips, measure, and write the report's files.
 
     Args:
         checkpoints: folders or Hub names; of several, the mean probability counts.
         dataset: as for fine-tuning.
-        args: the options.
+        options: which clips, and how they are scored.
 
     Returns:
         The report, as in evaluation.json, in the main process; {} in the others:
@@ -94,10 +94,6 @@ def evaluate_checkpoints(
         ValueError: for wrong paths, columns or options, labels that do not fit, or no sound that
             can be read.
     """
-    if args.batch_size < 1 or args.num_workers < 0 or args.bootstrap_resamples < 1:
-        raise ValueError(
-            "--batch_size and --bootstrap_resamples must be 1 or more, --num_workers 0."
-        )
     accelerator = Accelerator()
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > accelerator.num_processes:
@@ -107,24 +103,15 @@ def evaluate_checkpoints(
         )
     classifiers = [load_classifier(name, device=accelerator.device) for name in checkpoints]
     labels = _common_labels(checkpoints, classifiers)
-    whole_split = args.evaluation_split is not None
-    data = open_labelled_audio(
-        dataset,
-        args.dataset_config,
-        args.audio_column,
-        args.label_column,
-        args.evaluation_split or args.train_split,  # no other split is read
-        args.evaluation_split,
-        args.fold_column,
-        args.evaluation_fold,
-        args.evaluation_fraction,
-        None if whole_split else args.group_column,
-        args.label_separator,
-    )
+    whole_split = options.evaluation_split is not None
+    which = options
+    if whole_split:  # no other split is read, and no clip is left out for its group
+        which = replace(options, train_split=options.evaluation_split, group_column=None)
+    data = open_labelled_audio(dataset, which)
     columns = _match_labels(data, labels)
 
     start = time.perf_counter()
-    scored = list(_score(classifiers, labels, data, args, accelerator))
+    scored = list(_score(classifiers, labels, data, options, accelerator))
     # In an order that does not depend on how many processes there are, as the bootstrap sees it.
     clips = sorted(gather_object(scored), key=lambda clip: (clip.file, str(clip.label)))
     seconds = time.perf_counter() - start
@@ -145,16 +132,18 @@ def evaluate_checkpoints(
     else:
         targets = [columns[clip.label] for clip in readable]
     measured = ScoredClips(np.stack([clip.scores for clip in readable]), targets)
-    by_fold = args.fold_column is not None
-    intervals = measured.confidence_intervals(args.bootstrap_resamples, args.seed, _CONFIDENCE)
+    by_fold = options.fold_column is not None
+    intervals = measured.confidence_intervals(
+        options.bootstrap_resamples, options.seed, _CONFIDENCE
+    )
     report = {
         "checkpoints": list(checkpoints),
         "dataset": dataset,
-        "dataset_config": args.dataset_config,
-        "split": args.evaluation_split or args.train_split,
-        "fold_column": args.fold_column if by_fold else None,
-        "fold": args.evaluation_fold if by_fold else None,
-        "fraction": None if by_fold or whole_split else args.evaluation_fraction,
+        "dataset_config": options.dataset_config,
+        "split": options.evaluation_split or options.train_split,
+        "fold_column": options.fold_column if by_fold else None,
+        "fold": options.evaluation_fold if by_fold else None,
+        "fraction": None if by_fold or whole_split else options.evaluation_fraction,
         "task": data.problem_type,
         "clips": len(readable),
         "unreadable": [{"file": c.file, "error": c.error} for c in clips if c.error is not None],
@@ -166,14 +155,14 @@ def evaluate_checkpoints(
             for name, value in measured.metrics().items()
         },
         "confidence": _CONFIDENCE,
-        "bootstrap_resamples": args.bootstrap_resamples,
-        "seed": args.seed,
+        "bootstrap_resamples": options.bootstrap_resamples,
+        "seed": options.seed,
         "per_class": per_class(measured, labels),
         "mistakes": most_confident_mistakes(measured, labels, [clip.file for clip in readable]),
         "seconds": seconds,
     }
     report = finite(report)
-    write_report(report, measured, Path(args.output_dir))
+    write_report(report, measured, Path(options.output))
     return report
 
 
@@ -223,18 +212,18 @@ def _score(
     classifiers: Sequence[Any],
     labels: list[str],
     data: LabelledAudio,
-    args: EvaluateArguments,
+    options: EvaluateOptions,
     accelerator: Accelerator,
 ) -> Iterator[_Clip]:
     """This process's clips with their scores, or with what is wrong with them."""
     rate = max(classifier.feature_extractor.sampling_rate for classifier in classifiers)
     stream = rank_share(
-        data.evaluation, accelerator.process_index, accelerator.num_processes, args.num_workers
+        data.evaluation, accelerator.process_index, accelerator.num_processes, options.num_workers
     )
     loader = DataLoader(
         stream,
-        batch_size=args.batch_size,
-        num_workers=min(args.num_workers, stream.num_shards),
+        batch_size=options.batch_size,
+        num_workers=min(options.num_workers, stream.num_shards),
         collate_fn=_Decoder(rate),
     )
     # Published AudioSet checkpoints do not say that they are multi-label; then the data tell.
@@ -250,7 +239,7 @@ def _score(
             answers = [
                 classifier(
                     sounds,
-                    batch_size=args.batch_size,
+                    batch_size=options.batch_size,
                     top_k=len(labels),
                     return_timestamps=True,
                     function_to_apply=function,

@@ -1,9 +1,9 @@
 """Cross-validation: `--evaluation_fold all` holds out every fold in turn.
 
-    OUTPUT_DIR/foldNAME/    a run folder each
-    OUTPUT_DIR/folds.json   the main metric over the folds, and each fold's record
+    OUTPUT/foldNAME/    a run folder each
+    OUTPUT/folds.json   the main metric over the folds, and each fold's record
 
-Finished folds are kept, an interrupted one goes on.
+Finished folds are kept, an interrupted one is resumed.
 """
 
 import json
@@ -17,35 +17,36 @@ from typing import Any
 
 from ..common.options import did_you_mean
 from ..data.sources import open_stream
+from ..evaluation.metrics import METRICS, headline
 from ..publishing.cards import write_model_card
-from .options import FinetuneArguments
-from .run_folder import finished_result, main_metric
+from .options import FinetuneOptions
+from .run_folder import finished_result
 
 
 def finetune_folds(
-    finetune: Callable[[FinetuneArguments], dict[str, Any]], args: FinetuneArguments
+    finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
 ) -> None:
-    """Fine-tune once, or, with `args.evaluation_fold` "all", once for every fold.
+    """Fine-tune once, or, with `options.evaluation_fold` "all", once for every fold.
 
     Raises:
         ValueError: as `finetune`; for all folds without a fold column or under several processes;
             when a fold was finished with other options.
     """
-    if args.evaluation_fold != "all":
-        finetune(args)
+    if options.evaluation_fold != "all":
+        finetune(options)
         return
-    if args.fold_column is None:
+    if options.fold_column is None:
         raise ValueError("--evaluation_fold all needs --fold_column.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--evaluation_fold all takes one process; start the folds one by one.")
-    folder = Path(args.output_dir)
+    folder = Path(options.output)
     records: dict[str, dict[str, Any]] = {}
-    for fold in _folds(args):
-        fold_args = replace(args, evaluation_fold=fold, output_dir=str(folder / f"fold{fold}"))
-        if args.overwrite or finished_result(fold_args) is None:
-            finetune(fold_args)
-        records[fold] = finished_result(fold_args) or {}
-    metric = main_metric(records[fold])
+    for fold in _folds(options):
+        fold_options = replace(options, evaluation_fold=fold, output=str(folder / f"fold{fold}"))
+        if options.overwrite or finished_result(fold_options) is None:
+            finetune(fold_options)
+        records[fold] = finished_result(fold_options) or {}
+    metric = headline(name.removeprefix("evaluation_") for name in records[fold])
     values = [record[f"evaluation_{metric}"] for record in records.values()]
     summary = {
         "metric": metric,
@@ -58,7 +59,7 @@ def finetune_folds(
     (folder / "folds.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     for fold in records:  # their cards name the mean
         write_model_card(folder / f"fold{fold}", folder / f"fold{fold}" / "checkpoint")
-    name = metric.replace("_", " ")
+    name = METRICS[metric].title
     for fold, value in zip(records, values, strict=True):
         print(f"fold {fold}: {name} {100 * value:.2f} %")
     print(
@@ -67,17 +68,24 @@ def finetune_folds(
     )
 
 
-def _folds(args: FinetuneArguments) -> list[str]:
-    column = str(args.fold_column)
+def _folds(options: FinetuneOptions) -> list[str]:
+    column = str(options.fold_column)
     open_rows = partial(
-        open_stream, args.dataset, args.train_split, args.dataset_config, args.audio_column
+        open_stream,
+        options.dataset,
+        options.train_split,
+        options.dataset_config,
+        options.audio_column,
     )
     known = open_rows().column_names
     if known is not None and column not in known:
         raise ValueError(
-            f"{args.dataset} has no column {column!r} (--fold_column){did_you_mean(column, known)}"
+            f"{options.dataset} has no column {column!r} (--fold_column)"
+            + did_you_mean(column, known)
         )
     folds = sorted({str(row[column]) for row in open_rows([column])})
     if len(folds) < 2:
-        raise ValueError(f"All clips of {args.dataset} have one {column!r}; two folds are needed.")
+        raise ValueError(
+            f"All clips of {options.dataset} have one {column!r}; two folds are needed."
+        )
     return folds

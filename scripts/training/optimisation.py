@@ -5,22 +5,18 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .options import FinetuneArguments
-
-_MEASURED_CLIPS = 200  # for the normalisation of a model that comes without statistics
-
-Batch = dict[str, Tensor]
+from .options import FinetuneOptions
 
 
-def make_optimizer(model: nn.Module, args: FinetuneArguments) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
     """Adam or AdamW over the trained weights."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[args.optimizer]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
     return kind(
-        parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay),
-        betas=(args.adam_beta1, args.adam_beta2),
+        parameter_groups(model, options.learning_rate, options.weight_decay, options.layer_decay),
+        betas=(options.adam_beta1, options.adam_beta2),
     )
 
 
@@ -49,28 +45,23 @@ def parameter_groups(
     ]
 
 
-def learning_rate_factor(step: int, args: FinetuneArguments, steps_per_epoch: int) -> float:
+def learning_rate_factor(step: int, options: FinetuneOptions, steps_per_epoch: int) -> float:
     """The learning rate at an optimizer step, counted from 0, over the peak's."""
-    steps = args.num_epochs * steps_per_epoch
-    warmup = args.warmup_steps or round(args.warmup_ratio * steps)
+    steps = options.num_epochs * steps_per_epoch
+    warmup = options.warmup_steps or round(options.warmup_ratio * steps)
     if step < warmup:
         return step / warmup
-    if args.lr_scheduler_type == "step":
-        late = step // steps_per_epoch - args.lr_step_start
-        return args.lr_step_factor ** (late // args.lr_step_epochs + 1) if late >= 0 else 1.0
-    if args.lr_scheduler_type == "constant":
+    if options.lr_scheduler_type == "step":
+        late = step // steps_per_epoch - options.lr_step_start
+        return options.lr_step_factor ** (late // options.lr_step_epochs + 1) if late >= 0 else 1.0
+    if options.lr_scheduler_type == "constant":
         return 1.0
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return 1 - done if args.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if options.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * done)) / 2
 
 
-def make_average(model: nn.Module, args: FinetuneArguments) -> AveragedModel | None:
+def make_average(model: nn.Module, options: FinetuneOptions) -> AveragedModel | None:
     """The averaged copy of the weights that will be the result; None when there is none."""
-    if args.ema_decay:
-        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
-    return AveragedModel(model) if args.averaged_epochs > 1 else None
-
-
-def current_result(model: nn.Module, average: AveragedModel | None) -> nn.Module:
-    """What is evaluated and saved: the averaged weights as soon as there are some."""
-    return model if average is None or not int(average.n_averaged) else average.module
+    if options.ema_decay:
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
+    return AveragedModel(model) if options.averaged_epochs > 1 else None

@@ -31,14 +31,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
-from ..common.options import did_you_mean
 from ..data.batches import SkippedSounds
+from ..evaluation.metrics import METRICS, headline
 from ..publishing.cards import write_model_card
-from .options import FinetuneArguments
+from .options import FinetuneOptions
 
 _KEPT_STATES = 2
 # Other values of these do not make it another run.
-_FREE_OPTIONS = ("overwrite", "report_to", "save_steps")
+_FREE_OPTIONS = ("output", "overwrite", "report_to", "save_steps")
 _REPORTED_PACKAGES = (
     "audio-spectrogram-transformer", "torch", "transformers", "accelerate", "datasets", "peft",
     "numpy", "soundfile", "soxr",
@@ -95,26 +95,25 @@ class RunFolder:
     Opening only reads, so that every process of a run may do it; `begin` writes.
 
     Args:
-        args: the run's options.
+        options: the run's options.
         command: the command that runs it; a state is of no use to another one.
         processes: how many train together.
 
     Raises:
         ValueError: when the folder holds a finished run, or an interrupted one with other
-            options, and `args.overwrite` is not set.
+            options, and `options.overwrite` is not set.
     """
 
-    def __init__(self, args: FinetuneArguments, command: str, processes: int):
-        self.args = args
-        self.path = Path(args.output_dir)
+    def __init__(self, options: FinetuneOptions, command: str, processes: int):
+        self.options = options
+        self.path = Path(options.output)
         self.checkpoint = self.path / "checkpoint"
         self._states = self.path / "resume"
-        self._identity = {"command": command, "processes": processes, **dataclasses.asdict(args)}
+        self._identity = {"command": command, "processes": processes, **dataclasses.asdict(options)}
         finished = self.checkpoint.exists()
-        if finished and not args.overwrite:
+        if finished and not options.overwrite:
             raise ValueError(
-                f"{self.path} holds a finished run; choose another --output_dir or pass "
-                "--overwrite."
+                f"{self.path} holds a finished run; choose another --output or pass --overwrite."
             )
         self.newest_state = None if finished else self._newest_state()
         self.progress = Progress()
@@ -123,12 +122,12 @@ class RunFolder:
             changed = _changes(stored["run"], self._identity)
             if not changed:
                 self.progress = Progress(**stored["progress"])
-            elif args.overwrite:
+            elif options.overwrite:
                 self.newest_state = None
             else:
                 raise ValueError(
                     f"{self.path} holds an interrupted run with {'; '.join(changed)}. Give the "
-                    "same options to go on with it, another --output_dir, or --overwrite."
+                    "same options to go on with it, another --output, or --overwrite."
                 )
 
     def _newest_state(self) -> Path | None:
@@ -142,7 +141,7 @@ class RunFolder:
             for left_over in self._states.iterdir():
                 if self.newest_state is None or left_over.name.startswith("."):
                     shutil.rmtree(left_over)
-            arguments = yaml.safe_dump(dataclasses.asdict(self.args), sort_keys=False)
+            arguments = yaml.safe_dump(dataclasses.asdict(self.options), sort_keys=False)
             (self.path / "arguments.yaml").write_text(arguments, encoding="utf-8")
         except OSError as error:
             raise ValueError(f"Cannot write the run folder {self.path}: {error}") from error
@@ -189,21 +188,19 @@ class RunFolder:
 
     def stops_early(self) -> bool:
         """Whether the best epoch is as long ago as --early_stopping_epochs allows."""
-        patience, best = self.args.early_stopping_epochs, self.progress.best_epoch
+        patience, best = self.options.early_stopping_epochs, self.progress.best_epoch
         return bool(patience and best and len(self.progress.records) - best >= patience)
 
     def record_epoch(self, record: dict[str, Any]) -> bool:
         """Add an epoch's record to the progress; True when it is the best one so far."""
-        progress, metric = self.progress, self.args.best_metric
+        progress, metric = self.progress, self.options.best_metric
         progress.records.append(record)
         if metric is None:
             return False
         key = f"evaluation_{metric}"
-        if key not in record:
-            known = [name.removeprefix("evaluation_") for name in record if "evaluation_" in name]
-            raise ValueError(f"--best_metric is {metric!r}{did_you_mean(metric, known)}")
         best = progress.best_epoch
-        if best is None or _is_better(metric, record[key], progress.records[best - 1][key]):
+        best_value = None if best is None else progress.records[best - 1][key]
+        if best is None or METRICS[metric].is_better(record[key], best_value):
             progress.best_epoch = record["epoch"]
         return progress.best_epoch == record["epoch"]
 
@@ -249,30 +246,23 @@ def _changes(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def finished_result(args: FinetuneArguments) -> dict[str, Any] | None:
-    """The record of the result in `args.output_dir`; None where no run was finished.
+def finished_result(options: FinetuneOptions) -> dict[str, Any] | None:
+    """The record of the result in `options.output`; None where no run was finished.
 
     Raises:
         ValueError: when that run had other options.
     """
-    folder = Path(args.output_dir)
+    folder = Path(options.output)
     if not (folder / "checkpoint").exists():
         return None
     stored = yaml.safe_load((folder / "arguments.yaml").read_text(encoding="utf-8"))
-    if changed := _changes(stored, dataclasses.asdict(args)):
+    if changed := _changes(stored, dataclasses.asdict(options)):
         raise ValueError(
             f"{folder} holds a finished run with {'; '.join(changed)}. Give the same options, "
-            "another --output_dir, or --overwrite."
+            "another --output, or --overwrite."
         )
     report = yaml.safe_load((folder / "report.yaml").read_text(encoding="utf-8"))
     return report["result"]
-
-
-def _is_better(metric: str, new: float | None, old: float | None) -> bool:
-    if new is None or old is None:
-        return old is None
-    is_error = metric in ("loss", "expected_calibration_error")
-    return new < old if is_error else new > old
 
 
 def _write_whole(folder: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
@@ -351,17 +341,12 @@ def _git_revision() -> str | None:
         return None
 
 
-def main_metric(record: dict[str, Any]) -> str:
-    """The metric that people quote: of one label per clip, or of several."""
-    return "accuracy" if "evaluation_accuracy" in record else "mean_average_precision"
-
-
 def plot_learning_curve(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Losses and the main metric over epochs, as a PNG."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    metric = main_metric(records[0])
+    metric = headline(name.removeprefix("evaluation_") for name in records[0])
     epochs = [record["epoch"] for record in records]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     left.plot(epochs, [r["train_loss"] for r in records], "o-", label="train")
@@ -372,7 +357,7 @@ def plot_learning_curve(records: Sequence[dict[str, Any]], path: Path) -> None:
     values = [100 * (r[f"evaluation_{metric}"] or 0) for r in records]
     right.plot(epochs, values, "o-", color="tab:green")
     right.set(
-        xlabel="epoch", ylabel="%", title=f"evaluation {metric.replace('_', ' ')}", ylim=(0, 102)
+        xlabel="epoch", ylabel="%", title=f"evaluation {METRICS[metric].title}", ylim=(0, 102)
     )
     right.annotate(f"{values[-1]:.1f} %", (epochs[-1], values[-1]), (-8, -14),
                    textcoords="offset points", ha="right")  # fmt: skip

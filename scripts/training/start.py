@@ -9,42 +9,33 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from feature_extraction import (
-    ASTFeatureExtractor,
-)
+from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.conversion_ast import vision_config
 
 from ..data.labelled import LabelledAudio, open_labelled_audio
 from ..data.statistics import measure_sounds
-from .options import FinetuneArguments
+from ..evaluation.metrics import METRICS
+from .options import FinetuneOptions
 
 _MEASURED_CLIPS = 200  # for the normalisation of a model that comes without statistics
 
 Batch = dict[str, Tensor]
 
 
-def open_data(args: FinetuneArguments) -> LabelledAudio:
+def open_data(options: FinetuneOptions) -> LabelledAudio:
     """The dataset that the options name."""
-    if not args.dataset:
+    if not options.dataset:
         raise ValueError("Name a dataset, for example my_sounds/ (see --help).")
-    data = open_labelled_audio(
-        args.dataset,
-        args.dataset_config,
-        args.audio_column,
-        args.label_column,
-        args.train_split,
-        args.evaluation_split,
-        args.fold_column,
-        args.evaluation_fold,
-        args.evaluation_fraction,
-        args.group_column,
-        args.label_separator,
-    )
+    data = open_labelled_audio(options.dataset, options)
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
         raise ValueError(
-            f"{args.dataset} has one label only ({data.label_names[0]!r}); a classifier needs at "
-            "least two."
+            f"{options.dataset} has one label only ({data.label_names[0]!r}); a classifier needs "
+            "at least two."
+        )
+    if options.best_metric and data.problem_type not in METRICS[options.best_metric].kinds:
+        raise ValueError(
+            f"--best_metric {options.best_metric} does not go with {data.problem_type} data."
         )
     return data
 
@@ -58,13 +49,13 @@ def describe_data(data: LabelledAudio) -> str:
 
 
 def describe_run(
-    args: FinetuneArguments, data: LabelledAudio, model: nn.Module, extractor: ASTFeatureExtractor
+    options: FinetuneOptions, data: LabelledAudio, model: nn.Module, extractor: ASTFeatureExtractor
 ) -> dict[str, Any]:
     """Dataset and model for the run's report."""
     parameters = list(model.parameters())
     return {
         "dataset": {
-            "name": args.dataset,
+            "name": options.dataset,
             "labels": data.problem_type,
             "train_clips": data.train_clips,
             "evaluation_clips": data.evaluation_clips,
@@ -84,7 +75,7 @@ def describe_run(
     }
 
 
-def check_sharded(args: FinetuneArguments) -> None:
+def check_sharded(options: FinetuneOptions) -> None:
     """What cannot be had when FSDP or DeepSpeed cuts the weights up over processes.
 
     Raises:
@@ -93,50 +84,52 @@ def check_sharded(args: FinetuneArguments) -> None:
     for option, off in (
         ("averaged_epochs", 1), ("ema_decay", 0.0), ("gradient_accumulation_steps", 1),
     ):  # fmt: skip
-        if getattr(args, option) != off:
+        if getattr(options, option) != off:
             raise ValueError(f"With FSDP or DeepSpeed --{option} must be {off}.")
-    if args.trained == "lora":
+    if options.trained == "lora":
         raise ValueError("--trained lora does not go with FSDP or DeepSpeed.")
 
 
-def precision(args: FinetuneArguments) -> str:
+def precision(options: FinetuneOptions) -> str:
     """What --mixed_precision means on this machine: no, bf16 or fp16."""
-    if args.mixed_precision != "auto":
-        return args.mixed_precision
+    if options.mixed_precision != "auto":
+        return options.mixed_precision
     if not torch.cuda.is_available():
         return "no"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def start_model(
-    args: FinetuneArguments, data: LabelledAudio
+    options: FinetuneOptions, data: LabelledAudio
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     """The model to fine-tune and its feature extractor, with statistics of the data if need be."""
-    model, extractor = _load_model(args, data)
+    model, extractor = _load_model(options, data)
     if extractor is None:
-        extractor = ASTFeatureExtractor(max_length=args.max_length, num_mel_bins=args.num_mel_bins)
-        if args.mean is None or args.std is None:
+        extractor = ASTFeatureExtractor(
+            max_length=options.max_length, num_mel_bins=options.num_mel_bins
+        )
+        if options.mean is None or options.std is None:
             sounds = [row["audio"] for row in data.train.take(_MEASURED_CLIPS)]
             measured = measure_sounds(sounds, extractor.sampling_rate, extractor.num_mel_bins)
             if not measured.frames:
                 raise ValueError(f"No sound can be measured: {measured.unreadable[:1]}")
             extractor.mean, extractor.std = measured.mean, measured.std
-    extractor.mean = extractor.mean if args.mean is None else args.mean
-    extractor.std = extractor.std if args.std is None else args.std
-    if args.bucket_batches:
+    extractor.mean = extractor.mean if options.mean is None else options.mean
+    extractor.std = extractor.std if options.std is None else options.std
+    if options.bucket_batches:
         extractor.return_attention_mask = True  # pads to the longest of a batch
     return model, extractor
 
 
 def _load_model(
-    args: FinetuneArguments, data: LabelledAudio
+    options: FinetuneOptions, data: LabelledAudio
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor | None]:
     problem_type = data.problem_type
-    if problem_type == "multi_label_classification" and args.loss == "cross_entropy":
+    if problem_type == "multi_label_classification" and options.loss == "cross_entropy":
         raise ValueError(
             "--loss cross_entropy needs one label per clip; here are several. Leave it out."
         )
-    if args.loss == "binary_cross_entropy":
+    if options.loss == "binary_cross_entropy":
         problem_type = "multi_label_classification"
     labels = {
         "num_labels": len(data.label_names),
@@ -145,36 +138,36 @@ def _load_model(
         "problem_type": problem_type,
     }
     geometry = {
-        "max_length": args.max_length,
-        "num_mel_bins": args.num_mel_bins,
-        "frequency_stride": args.frequency_stride,
-        "time_stride": args.time_stride,
+        "max_length": options.max_length,
+        "num_mel_bins": options.num_mel_bins,
+        "frequency_stride": options.frequency_stride,
+        "time_stride": options.time_stride,
     }
     training = {
-        "time_patchout": args.time_patchout,
-        "frequency_patchout": args.frequency_patchout,
-        "label_smoothing": args.label_smoothing,
+        "time_patchout": options.time_patchout,
+        "frequency_patchout": options.frequency_patchout,
+        "label_smoothing": options.label_smoothing,
     }
-    if args.model == "scratch":
+    if options.model == "scratch":
         size = {
-            "hidden_size": args.hidden_size,
-            "num_hidden_layers": args.num_hidden_layers,
-            "num_attention_heads": args.num_attention_heads,
-            "intermediate_size": 4 * args.hidden_size,
+            "hidden_size": options.hidden_size,
+            "num_hidden_layers": options.num_hidden_layers,
+            "num_attention_heads": options.num_attention_heads,
+            "intermediate_size": 4 * options.hidden_size,
             # 1 / sqrt(fan-in). The config's 0.02 is made for width 768; a narrow encoder that
             # starts there hardly learns in the first epochs.
-            "initializer_range": args.hidden_size**-0.5,
+            "initializer_range": options.hidden_size**-0.5,
         }
         return ASTForAudioClassification(ASTConfig(**size, **geometry, **labels, **training)), None
-    path = _vision_weights(args.model)
+    path = _vision_weights(options.model)
     if path is not None:
         config = vision_config(path, **geometry, **labels, **training)
         return ASTForAudioClassification.from_vision_checkpoint(path, config), None
     model = ASTForAudioClassification.from_pretrained(
-        args.model, ignore_mismatched_sizes=True, **geometry, **labels, **training
+        options.model, ignore_mismatched_sizes=True, **geometry, **labels, **training
     )
     return model, ASTFeatureExtractor.from_pretrained(
-        args.model, max_length=args.max_length, num_mel_bins=args.num_mel_bins
+        options.model, max_length=options.max_length, num_mel_bins=options.num_mel_bins
     )
 
 
@@ -191,21 +184,21 @@ def _vision_weights(model: str) -> Path | None:
     return Path(snapshot_download(model, allow_patterns=weights))
 
 
-def choose_trained_weights(model: ASTForAudioClassification, args: FinetuneArguments) -> Any:
-    """Freeze what `args.trained` leaves out; with "lora", the model wrapped by PEFT."""
-    if args.trained == "lora":
+def choose_trained_weights(model: ASTForAudioClassification, options: FinetuneOptions) -> Any:
+    """Freeze what `options.trained` leaves out; with "lora", the model wrapped by PEFT."""
+    if options.trained == "lora":
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError as error:
             raise ValueError("--trained lora needs PEFT: pip install peft") from error
         config = LoraConfig(
-            r=args.lora_rank,
-            lora_alpha=2 * args.lora_rank,
+            r=options.lora_rank,
+            lora_alpha=2 * options.lora_rank,
             target_modules=r".*encoder\.layer\..*(query|key|value|dense)",
             modules_to_save=["classifier"],
         )
         return get_peft_model(model, config)
-    prefix = {"all": "", "head": "classifier.", "linear": "classifier.dense."}[args.trained]
+    prefix = {"all": "", "head": "classifier.", "linear": "classifier.dense."}[options.trained]
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.startswith(prefix)
     return model

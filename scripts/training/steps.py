@@ -28,23 +28,20 @@ from feature_extraction import (
 
 from ..data.batches import Collator, SkippedSounds, batches, rank_share, repeated
 from ..data.labelled import LabelledAudio
-from ..evaluation.metrics import compute_metrics
-from .options import FinetuneArguments
-from .run_folder import main_metric
-
-_MEASURED_CLIPS = 200  # for the normalisation of a model that comes without statistics
+from ..evaluation.metrics import METRICS, compute_metrics, headline
+from .options import FinetuneOptions
 
 Batch = dict[str, Tensor]
 
 
-def count_steps(args: FinetuneArguments, data: LabelledAudio, processes: int) -> int:
+def count_steps(options: FinetuneOptions, data: LabelledAudio, processes: int) -> int:
     """Optimizer steps in an epoch."""
-    clips = args.batch_size * args.gradient_accumulation_steps * processes
+    clips = options.batch_size * options.gradient_accumulation_steps * processes
     return math.ceil(data.train_clips / clips)
 
 
 def epoch_batches(
-    args: FinetuneArguments,
+    options: FinetuneOptions,
     data: LabelledAudio,
     extractor: ASTFeatureExtractor,
     skipped: SkippedSounds,
@@ -62,30 +59,30 @@ def epoch_batches(
     num_labels = len(data.label_names)
     one_pass = partial(
         batches,
-        rank_share(data.train, rank, processes, args.num_workers),
-        args.batch_size * args.gradient_accumulation_steps,
-        args.num_workers,
+        rank_share(data.train, rank, processes, options.num_workers),
+        options.batch_size * options.gradient_accumulation_steps,
+        options.num_workers,
         Collator(
             extractor,
             num_labels,
-            args.mixup_rate,
-            (args.seed, epoch, rank),
-            args.speed_perturbation,
+            options.mixup_rate,
+            (options.seed, epoch, rank),
+            options.speed_perturbation,
         ),
-        shuffle_buffer=args.shuffle_buffer,
-        draws=data.balanced_draws() if args.balanced_sampling else None,
-        bucket_batches=args.bucket_batches,
+        shuffle_buffer=options.shuffle_buffer,
+        draws=data.balanced_draws() if options.balanced_sampling else None,
+        bucket_batches=options.bucket_batches,
         skipped=skipped,
-        read_in_turn=data.train_clips <= args.shuffle_buffer,
+        read_in_turn=data.train_clips <= options.shuffle_buffer,
     )
-    for batch in islice(repeated(one_pass), skip, count_steps(args, data, processes)):
-        if args.loss == "binary_cross_entropy" and batch["labels"].dim() == 1:
+    for batch in islice(repeated(one_pass), skip, count_steps(options, data, processes)):
+        if options.loss == "binary_cross_entropy" and batch["labels"].dim() == 1:
             batch["labels"] = one_hot(batch["labels"], num_labels).float()
         yield batch
 
 
 def evaluation_batches(
-    args: FinetuneArguments,
+    options: FinetuneOptions,
     data: LabelledAudio,
     extractor: ASTFeatureExtractor,
     skipped: SkippedSounds,
@@ -93,14 +90,14 @@ def evaluation_batches(
     processes: int = 1,
 ) -> Iterator[Batch]:
     """The evaluation part, this process's share of it."""
-    share = rank_share(data.evaluation, rank, processes, args.num_workers)
+    share = rank_share(data.evaluation, rank, processes, options.num_workers)
     collator = Collator(extractor, len(data.label_names))
-    return batches(share, args.batch_size, args.num_workers, collator, skipped=skipped)
+    return batches(share, options.batch_size, options.num_workers, collator, skipped=skipped)
 
 
 def augment(
     batch: Batch,
-    args: FinetuneArguments,
+    options: FinetuneOptions,
     extractor: ASTFeatureExtractor,
     step: int,
     rank: int,
@@ -112,16 +109,16 @@ def augment(
     of the loaders' (epoch, rank < processes).
     """
     inputs = batch["input_values"]
-    generator = augmentation_generator(args.seed, step, processes + rank, inputs.device)
-    if args.filter_augment:
+    generator = augmentation_generator(options.seed, step, processes + rank, inputs.device)
+    if options.filter_augment:
         decibel = math.log(10) / 10 / (2 * extractor.std)  # in normalised log-mel
-        inputs = filter_augment(inputs, args.filter_augment * decibel, generator=generator)
+        inputs = filter_augment(inputs, options.filter_augment * decibel, generator=generator)
     # Hidden parts become the data's mean. (The original hides before it normalises, with a log-mel
     # of 0, which is as loud as sound gets.)
-    inputs = spec_augment(inputs, args.time_mask, args.frequency_mask, generator=generator)
-    if args.noise_level:
-        inputs = add_noise(inputs, args.noise_level, generator)
-    return {**batch, "input_values": roll(inputs, args.time_roll, generator)}
+    inputs = spec_augment(inputs, options.time_mask, options.frequency_mask, generator=generator)
+    if options.noise_level:
+        inputs = add_noise(inputs, options.noise_level, generator)
+    return {**batch, "input_values": roll(inputs, options.time_roll, generator)}
 
 
 def parts_of(batch: Batch, size: int) -> list[Batch]:
@@ -189,11 +186,11 @@ def evaluate_model(
 
 
 def describe_epoch(record: dict[str, Any]) -> str:
-    metric = main_metric(record)
+    metric = headline(name.removeprefix("evaluation_") for name in record)
     value = record[f"evaluation_{metric}"]
     return (
         f"epoch {record['epoch']}: train loss {record['train_loss']:.3f}, "
-        f"evaluation loss {record['evaluation_loss']:.3f}, {metric.replace('_', ' ')} "
+        f"evaluation loss {record['evaluation_loss']:.3f}, {METRICS[metric].title} "
         + ("undefined" if value is None else f"{100 * value:.2f} %")
         + f", {record['seconds']:.0f} s"
     )

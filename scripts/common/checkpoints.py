@@ -1,0 +1,91 @@
+"""Checkpoints by name: a folder, one that is bundled with the commands, or one on the Hub.
+
+    checkpoint_folder("ast-tiny-esc10")     -> where it lies in hub_configs
+    resolve_checkpoint(name)                -> what `from_pretrained` is to be given
+
+Nothing here imports torch or transformers.
+"""
+
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from .bundled import hub_configs_folder
+
+DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
+_PATIENCE_S = 1.5  # for the Hub to answer the telephone
+
+
+def bundled_checkpoints() -> dict[str, Path]:
+    """The checkpoints that come with the commands: their folders by name."""
+    weights = sorted(hub_configs_folder().glob("*/model.safetensors"))
+    return {file.parent.name: file.parent for file in weights}
+
+
+def checkpoint_folder(name: str) -> str:
+    """The folder of a checkpoint that is bundled with the commands; any other name unchanged."""
+    return name if Path(name).is_dir() else str(bundled_checkpoints().get(name, name))
+
+
+def resolve_checkpoint(name: str) -> str:
+    """A folder, a bundled checkpoint's name or a Hub name as `from_pretrained` takes it.
+
+    A Hub name that was downloaded before is found without a network too.
+
+    Raises:
+        ValueError: for a path where there is no folder, and, within two seconds, for a Hub name
+            when the Hub cannot be reached and the checkpoint was not downloaded before.
+    """
+    local = Path(checkpoint_folder(name))
+    if local.is_dir():
+        return str(local)
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    if is_path or not name.strip():
+        raise ValueError(f"No such checkpoint folder: {name}. {_what_works_offline()}")
+    if _hub_is_reachable():
+        return name
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(name, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise ValueError(
+            f"The checkpoint {name} is neither a folder nor bundled, and the Hub cannot be "
+            f"reached to look for it there. {_what_works_offline()}"
+        ) from None
+
+
+def _what_works_offline() -> str:
+    names = ", ".join(bundled_checkpoints())
+    return f"Without a network: a checkpoint's folder, or one that is bundled: {names}."
+
+
+def _hub_is_reachable() -> bool:
+    """Whether the Hub, or the proxy on the way to it, accepts connections."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":
+        return False
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    proxy = urllib.request.getproxies().get(address.scheme)
+    if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
+        address = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    reached = threading.Event()
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((address.hostname, port), timeout=_PATIENCE_S):
+                reached.set()
+        except OSError:
+            return
+
+    # Looking up a name knows no timeout, so it is left behind in a thread.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(_PATIENCE_S)
+    return reached.is_set()

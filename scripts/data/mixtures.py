@@ -1,0 +1,97 @@
+"""Synthetic mixtures of labelled clips: a multi-label set out of a single-label one."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from datasets import ClassLabel, Dataset, Features, List, Value
+from tqdm.auto import tqdm
+
+from feature_extraction import load_audio
+
+from ..common.options import did_you_mean
+from .options import MixOptions
+from .sources import open_stream
+
+_SAMPLING_RATE = 16000
+_MAX_ATTENUATION_DB = 6.0
+
+
+def mix(sounds: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
+    """Sum of sounds (samples,) at equal peaks, each turned down by 0 to 6 dB; -1..1, the longest's
+    length."""
+    mixture = np.zeros(max(map(len, sounds)), np.float32)
+    for sound in sounds:
+        gain = 10 ** (-random.uniform(0, _MAX_ATTENUATION_DB) / 20)
+        mixture[: len(sound)] += sound * (gain / max(np.abs(sound).max(), 1e-9))
+    return mixture / max(1.0, np.abs(mixture).max())
+
+
+def mix_clips(options: MixOptions) -> list[Path]:
+    """Write the mixtures, a Parquet file per fold; returns the files.
+
+    Raises:
+        ValueError: for a wrong path, column or option, or a sound that cannot be read.
+    """
+    if not options.dataset:
+        raise ValueError("Name a dataset: python -m scripts.mix_clips DATASET (see --help).")
+    stream = open_stream(options.dataset, options.split)
+    columns = stream.column_names or list(next(iter(stream), {}))
+    for option in ("audio_column", "label_column", "fold_column"):
+        if (column := getattr(options, option)) not in columns:
+            raise ValueError(
+                f"{options.dataset} has no column {column!r} (--{option})"
+                + did_you_mean(column, columns)
+            )
+    folds: dict[Any, dict[Any, list[Any]]] = {}  # undecoded sounds by fold and class
+    for row in stream:
+        classes = folds.setdefault(row[options.fold_column], {})
+        classes.setdefault(row[options.label_column], []).append(row[options.audio_column])
+    label_feature = (stream.features or {}).get(options.label_column)
+    if not isinstance(label_feature, ClassLabel):
+        values = sorted({label for classes in folds.values() for label in classes})
+        label_feature = ClassLabel(names=[str(value) for value in values])
+        folds = {
+            fold: {values.index(label): sounds for label, sounds in classes.items()}
+            for fold, classes in folds.items()
+        }
+    features = Features(
+        {
+            "audio": {"bytes": Value("binary"), "path": Value("string")},
+            "labels": List(label_feature),
+            "fold": Value("string"),
+            "sources": List(Value("string")),
+        }
+    )
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, (fold, classes) in enumerate(sorted(folds.items())):
+        random = np.random.default_rng([options.seed, number])
+        rows = [
+            _mixture(classes, options.max_clips, random, f"fold{fold}_{index}.flac", str(fold))
+            for index in tqdm(range(options.mixtures_per_fold), desc=f"fold {fold}", unit="mixture")
+        ]
+        files.append(output / f"fold{fold}.parquet")
+        Dataset.from_list(rows, features=features).to_parquet(files[-1])
+    return files
+
+
+def _mixture(
+    classes: dict[Any, list[Any]], max_clips: int, random: np.random.Generator, name: str, fold: str
+) -> dict[str, Any]:
+    num_clips = random.integers(1, min(max_clips, len(classes)) + 1)
+    labels = sorted(random.permutation(sorted(classes))[:num_clips].tolist())
+    sounds = [classes[label][random.integers(len(classes[label]))] for label in labels]
+    mixture = mix([load_audio(sound, _SAMPLING_RATE) for sound in sounds], random)
+    encoded = io.BytesIO()
+    soundfile.write(encoded, mixture, _SAMPLING_RATE, format="FLAC")
+    paths = [sound.get("path") if isinstance(sound, dict) else str(sound) for sound in sounds]
+    return {
+        "audio": {"bytes": encoded.getvalue(), "path": name},
+        "labels": labels,
+        "fold": fold,
+        "sources": paths,
+    }

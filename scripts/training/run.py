@@ -1,0 +1,241 @@
+"""A fine-tuning run: all that the loops of both doors share.
+
+run = TrainingRun(options, "ast-finetune", rank, processes, device)
+with_trainer.py, with_accelerate.py     the loops: when which of its methods is called
+
+data, model, extractor, average         what it works on
+folder, progress                        where it is kept, how far it has come
+batches -> augmented -> parts -> loss   an optimizer step
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from ..data.batches import SkippedSounds
+from .optimisation import learning_rate_factor, make_average, make_optimizer
+from .options import FinetuneOptions
+from .run_folder import Progress, RunFolder
+from .start import (
+    check_sharded,
+    choose_trained_weights,
+    describe_data,
+    describe_run,
+    open_data,
+    save_model,
+    start_model,
+)
+from .steps import (
+    Batch,
+    augment,
+    count_steps,
+    describe_epoch,
+    epoch_batches,
+    evaluate_model,
+    evaluation_batches,
+    parts_of,
+)
+
+
+class TrainingRun:
+    """Data, model, average, run folder and progress of a run, begun or resumed.
+
+    Args:
+        options: the run's.
+        command: that runs it, for messages; one command does not resume another's run.
+        rank, processes: this process among those that train together.
+        device: where this process computes.
+
+    Raises:
+        ValueError: for wrong paths, columns, labels or options, before any model is built, and for
+            a folder that holds another run.
+    """
+
+    def __init__(
+        self,
+        options: FinetuneOptions,
+        command: str,
+        rank: int,
+        processes: int,
+        device: torch.device,
+    ):
+        self.options = options
+        self.is_main = rank == 0
+        self.data = open_data(options)
+        self.folder = RunFolder(options, command, processes)
+        self.skipped = SkippedSounds(
+            options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
+        )
+        self.say(describe_data(self.data))
+        logging.disable_progress_bar()  # of transformers, for loading and saving
+        set_seed(options.seed)
+        ast, self.extractor = start_model(options, self.data)
+        self.model: Any = choose_trained_weights(ast, options)
+        # Before anybody prepares the model: for mixed precision it gets a `forward` that a copy
+        # would share, and so run the original's weights.
+        self.average = make_average(self.model, options)
+        if self.average is not None:
+            self.average.to(device)
+        self.steps_per_epoch = count_steps(options, self.data, processes)
+        self._rank, self._processes = rank, processes
+        self._begin = time.perf_counter() - self.progress.seconds
+
+    @property
+    def progress(self) -> Progress:
+        return self.folder.progress
+
+    @property
+    def seconds(self) -> float:
+        """Of work so far, interruptions not counted."""
+        return time.perf_counter() - self._begin
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return (self.progress.epoch - 1) * self.steps_per_epoch + self.progress.step
+
+    @property
+    def is_over(self) -> bool:
+        return self.progress.epoch > self.options.num_epochs or self.folder.stops_early()
+
+    def say(self, text: str) -> None:
+        if self.is_main:
+            print(text)
+
+    # Before the first step
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(model, self.options)
+
+    def make_scheduler(self, optimizer: torch.optim.Optimizer) -> Any:
+        def factor(step: int) -> float:
+            return learning_rate_factor(step, self.options, self.steps_per_epoch)
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    def begin(self, accelerator: Accelerator, is_sharded: bool) -> None:
+        """Write what the run is made with, or say from where it is resumed.
+
+        Raises:
+            ValueError: for options that do not go with weights cut up over processes.
+        """
+        if is_sharded:
+            check_sharded(self.options)
+        accelerator.wait_for_everyone()  # all have read the folder
+        if self.is_main:
+            self.folder.begin(describe_run(self.options, self.data, self.model, self.extractor))
+        if self.folder.newest_state is not None:
+            self.say(
+                f"Resuming {self.folder.path}: epoch {self.progress.epoch}, "
+                f"step {self.progress.step + 1}"
+            )
+
+    # An optimizer step
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """An epoch's batches of this process, one per optimizer step, after the first `skip`."""
+        return epoch_batches(
+            self.options,
+            self.data,
+            self.extractor,
+            self.skipped,
+            epoch,
+            skip,
+            self._rank,
+            self._processes,
+        )
+
+    def augmented(self, batch: Batch, step: int) -> Batch:
+        return augment(batch, self.options, self.extractor, step, self._rank, self._processes)
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """A step's batch in parts that go through the model at once."""
+        return parts_of(batch, self.options.batch_size)
+
+    def loss(self, model: nn.Module, part: Batch, num_items_in_batch: Any) -> Tensor:
+        """Of a part; those of all parts of a step add up to its mean."""
+        return model(**part, num_items_in_batch=num_items_in_batch).loss
+
+    def end_step(self, loss: float, clips: int) -> None:
+        """Count an optimizer step over `clips` clips of this mean loss, of all processes.
+
+        Raises:
+            ValueError: when the loss is not finite.
+        """
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss is {loss} in epoch {self.progress.epoch}, step "
+                f"{self.progress.step + 1}. Lower --learning_rate (it is "
+                f"{self.options.learning_rate:g})."
+            )
+        self.progress.add_step(loss, clips, self.seconds)
+
+    def average_after_step(self) -> None:
+        """With --ema_decay: after the optimizer has changed the weights."""
+        if self.average is not None and self.options.ema_decay:
+            self.average.update_parameters(self.model)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether to keep a state after this step of an epoch; the last one's is kept anyway."""
+        return 0 < step < self.steps_per_epoch and step % self.options.save_steps == 0
+
+    # An epoch's end
+
+    def average_after_epoch(self, epoch: int) -> None:
+        """With --averaged_epochs: at an epoch's end, before it is evaluated."""
+        if self.average is not None and epoch > (
+            self.options.num_epochs - self.options.averaged_epochs
+        ):
+            self.average.update_parameters(self.model)
+
+    def result(self, model: nn.Module) -> nn.Module:
+        """What is evaluated and saved: the averaged weights as soon as there are some."""
+        average = self.average
+        return model if average is None or not int(average.n_averaged) else average.module
+
+    def end_epoch(
+        self,
+        model: nn.Module,
+        accelerator: Accelerator,
+        learning_rate: float,
+        write_result: Callable[[Path], None],
+        say: Callable[[str], object] = print,
+    ) -> dict[str, Any]:
+        """Evaluate, record, keep the result if it is the best so far; returns the record."""
+        batches = evaluation_batches(
+            self.options, self.data, self.extractor, self.skipped, self._rank, self._processes
+        )
+        scores = evaluate_model(self.result(model), batches, accelerator)
+        record = self.progress.end_epoch(scores, learning_rate, self.seconds)
+        is_best = self.folder.record_epoch(record)
+        if self.is_main:
+            self.folder.write_records()
+            say(describe_epoch(record))
+        if is_best:
+            self.folder.save_best(accelerator, write_result)
+        return record
+
+    def write_result(self, folder: Path, gathered: Batch | None = None) -> None:
+        """Save the result as a checkpoint; in the main process only.
+
+        Args:
+            gathered: all weights, when the model holds only a part of them itself.
+        """
+        save_model(self.result(self.model), self.extractor, folder, gathered)
+
+    def finish(
+        self, accelerator: Accelerator, write_result: Callable[[Path], None]
+    ) -> dict[str, Any]:
+        """Leave the result as the run folder's `checkpoint`; returns the last epoch's record."""
+        self.folder.finish(accelerator, write_result, self.skipped)
+        checkpoint = self.folder.checkpoint
+        self.say(f"Saved {checkpoint}. Try it: ast-classify FILE --model {checkpoint}")
+        return self.progress.records[-1]

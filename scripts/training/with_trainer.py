@@ -1,0 +1,185 @@
+"""The `Trainer` of `ast-finetune`, with our batches, augmentation, evaluation and states.
+
+`Trainer` asks streams for `max_steps` and does not resume them past their first pass. Here it is
+given a dataset of known length that makes each epoch's batches anew, one per optimizer step.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+
+from .options import FinetuneOptions
+from .run import TrainingRun
+from .start import precision
+from .steps import Batch, trackable
+
+
+class EpochBatches(IterableDataset):
+    """The batches of `epoch`, one per optimizer step, as a dataset with a length."""
+
+    def __init__(self, run: TrainingRun):
+        self.epoch = 1
+        self._run = run
+
+    def __len__(self) -> int:
+        return self._run.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._run.batches(self.epoch)
+
+
+class ASTTrainer(Trainer):
+    """`Trainer` with our batches, augmentation, optimizer, evaluation and atomic checkpoints."""
+
+    optimizer: Any
+    lr_scheduler: Any
+    control: Any
+
+    def __init__(self, run: TrainingRun, **kwargs: Any):
+        super().__init__(**kwargs, model=run.model, processing_class=run.extractor)
+        self.run = run
+        self.train_dataset = EpochBatches(run)
+        self.add_callback(_EveryEpoch(self))
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def get_train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_dataset, batch_size=None)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.run.make_optimizer(self.model if model is None else model)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = self.run.make_scheduler(optimizer or self.optimizer)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """A whole optimizer step's batch, in parts whose losses add up to its mean."""
+        batch = self._prepare_inputs(inputs)
+        clips = self.accelerator.reduce(torch.tensor(len(batch["labels"]), device=self.args.device))
+        parts = self.run.parts(self.run.augmented(batch, self.state.global_step))
+        loss = torch.zeros((), device=self.args.device)
+        for number, part in enumerate(parts, start=1):
+            is_last = number == len(parts)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                loss += super().training_step(model, part, num_items_in_batch)
+        self.run.end_step(self.accelerator.reduce(loss, "mean").item(), int(clips))
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """End an epoch: evaluate, record, keep the best."""
+        rate = float(self.lr_scheduler.get_last_lr()[-1])
+        record = self.run.end_epoch(self.model, self.accelerator, rate, self.write_result)
+        self.log(trackable(record))
+        self.control.should_training_stop |= self.run.is_over
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, record
+        )
+        return record
+
+    def write_result(self, folder: Path) -> None:
+        weights = self.accelerator.get_state_dict(self.model_wrapped) if self.is_sharded else None
+        if self.args.should_save:
+            self.run.write_result(folder, weights)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Trainer's own checkpoint, in a folder that gets its name when it is whole."""
+
+        def write(folder: Path) -> None:
+            self.args.output_dir = str(folder)
+            super(ASTTrainer, self)._save_checkpoint(model, trial)
+            if self.run.average is not None and self.args.should_save:
+                torch.save(self.run.average.state_dict(), folder / "average.pt")
+
+        self.run.folder.save_state(self.accelerator, self.state.global_step, write)
+
+
+class _EveryEpoch(TrainerCallback):
+    """Says when to evaluate and save, and averages weights."""
+
+    def __init__(self, trainer: ASTTrainer):
+        self.trainer, self.run = trainer, trainer.run
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.train_dataset.epoch = 1 + state.global_step // self.run.steps_per_epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.run.average_after_step()
+        control.should_save = self.run.saves_at(state.global_step % self.run.steps_per_epoch)
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.run.average_after_epoch(state.global_step // self.run.steps_per_epoch)
+        control.should_evaluate = control.should_save = True
+        return control
+
+
+class _Progress(ProgressCallback):
+    """Trainer's bar, with loss and rate at its side instead of a line per log."""
+
+    def __init__(self, run: TrainingRun):
+        super().__init__()
+        self.run = run
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self.training_bar.set_postfix(self.run.progress.figures())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        pass
+
+
+def finetune(options: FinetuneOptions) -> dict[str, Any]:
+    """Run the whole fine-tuning, or the rest of it; returns the last epoch's record.
+
+    Raises:
+        ValueError: for wrong paths, columns, labels or options, before any model is built, and
+            when a checkpoint cannot be written.
+    """
+    mixed_precision = precision(options)
+    arguments = TrainingArguments(
+        output_dir=options.output,
+        num_train_epochs=options.num_epochs,
+        per_device_train_batch_size=options.batch_size * options.gradient_accumulation_steps,
+        max_grad_norm=options.max_grad_norm,
+        bf16=mixed_precision == "bf16",
+        fp16=mixed_precision == "fp16",
+        seed=options.seed,
+        remove_unused_columns=False,
+        eval_strategy="no",  # our callback says when
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=options.report_to or "none",
+    )
+    run = TrainingRun(
+        options, "ast-finetune", arguments.process_index, arguments.world_size, arguments.device
+    )
+    trainer = ASTTrainer(run, args=arguments)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Progress(run))
+    run.begin(trainer.accelerator, trainer.is_sharded)
+    resume_from = None
+    state = run.folder.newest_state
+    if state is not None:
+        if run.average is not None:
+            run.average.load_state_dict(torch.load(state / "average.pt", weights_only=True))
+        (resume_from,) = map(str, state.glob("checkpoint-*"))
+    if not run.is_over:
+        trainer.train(resume_from_checkpoint=resume_from)
+    elif resume_from is not None:
+        trainer._load_from_checkpoint(resume_from)
+    return run.finish(trainer.accelerator, trainer.write_result)
