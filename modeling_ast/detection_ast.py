@@ -16,17 +16,15 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification, ASTModel
 from .patch_grid_ast import NUM_SPECIAL_TOKENS, count_valid_columns
-from .pooling_ast import check_pooling, pool_scores
+from .pooling_ast import check_pooling, pool_logits, pool_scores
 from .pretrained_ast import ASTPreTrainedModel
-
-_SMALLEST = 1e-6  # of a pooled probability, where its logarithm is taken
 
 
 @strict
@@ -220,12 +218,8 @@ def detection_loss(
         per_clip = _known_mean(loss.flatten(1), is_known.flatten(1))
     if clip_labels is not None:
         assert pooling is not None
-        # In float32 whatever the autocast: it refuses probabilities.
-        with torch.autocast(logits.device.type, enabled=False):
-            scores = pool_scores(logits.sigmoid(), pooling, is_sound)
-            scores = scores.clamp(_SMALLEST, 1 - _SMALLEST)
-            targets = clip_labels.to(scores).clamp(min=0)
-            loss = binary_cross_entropy(scores, targets, reduction="none")
+        pooled = pool_logits(logits, "multi_label_classification", pooling, is_sound)
+        loss = binary_cross_entropy_with_logits(pooled, clip_labels.to(pooled), reduction="none")
         per_clip = per_clip.where(has_columns, _known_mean(loss, clip_labels >= 0))
     if num_items_in_batch is None:
         return per_clip.mean()

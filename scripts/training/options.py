@@ -66,7 +66,22 @@ class FinetuneOptions(LabelledOptions):
     num_attention_heads: int = setting(3, "heads, from scratch only", group=_MODEL, at_least=1)
 
     max_length: int = setting(
-        1024, "frames per clip: longer clips are cut, shorter ones padded", group=_INPUT
+        1024,
+        "frames heard at once: longer clips are read in windows, shorter ones padded",
+        group=_INPUT,
+    )
+    windows_per_clip: int = setting(
+        1,
+        "windows of a longer clip that are heard together, per epoch; one is drawn at random",
+        group=_INPUT,
+        at_least=1,
+    )
+    window_pooling: str | None = setting(
+        None,
+        "a longer clip's score from its windows': mean, max, or linear_softmax, between the two; "
+        "default: the model's own, or mean",
+        group=_INPUT,
+        choices=["mean", "max", "linear_softmax"],
     )
     num_mel_bins: int = setting(128, "mel bins", group=_INPUT)
     frequency_stride: int = setting(10, "mel bins between patches", group=_INPUT)

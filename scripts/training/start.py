@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTForAudioClassification, ASTFrameConfig
 from modeling_ast.conversion_ast import vision_config
 
+from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, open_labelled_audio
 from ..data.statistics import measure_sounds
+from ..data.windows import count_long_clips, describe_long_clips
 from ..evaluation.metrics import METRICS
 from .options import FinetuneOptions
 
@@ -73,6 +75,23 @@ def describe_run(
             "std": float(extractor.std),
         },
     }
+
+
+def describe_windows(
+    options: FinetuneOptions, data: LabelledAudio, extractor: ASTFeatureExtractor
+) -> str:
+    """What happens to clips that are longer than the model hears at once; "" when none is."""
+    window_s = Collator(extractor, 0).window_s
+    counted = count_long_clips(data.train, data.train_clips, window_s)
+    return describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
+
+
+def frame_grid(model: Any) -> FrameGrid | None:
+    """The columns that a frame model answers for; None for a classifier."""
+    config = model.config
+    if config.model_type != ASTFrameConfig.model_type:
+        return None
+    return FrameGrid(config.time_stride, config.patch_size)
 
 
 def check_sharded(options: FinetuneOptions) -> None:
@@ -148,6 +167,8 @@ def _load_model(
         "frequency_patchout": options.frequency_patchout,
         "label_smoothing": options.label_smoothing,
     }
+    if options.window_pooling is not None:
+        training["window_pooling"] = options.window_pooling
     if options.model == "scratch":
         size = {
             "hidden_size": options.hidden_size,
