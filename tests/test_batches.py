@@ -283,8 +283,8 @@ def test_sound_and_labels_are_mixed_with_the_same_weight():
     class Waveforms(Collator):
         def batch(self, clips):
             return {
-                "input_values": torch.stack([waveform for waveform, _ in clips]),
-                "labels": torch.stack([label for _, label in clips]),
+                "input_values": torch.stack([clip.waveform for clip in clips]),
+                "labels": torch.stack([clip.label for clip in clips]),
             }
 
     collator = Waveforms(EXTRACTOR, 30, 1.0, (2, 1, 0))
