@@ -176,21 +176,29 @@ def _constants(
     return torch.hann_window(length, periodic=False).to(device), bands
 
 
+def mel_bin(hz: float, sampling_rate: int = 16000, num_mel_bins: int = 128) -> float:
+    """The mel bin in whose middle a frequency lies, for the ticks of an axis; between bins too."""
+    lowest, highest, wanted = _hz_to_mel(
+        torch.tensor([LOWEST_FREQUENCY, sampling_rate / 2, hz], dtype=torch.float64)
+    ).tolist()
+    return (wanted - lowest) / (highest - lowest) * (num_mel_bins + 1) - 1
+
+
+def _hz_to_mel(hz: Tensor) -> Tensor:
+    return 1127.0 * torch.log(1.0 + hz / 700.0)
+
+
 def _mel_filters(sampling_rate: int, num_mel_bins: int, fft_size: int) -> Tensor:
     """Triangles equally spaced in mel and linear in mel (not in Hz), peak 1: (FFT bins, mel).
 
     At 16 kHz and 128 bins the lowest triangles are narrower than an FFT bin and one of them catches
     none: its output is the floor for every sound, in Kaldi as here.
     """
-
-    def hz_to_mel(hz: Tensor) -> Tensor:
-        return 1127.0 * torch.log(1.0 + hz / 700.0)
-
-    lowest = hz_to_mel(torch.tensor(LOWEST_FREQUENCY))
-    highest = hz_to_mel(torch.tensor(sampling_rate / 2))
+    lowest = _hz_to_mel(torch.tensor(LOWEST_FREQUENCY))
+    highest = _hz_to_mel(torch.tensor(sampling_rate / 2))
     step = (highest - lowest) / (num_mel_bins + 1)
     left = lowest + step * torch.arange(num_mel_bins)
-    bins = hz_to_mel(torch.arange(fft_size // 2 + 1) * (sampling_rate / fft_size))[:, None]
+    bins = _hz_to_mel(torch.arange(fft_size // 2 + 1) * (sampling_rate / fft_size))[:, None]
     rising = (bins - left) / step
     falling = (left + 2 * step - bins) / step
     filters = torch.minimum(rising, falling).clamp_(min=0)

@@ -1,12 +1,71 @@
 """Windows of a long sound merged into events: what was heard from when to when.
 
 windows   [{"start", "end", "labels": [{"score", "label"}, …]}, …]   the pipeline's, overlapping
-events    [{"start", "end", "label", "score"}, …]                    seconds, in order of time
+scores    (windows, labels)                                          the same, as an array
+events    [Event(start, end, label, score), …]                       seconds, in order of time
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Event(NamedTuple):
+    """A label that was heard from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    label: str
+    score: float  # the highest of its windows
+
+
+@dataclass(frozen=True)
+class EventRules:
+    """What makes an event; see `find_events`.
+
+    Raises:
+        ValueError: for a release threshold above the threshold, a negative length, or a number
+            that is none.
+    """
+
+    threshold: float | Mapping[str, float] = 0.5
+    release_threshold: float | None = None
+    minimum_length_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        threshold, release = self.threshold, self.release_threshold
+        if isinstance(threshold, Mapping):
+            for name, value in threshold.items():
+                _check_number(value, f"The threshold of {name!r}")
+            highest = max(threshold.values(), default=math.inf)
+        else:
+            _check_number(threshold, "threshold")
+            highest = threshold
+        if release is not None:
+            _check_number(release, "release_threshold")
+            if release > highest:
+                raise ValueError(
+                    f"release_threshold ({release:g}) is above the threshold ({highest:g}); it "
+                    "must be equal or lower."
+                )
+        _check_number(self.minimum_length_s, "minimum_length_s")
+        if self.minimum_length_s < 0:
+            raise ValueError(f"minimum_length_s must be 0 or more, got {self.minimum_length_s:g}.")
+
+    def of_labels(self, label_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The scores that start an event and that continue one, (labels,) each."""
+        if isinstance(self.threshold, Mapping):
+            start = np.array([self.threshold.get(label, math.inf) for label in label_names])
+        else:
+            start = np.full(len(label_names), float(self.threshold))
+        if self.release_threshold is None:
+            return start, start
+        release = np.minimum(start, self.release_threshold)
+        return start, np.where(np.isinf(start), start, release)
 
 
 def find_events(
@@ -21,6 +80,10 @@ def find_events(
     when at least one of them reaches `threshold`: the higher one decides whether there is an event,
     the lower one how far it reaches, so that a score that dips for a moment does not cut it in two.
 
+    Where windows overlap, each speaks for the time that is nearer to its own middle: an event
+    begins and ends in the middle of an overlap, not at the far end of a window that hears a part
+    of it.
+
     Args:
         windows: what the pipeline returns under "windows" with `return_timestamps=True`, in order
             of time. A label that a window does not name scores nothing there: ask the pipeline for
@@ -29,8 +92,7 @@ def find_events(
             interest by name, and then other labels make no events.
         release_threshold: the score that continues one; default: `threshold`. A label whose
             threshold is lower than this number takes its threshold.
-        minimum_length_s: shorter events are left out, in seconds. An event is at least one window
-            long.
+        minimum_length_s: shorter events are left out, in seconds.
 
     Returns:
         {"start": seconds, "end": seconds, "label": name, "score": highest of its windows}, by
@@ -40,61 +102,73 @@ def find_events(
         ValueError: for a release threshold above the threshold, a negative length, or a number
             that is none.
     """
-    thresholds = threshold if isinstance(threshold, Mapping) else {"threshold": threshold}
-    for name, value in thresholds.items():
-        _check_number(value, f"The threshold of {name!r}" if thresholds is threshold else name)
-    if release_threshold is not None:
-        _check_number(release_threshold, "release_threshold")
-        if release_threshold > max(thresholds.values(), default=math.inf):
-            raise ValueError(
-                f"release_threshold ({release_threshold:g}) is above the threshold "
-                f"({max(thresholds.values()):g}); it must be equal or lower."
-            )
-    _check_number(minimum_length_s, "minimum_length_s")
-    if minimum_length_s < 0:
-        raise ValueError(f"minimum_length_s must be 0 or more, got {minimum_length_s:g}.")
-
-    events = []
-    going_on: dict[str, dict[str, Any]] = {}  # label -> the event that may reach further
-
-    def finish(label: str) -> None:
-        event = going_on.pop(label)
-        long_enough = event["end"] - event["start"] >= minimum_length_s
-        if long_enough and event["score"] >= _of_label(threshold, label):
-            events.append(event)
-
+    rules = EventRules(threshold, release_threshold, minimum_length_s)
+    windows = list(windows)
+    names: dict[str, int] = {}
     for window in windows:
-        scores = {entry["label"]: entry["score"] for entry in window["labels"]}
-        heard = set()
-        for label, score in scores.items():
-            needed = _of_label(threshold, label)
-            if release_threshold is not None:
-                needed = min(needed, release_threshold if needed < math.inf else needed)
-            if score >= needed:
-                heard.add(label)
-        for label in [*going_on]:
-            # A gap between windows ends an event, too.
-            if label not in heard or window["start"] > going_on[label]["end"]:
-                finish(label)
-        for label in heard:
-            event = going_on.setdefault(
-                label,
-                {
-                    "start": window["start"],
-                    "end": window["end"],
-                    "label": label,
-                    "score": -math.inf,
-                },
+        for entry in window["labels"]:
+            names.setdefault(entry["label"], len(names))
+    scores = np.full((len(windows), len(names)), -math.inf)
+    for row, window in zip(scores, windows, strict=True):
+        for entry in window["labels"]:
+            row[names[entry["label"]]] = entry["score"]
+    spans = [(window["start"], window["end"]) for window in windows]
+    return [event._asdict() for event in events_from_scores(spans, scores, list(names), rules)]
+
+
+def events_from_scores(
+    spans: Sequence[tuple[float, float]],
+    scores: np.ndarray,
+    label_names: Sequence[str],
+    rules: EventRules,
+) -> list[Event]:
+    """What `find_events` does, on arrays.
+
+    Args:
+        spans: each window's start and end in seconds, in order of time.
+        scores: (windows, labels).
+        label_names: in the order of the columns.
+        rules: thresholds and the shortest length.
+    """
+    if not len(spans):
+        return []
+    edges = window_territories(spans)  # (windows, 2)
+    start_at, continue_at = rules.of_labels(label_names)
+    # A gap between windows ends an event, too.
+    is_gap = np.array([True, *(b[0] > a[1] for a, b in itertools.pairwise(spans))])
+    events = []
+    for column in np.flatnonzero((scores >= start_at).any(axis=0)):
+        of_label = scores[:, column]
+        is_heard = of_label >= continue_at[column]
+        was_heard = np.concatenate([[False], is_heard[:-1]])
+        first = np.flatnonzero(is_heard & (~was_heard | is_gap))
+        is_followed = np.concatenate([is_heard[1:] & ~is_gap[1:], [False]])
+        last = np.flatnonzero(is_heard & ~is_followed)
+        for begin, end in zip(first, last, strict=True):
+            best = of_label[begin : end + 1].max()
+            event = Event(
+                float(edges[begin, 0]), float(edges[end, 1]), label_names[int(column)], float(best)
             )
-            event["end"] = window["end"]
-            event["score"] = max(event["score"], scores[label])
-    for label in [*going_on]:
-        finish(label)
-    return sorted(events, key=lambda event: (event["start"], event["label"]))
+            if best >= start_at[column] and event.end - event.start >= rules.minimum_length_s:
+                events.append(event)
+    return sorted(events, key=lambda event: (event.start, event.label))
 
 
-def _of_label(threshold: float | Mapping[str, float], label: str) -> float:
-    return threshold.get(label, math.inf) if isinstance(threshold, Mapping) else threshold
+def window_territories(spans: Sequence[tuple[float, float]]) -> np.ndarray:
+    """The part of each window that no other one speaks for: overlaps are shared in the middle.
+
+    Args:
+        spans: each window's start and end, in order.
+
+    Returns:
+        (windows, 2): start and end, in the same unit.
+    """
+    territories = np.array(spans, dtype=float).reshape(-1, 2)
+    middle = (territories[1:, 0] + territories[:-1, 1]) / 2
+    overlap = territories[1:, 0] < territories[:-1, 1]
+    territories[1:, 0] = np.where(overlap, middle, territories[1:, 0])
+    territories[:-1, 1] = np.where(overlap, middle, territories[:-1, 1])
+    return territories
 
 
 def _check_number(value: Any, name: str) -> None:

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import fold
 
+from feature_extraction.fbank_ast import mel_bin
+
 from .patch_grid_ast import NUM_SPECIAL_TOKENS, count_valid_columns, patch_mask
+
+_TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
 
 
 @torch.no_grad()
@@ -93,13 +97,18 @@ def class_relevance(
 
 
 def plot_relevance(
-    input_values: Tensor, relevance: Tensor, path: str | Path, title: str = ""
+    input_values: Tensor,
+    relevance: Tensor,
+    path: str | Path,
+    title: str = "",
+    sampling_rate: int = 16000,
 ) -> None:
     """Draw one clip's log-mel spectrogram (T, F) with its relevance map (F, T) below, to a file."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    seconds = len(input_values) / 100
-    figure, axes = plt.subplots(2, sharex=True, figsize=(8, 5), layout="constrained")
+    seconds, mel_bins = len(input_values) / 100, len(relevance)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots(2, sharex=True)
     for axis, image, name, colours in (
         (axes[0], input_values.T, "log-mel spectrogram", "magma"),
         (axes[1], relevance, "relevance", "viridis"),
@@ -108,14 +117,16 @@ def plot_relevance(
             image.detach().float().cpu().numpy(),
             origin="lower",
             aspect="auto",
-            extent=(0, seconds, 0, len(relevance)),
+            extent=(0, seconds, -0.5, mel_bins - 0.5),
             cmap=colours,
         )
-        axis.set(ylabel="mel bin", title=name)
+        ticks = [hz for hz in _TICKS_HZ if hz <= sampling_rate / 2]
+        places = [mel_bin(hz, sampling_rate, mel_bins) for hz in ticks]
+        axis.set_yticks(places, [f"{hz:g}" for hz in ticks])
+        axis.set(ylabel="frequency (Hz)", title=name, ylim=(-0.5, mel_bins - 0.5))
     axes[1].set_xlabel("time (s)")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ B, samples and T are free at run time. A file's metadata hold what its user has 
     preprocessor_config     the checkpoint's preprocessor_config.json
 
 `onnx_ast.py` runs such files. Writing them needs the packages onnx, onnxscript and, for int8,
-onnxruntime: `pip install 'audio-spectrogram-transformer[export]'`.
+onnxruntime: `pip install '.[export]'` in the folder of this project.
 """
 
 import copy
@@ -39,6 +39,7 @@ from feature_extraction.fbank_ast import (
 
 from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification
+from .scores_ast import scores_from_logits
 
 # What can be written, and the files' names.
 VARIANTS = {
@@ -117,7 +118,7 @@ class SpectrogramClassifier(nn.Module):
 
     def forward(self, input_values: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model(input_values).logits.float()
-        return probabilities(logits, self.model.config), logits
+        return scores_from_logits(logits, self.model.config.problem_type), logits
 
 
 class WaveformClassifier(nn.Module):
@@ -161,15 +162,6 @@ class WaveformClassifier(nn.Module):
         return self.classifier(pad(input_values, (0, 0, 0, missing), value=self.padding_value))
 
 
-def probabilities(logits: Tensor, config: ASTConfig) -> Tensor:
-    """What `config.problem_type` makes of logits; those of a regression are returned."""
-    if config.problem_type == "regression":
-        return logits
-    if config.problem_type == "multi_label_classification":
-        return logits.sigmoid()
-    return logits.softmax(dim=-1)
-
-
 def import_optional(name: str) -> Any:
     """A package of the extra `export`.
 
@@ -180,8 +172,8 @@ def import_optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"ONNX files need the package {name.split('.')[0]}, which is not installed: "
-            "pip install 'audio-spectrogram-transformer[export]'"
+            f"ONNX files need the package {name.split('.')[0]}, which is not installed. In the "
+            "folder of this project: pip install '.[export]'"
         ) from error
 
 

@@ -38,6 +38,7 @@ class OnnxModel:
 
     def __init__(self, path: str | os.PathLike):
         onnxruntime = import_optional("onnxruntime")
+        self.path = path
         if not Path(path).is_file():
             raise ValueError(f"No such file: {path}")
         options = onnxruntime.SessionOptions()
@@ -50,17 +51,23 @@ class OnnxModel:
         # Its errors have no common class.
         except Exception as error:
             raise ValueError(f"{path} is no ONNX file that ONNX Runtime reads: {error}") from error
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        missing = {"config", "preprocessor_config"} - set(metadata)
-        if missing:
-            raise ValueError(
-                f"{path} has no {' and no '.join(sorted(missing))} in its metadata: expected a "
-                "file that ast-export-onnx wrote."
-            )
-        self.config = ASTConfig.from_dict(json.loads(metadata["config"]))
-        self.input_name = self.session.get_inputs()[0].name
-        extractor_class = _Waveforms if self.input_name == "waveform" else ASTFeatureExtractor
-        self.feature_extractor = extractor_class(**json.loads(metadata["preprocessor_config"]))
+        try:
+            metadata = self.session.get_modelmeta().custom_metadata_map
+            missing = {"config", "preprocessor_config"} - set(metadata)
+            if missing:
+                raise ValueError(f"it has no {' and no '.join(sorted(missing))} in its metadata")
+            if "logits" not in [output.name for output in self.session.get_outputs()]:
+                raise ValueError("it has no output named logits")
+            self.input_name = self.session.get_inputs()[0].name
+            extractor_class = _Waveforms if self.input_name == "waveform" else ASTFeatureExtractor
+            self.config = ASTConfig.from_dict(json.loads(metadata["config"]))
+            self.feature_extractor = extractor_class(**json.loads(metadata["preprocessor_config"]))
+        # Configs fail in many ways on values that nobody wrote.
+        except Exception as error:
+            raise ValueError(f"{self._damaged()}: {error}") from error
+
+    def _damaged(self) -> str:
+        return f"{self.path} is damaged, or no file that ast-export-onnx wrote"
 
     def __call__(
         self, input_values: Tensor, attention_mask: Tensor | None = None
@@ -81,7 +88,10 @@ class OnnxModel:
         for length in np.unique(lengths):
             rows = lengths == length
             clips = np.ascontiguousarray(inputs[rows, :length], np.float32)
-            (logits[rows],) = self.session.run(["logits"], {self.input_name: clips})
+            try:
+                (logits[rows],) = self.session.run(["logits"], {self.input_name: clips})
+            except Exception as error:
+                raise ValueError(f"{self._damaged()}: {' '.join(str(error).split())}") from error
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))
 
 

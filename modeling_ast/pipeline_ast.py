@@ -7,6 +7,7 @@ logits      (1, labels)     per window, batched across windows and files
 scores      (labels,)       mean over windows, weighted by the sound in each
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -17,9 +18,11 @@ from transformers import AudioClassificationPipeline, Pipeline
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from .scores_ast import LabelScore, pool_windows, scores_from_logits, top_labels
+
 _MODEL_TYPE = "audio-spectrogram-transformer"
 _FRAMES_PER_SECOND = 100
-_LAST_FRAME_S = 0.015  # so far the last frame, of 25 ms, reaches beyond its step of 10 ms
+_LAST_FRAME_S = 0.015  # the last 25 ms frame extends 15 ms beyond its hop
 
 
 def cut_windows(
@@ -171,9 +174,17 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         return self._windows(inputs, **kwargs) if self.is_ast else super().preprocess(inputs)
 
     def _windows(
-        self, sound: Any, chunk_length_s: float | None = None, hop_length_s: float | None = None
+        self,
+        sound: Any,
+        chunk_length_s: float | None = None,
+        hop_length_s: float | None = None,
+        first_window: int = 0,
     ) -> Iterator[dict[str, Any]]:
-        """The features of a sound, window by window, with where each is, in samples."""
+        """The features of a sound, window by window, with where each is, in samples.
+
+        Windows before `first_window` are read, as decoders and resamplers have a memory, but
+        nothing is made of them.
+        """
         extractor = self.feature_extractor
         rate = extractor.sampling_rate
         max_length = self.model.config.max_length
@@ -197,7 +208,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         # Less than a frame's step (10 ms) beyond a window holds no further frame.
         shortest_rest = rate // _FRAMES_PER_SECOND
         windows = cut_windows(extractor.stream_audio(sound), chunk, hop, shortest_rest)
-        for start, samples, is_last in windows:
+        for start, samples, is_last in itertools.islice(windows, first_window, None):
             features = extractor(
                 samples,
                 sampling_rate=rate,
@@ -231,7 +242,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             torch.cat([window["logits"].float() for window in model_outputs]), function_to_apply
         )  # (windows, labels)
         samples = torch.tensor([float(window["samples"]) for window in model_outputs])
-        labels = self._top_labels(samples @ scores / samples.sum(), top_k, threshold)
+        labels = self._top_labels(pool_windows(scores, samples), top_k, threshold)
         if not return_timestamps:
             return labels
         rate = self.feature_extractor.sampling_rate
@@ -247,27 +258,14 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
     def scores(self, logits: torch.Tensor, function_to_apply: str | None = None) -> torch.Tensor:
         """Logits (…, labels) to scores, as the checkpoint's `problem_type` or the argument says."""
-        if function_to_apply is None:
-            function_to_apply = {
-                "regression": "none",
-                "multi_label_classification": "sigmoid",
-            }.get(self.model.config.problem_type, "softmax")
-        if function_to_apply == "none":
-            return logits
-        return logits.softmax(-1) if function_to_apply == "softmax" else logits.sigmoid()
+        return scores_from_logits(logits, self.model.config.problem_type, function_to_apply)
 
     def _top_labels(
         self, scores: torch.Tensor, top_k: int, threshold: torch.Tensor | None
     ) -> list[dict[str, Any]]:
-        if threshold is not None:
-            scores = scores.masked_fill(scores < threshold, -math.inf)
-        best = scores.topk(top_k)
-        id2label = self.model.config.id2label
-        return [
-            {"score": score, "label": id2label[index]}
-            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            if score > -math.inf
-        ]
+        config = self.model.config
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        return [LabelScore._asdict(best) for best in top_labels(scores, names, top_k, threshold)]
 
 
 def _undecoded(dataset: Any, column: str) -> Any:

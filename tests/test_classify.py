@@ -19,7 +19,9 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import find_events
 from scripts import classify
 from scripts.data.recordings import Recordings
-from scripts.inference.results import Parts, path_of
+from scripts.inference.classifier import Classifier
+from scripts.inference.parts import Parts
+from scripts.inference.results import path_of
 
 from .conftest import REPOSITORY, shared
 from .sounds import write_class_folders, write_parquet, write_webdataset
@@ -192,7 +194,7 @@ def test_interrupted_and_started_again(run, folder, tmp_path, monkeypatch, stop_
     """Nothing twice, nothing lost: both runs together read each sound once."""
     files = [str(folder / name) for name in READABLE]
     read = []
-    windows = classify.Classifier.windows
+    windows = Classifier.windows
 
     def counting(self, source, *arguments):
         if len(read) == stop_after and not interrupted:
@@ -202,7 +204,7 @@ def test_interrupted_and_started_again(run, folder, tmp_path, monkeypatch, stop_
         return windows(self, source, *arguments)
 
     interrupted: list[bool] = []
-    monkeypatch.setattr(classify.Classifier, "windows", counting)
+    monkeypatch.setattr(Classifier, "windows", counting)
     output = tmp_path / "out"
     # Batches of one window: all that was read is classified when the interruption comes.
     status, _, stderr = run(*files, "--output", output, "--batch-size", "1")
@@ -291,7 +293,7 @@ def test_listing(folder, tmp_path):
     with pytest.raises(ValueError, match=r"No sound matches .*\*\.wav"):
         Recordings([str(tmp_path / "*.wav")])
     parquet = write_parquet(tmp_path / "train.parquet", 1)
-    with pytest.raises(ValueError, match=r"no column 'sound' \(--audio-column\)"):
+    with pytest.raises(ValueError, match=r"no column 'sound' \(--audio_column\)"):
         Recordings([str(parquet)], audio_column="sound")
 
 
@@ -324,7 +326,7 @@ def test_paths_stay_inside_the_output_and_apart():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch-size", "0"], "--batch-size must be at least 1, got 0."),
+        (["--batch-size", "0"], "--batch_size must be at least 1, got 0."),
         (["--embeddings"], "--embeddings writes files: it needs --output FOLDER."),
         (["--threshold", "0.3", "--release-threshold", "0.5"], "release_threshold (0.5) is above"),
         (["--output", "OUT", "--json"], "choose --formats json"),
@@ -364,16 +366,17 @@ def test_other_models_are_refused(run, folder, tmp_path):
 KILLED = """
 import os, signal
 from scripts import classify
-classify._PART_S = 0.0  # every sound a part
-write = classify.Parts.write
+from scripts.inference import run
+run.PART_S = 0.0  # every sound a part
+write = run.Parts.write
 written = []
-def write_and_die(self, rows):
-    write(self, rows)
-    written.append(rows)
+def write_and_die(self, results):
+    write(self, results)
+    written.extend(results)
     if self.rank == 1 and len(written) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 if os.environ.get("KILL"):
-    classify.Parts.write = write_and_die
+    run.Parts.write = write_and_die
 classify.main()
 """
 

@@ -15,13 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from transformers import pipeline
 
-import modeling_ast  # noqa: F401
 from feature_extraction import AudioDecodingError
-from modeling_ast import find_events
+from modeling_ast.events_ast import EventRules
 from scripts import demo
-from scripts.demo import can_explain, explain, listen, write_events, write_space
+from scripts.inference.classifier import Classifier
+from scripts.inference.page import (
+    build_app,
+    can_explain,
+    describe_model,
+    explain,
+    listen,
+    serve,
+    write_example,
+)
+from scripts.inference.space import write_space
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone, write_class_folders
@@ -31,7 +39,7 @@ SPACE = REPOSITORY / "hub_configs" / "space"
 
 @pytest.fixture(scope="module")
 def classifier(native_folder):
-    return pipeline("audio-classification", model=str(native_folder))
+    return Classifier(str(native_folder))
 
 
 @pytest.fixture
@@ -42,47 +50,38 @@ def recording(tmp_path) -> Path:
 
 
 def test_a_file_is_heard_window_by_window(classifier, recording):
-    heard = listen(classifier, recording)
-    assert heard.waveform.shape == (48000,)
-    windows = heard.answer["windows"]
-    assert windows[-1]["end"] == 3.0
-    assert all(len(window["labels"]) == 5 for window in windows)
-    assert heard.best_label == heard.answer["labels"][0]["label"]
+    sound = listen(classifier, recording, max_minutes=1)
+    assert sound.waveform.shape == (48000,)
+    assert sound.heard.duration == 3.0
+    assert sound.heard.scores.shape == (len(sound.heard.spans), 5)
+    # Of a sound of several windows the page names what is highest anywhere, not on average.
+    assert sound.is_long
+    assert sound.best_label == classifier.label_names[sound.heard.scores.max(axis=0).argmax()]
 
 
 def test_broken_and_long_files_are_refused_readably(classifier, recording, tmp_path):
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"this is no sound" * 100)
     with pytest.raises(AudioDecodingError, match=r"Cannot read broken\.wav as audio") as error:
-        listen(classifier, broken)
+        listen(classifier, broken, max_minutes=1)
     assert str(tmp_path) not in str(error.value)  # the server's folders are nobody's business
     with pytest.raises(ValueError, match=r"recording\.flac is longer than 0.04 minutes"):
         listen(classifier, recording, max_minutes=0.04)
 
 
-def test_events_as_csv(tmp_path):
-    events = [{"start": 0.0, "end": 2.5, "label": 'Bark, "loud"', "score": 0.91234}]
-    write_events(events, tmp_path / "events.csv")
-    with open(tmp_path / "events.csv", encoding="utf-8", newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert row == {"start": "0.000", "end": "2.500", "label": 'Bark, "loud"', "score": "0.9123"}
-
-
 def test_explanation_shows_the_best_labels_best_window(classifier, recording, tmp_path):
-    heard = listen(classifier, recording)
-    caption = explain(classifier, heard, tmp_path / "map.png")
-    assert heard.best_label in caption
-    best = max(
-        heard.answer["windows"],
-        key=lambda window: {e["label"]: e["score"] for e in window["labels"]}[heard.best_label],
-    )
-    assert f"from {best['start']:.1f} s" in caption
+    sound = listen(classifier, recording, max_minutes=1)
+    caption = explain(classifier, sound, tmp_path / "map.png")
+    assert sound.best_label.replace("_", " ") in caption
+    column = classifier.label_names.index(sound.best_label)
+    start, _ = sound.heard.spans[sound.heard.scores[:, column].argmax()]
+    assert f"{start:.1f} s to" in caption
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_models_without_attention_are_not_explained(classifier, monkeypatch):
     assert can_explain(classifier)
-    monkeypatch.setattr(classifier.model.config, "merged_tokens_per_layer", 2)
+    monkeypatch.setattr(classifier.pipeline.model.config, "merged_tokens_per_layer", 2)
     assert not can_explain(classifier)
 
 
@@ -92,31 +91,54 @@ def function(app, name):
 
 def test_page_functions(classifier, recording, tmp_path):
     pytest.importorskip("gradio")
-    app = demo.build_app(classifier, tmp_path, max_minutes=1)
-    message, heard, scores, figure, table, download, image = function(app, "new_sound")(
+    app = build_app(classifier, tmp_path, max_minutes=1)
+    new_sound = function(app, "new_sound")
+    message, hint, results, sound, scores, figure, table, download, image = new_sound(
         str(recording), 0.05
     )
     assert message["visible"] is False
-    assert len(scores) == 5
-    events = find_events(heard.answer["windows"], 0.05)
-    assert [row[2] for row in table] == [event["label"] for event in events]
-    assert len(Path(download["value"]).read_text().splitlines()) == 1 + len(events)
+    assert hint["visible"] is False
+    assert results["visible"] is True
+    assert len(scores["value"]) == 5
+    assert scores["label"] == "Highest score at any time"
+    events = sound.heard.events(EventRules(0.05))
+    assert [row[2] for row in table] == [event.label.replace("_", " ") for event in events]
+    with open(download["value"], encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == [event.label for event in events]
+    assert [float(row["start"]) for row in rows] == pytest.approx([e.start for e in events])
     assert len(figure.axes) >= 4
     assert Path(image).is_relative_to(tmp_path)
 
-    _, table, download = function(app, "new_threshold")(heard, 0.95)
+    _, table, download = function(app, "new_threshold")(sound, 0.95)
     assert len(table) < len(events)
     assert len(Path(download["value"]).read_text().splitlines()) == 1 + len(table)
-    cleared = function(app, "new_sound")(None, 0.5)
-    assert cleared[1:5] == [None] * 4
+    cleared = new_sound(None, 0.5)
+    assert cleared[1]["visible"] is True  # what to do
+    assert cleared[2]["visible"] is False
+    assert cleared[3:7] == [None] * 4
     assert cleared[-1] is None
 
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"no sound at all")
-    message, *others = function(app, "new_sound")(str(broken), 0.5)
+    message, hint, *others = new_sound(str(broken), 0.5)
     assert message["visible"] is True
     assert message["value"].startswith("Cannot read broken.wav as audio")
-    assert others == cleared[1:]
+    assert hint["visible"] is False
+    assert others == cleared[2:]
+
+
+def test_page_says_what_it_knows_and_has_an_example(classifier, tmp_path):
+    assert "knows 5 sounds: LABEL 0, LABEL 1" in describe_model(classifier)
+    waveform, rate = soundfile.read(write_example(tmp_path))
+    assert rate == 16000
+    assert len(waveform) == 16 * rate
+    pytest.importorskip("gradio")
+    app = build_app(classifier, tmp_path)
+    assert soundfile.info(function(app, "example")()).duration == 16
+    texts = " ".join(str(block.value) for block in app.blocks.values() if hasattr(block, "value"))
+    assert "knows 5 sounds" in texts
+    assert "record one, or try the example" in texts
 
 
 def test_served_to_this_computer_only_and_nothing_is_kept(classifier, monkeypatch):
@@ -131,7 +153,7 @@ def test_served_to_this_computer_only_and_nothing_is_kept(classifier, monkeypatc
         assert seen["folder"].is_dir()
 
     monkeypatch.setattr(gradio.Blocks, "launch", launch)
-    demo.serve(classifier)
+    serve(classifier)
     assert seen["server_name"] == "127.0.0.1"
     assert seen["share"] is False
     assert seen["max_file_size"] == "100mb"
@@ -146,7 +168,7 @@ def test_command_errors_are_one_line(tmp_path, monkeypatch, capsys):
         return capsys.readouterr().err
 
     assert "ast-demo: error: No such checkpoint folder" in error_of(tmp_path / "missing")
-    assert "--max-minutes must be above 0, got -1" in error_of("x", "--max-minutes", "-1")
+    assert "--max_minutes must be above 0, got -1" in error_of("x", "--max-minutes", "-1")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert "is not empty" in error_of("--write-space", tmp_path / "full")
@@ -154,8 +176,8 @@ def test_command_errors_are_one_line(tmp_path, monkeypatch, capsys):
 
 def test_missing_gradio_says_what_to_install(classifier, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ValueError, match=r"pip install 'audio-spectrogram-transformer\[demo\]'"):
-        demo.build_app(classifier, tmp_path)
+    with pytest.raises(ValueError, match=r"pip install '\.\[demo\]'"):
+        build_app(classifier, tmp_path)
 
 
 @pytest.mark.slow
@@ -191,7 +213,10 @@ def test_space_of_a_hub_model(tmp_path):
     assert '"someone/model"' in (tmp_path / "space" / "app.py").read_text()
     written = {str(path.relative_to(tmp_path / "space")) for path in tmp_path.rglob("*.py")}
     for package, source in (("ast_scripts", "scripts"), ("modeling_ast", "modeling_ast")):
-        files = {f"{package}/{path.name}" for path in (REPOSITORY / source).glob("*.py")}
+        files = {
+            f"{package}/{path.relative_to(REPOSITORY / source)}"
+            for path in (REPOSITORY / source).rglob("*.py")
+        }
         assert files <= written
     header = (tmp_path / "space" / "README.md").read_text().split("---")[1]
     assert "sdk: gradio" in header

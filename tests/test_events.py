@@ -23,7 +23,7 @@ def spans(events):
 
 def test_neighbours_are_one_event_with_the_highest_score():
     found = find_events(windows(dog=[0.1, 0.6, 0.9, 0.7, 0.1]), threshold=0.5)
-    assert found == [{"start": 1.0, "end": 5.0, "label": "dog", "score": 0.9}]
+    assert found == [{"start": 1.5, "end": 4.5, "label": "dog", "score": 0.9}]
     assert find_events(windows(dog=[0.1, 0.2]), threshold=0.5) == []
     assert find_events([]) == []
 
@@ -31,23 +31,23 @@ def test_neighbours_are_one_event_with_the_highest_score():
 def test_hysteresis():
     """The release threshold bridges a dip and reaches both ways, and makes no event by itself."""
     dip = windows(dog=[0.4, 0.6, 0.4, 0.6, 0.1, 0.4, 0.1])
-    assert spans(find_events(dip, 0.5)) == [("dog", 1.0, 3.0), ("dog", 3.0, 5.0)]
-    assert spans(find_events(dip, 0.5, release_threshold=0.3)) == [("dog", 0.0, 5.0)]
+    assert spans(find_events(dip, 0.5)) == [("dog", 1.5, 2.5), ("dog", 3.5, 4.5)]
+    assert spans(find_events(dip, 0.5, release_threshold=0.3)) == [("dog", 0.0, 4.5)]
 
 
 def test_minimum_length():
     curve = windows(dog=[0.9, 0.1, 0.9, 0.9, 0.1])
-    assert spans(find_events(curve, 0.5, minimum_length_s=2.5)) == [("dog", 2.0, 5.0)]
-    assert len(find_events(curve, 0.5, minimum_length_s=2.0)) == 2
+    assert spans(find_events(curve, 0.5, minimum_length_s=1.75)) == [("dog", 2.5, 4.5)]
+    assert len(find_events(curve, 0.5, minimum_length_s=1.5)) == 2  # the first begins at 0
 
 
 def test_labels_are_apart_and_have_their_own_thresholds():
     both = windows(dog=[0.9, 0.9, 0.1], cat=[0.1, 0.3, 0.3])
-    assert spans(find_events(both, 0.2)) == [("dog", 0.0, 3.0), ("cat", 1.0, 4.0)]
-    assert spans(find_events(both, {"cat": 0.25})) == [("cat", 1.0, 4.0)]
+    assert spans(find_events(both, 0.2)) == [("dog", 0.0, 2.5), ("cat", 1.5, 4.0)]
+    assert spans(find_events(both, {"cat": 0.25})) == [("cat", 1.5, 4.0)]
     # A label that a window does not name is not heard there.
     both[1]["labels"] = []
-    assert spans(find_events(both, 0.2)) == [("dog", 0.0, 2.0), ("cat", 2.0, 4.0)]
+    assert spans(find_events(both, 0.2)) == [("dog", 0.0, 1.5), ("cat", 2.5, 4.0)]
 
 
 def test_a_gap_between_windows_ends_an_event():

@@ -1,5 +1,7 @@
 """ONNX files against PyTorch: logits, lengths, metadata, the pipeline and ast-classify on them."""
 
+import contextlib
+import io
 import json
 import re
 import sys
@@ -14,7 +16,9 @@ from modeling_ast import ASTAudioClassificationPipeline, ASTConfig, ASTForAudioC
 from modeling_ast.export_ast import VARIANTS, WaveformClassifier, export_onnx
 from modeling_ast.onnx_ast import OnnxClassifier, OnnxModel
 from scripts import classify
-from scripts.export_onnx import export, features_of
+from scripts import export_onnx as command
+from scripts.inference.onnx_files import export_and_check, features_of
+from scripts.inference.options import ONNX_VARIANTS, ExportOptions
 
 from .sounds import PITCHES, tone, write_parquet
 
@@ -74,12 +78,13 @@ def exported(tmp_path_factory):
     (folder / "train.parquet").rename(folder / "data" / "train-1.parquet")
     arguments = [str(folder / "checkpoint"), "--output", str(folder / "onnx")]
     arguments += ["--variants", "fp32", "int8", "spectrogram", "--repeats", "1"]
-    arguments += ["--check", str(folder / "data"), "--fold-column", "fold", "--fold", "5"]
-    with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        export(arguments)
-    return folder, "\n".join(lines)
+    arguments += ["--check", str(folder / "data")]
+    arguments += ["--fold-column", "fold", "--evaluation-fold", "5"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
+    assert stopped.value.code == 0, printed.getvalue()
+    return folder, printed.getvalue()
 
 
 def session(folder, variant):
@@ -223,14 +228,15 @@ def test_impossible_wishes(tmp_path):
     with pytest.raises(ValueError, match="merged_tokens_per_layer=4 cannot be exported"):
         export_onnx(tiny_model(merged_tokens_per_layer=4), tiny_extractor(), tmp_path)
     with pytest.raises(ValueError, match=r"No such checkpoint folder: \./nowhere"):
-        export(["./nowhere", "--output", str(tmp_path)])
+        export_and_check(ExportOptions(checkpoint="./nowhere", output=tmp_path))
+    assert tuple(VARIANTS) == ONNX_VARIANTS
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_package_says_what_to_install(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf"{package}.*audio-spectrogram-transformer\[export\]"):
-        export(["checkpoint", "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match=rf"{package}.*pip install '\.\[export\]'"):
+        export_and_check(ExportOptions(checkpoint="checkpoint", output=tmp_path))
 
 
 def test_wrong_files(tmp_path, exported):

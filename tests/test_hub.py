@@ -18,6 +18,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
+from scripts.common.bundled import hub_configs_folder
 from scripts.publishing.repository import push, write_repository
 from scripts.push_to_hub import main
 
@@ -312,6 +313,7 @@ def test_dry_run_sends_nothing(hub, run_folder, capsys, monkeypatch):
     assert {line.split()[1] for line in files} == COMPLETE | {
         "learning_curve.png",
         "pipeline_ast.py",
+        "scores_ast.py",
     }
     assert hub.requests == []
 
@@ -337,3 +339,31 @@ def test_a_card_of_ones_own_stays(run_folder, tmp_path):
     )
     write_repository(tmp_path, tmp_path / "second", "someone/x")
     assert (tmp_path / "second" / "README.md").read_text() == (tmp_path / "README.md").read_text()
+
+
+def test_a_card_without_its_run_is_never_made_poorer(tmp_path):
+    """The bundled checkpoint has a card that was written from a run which is not there."""
+    bundled = hub_configs_folder() / "ast-tiny-esc10"
+    files = write_repository(bundled, tmp_path, "someone/ten-sounds")
+    text = (bundled / "README.md").read_text()
+    assert (tmp_path / "README.md").read_text() == text.replace(
+        '"ast-tiny-esc10"', '"someone/ten-sounds"'
+    )
+    assert "| dog" in text
+    for picture in bundled.glob("*.png"):
+        assert picture.relative_to(bundled) in files
+
+
+def test_every_snippet_of_the_bundled_card_runs(tmp_path):
+    bundled = hub_configs_folder() / "ast-tiny-esc10"
+    soundfile.write(tmp_path / "sound.wav", 0.1 * np.ones(16000, np.float32), 16000)
+    snippets = re.findall(r"```python\n(.*?)```", (bundled / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        program = snippet.replace('"ast-tiny-esc10"', repr(str(bundled)))
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )

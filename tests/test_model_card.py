@@ -1,5 +1,6 @@
 """Model cards: numbers from the run's files, metadata by the Hub's rules, nothing that leaks."""
 
+import ast
 import json
 import re
 
@@ -175,6 +176,43 @@ def test_label_names_are_text_in_a_card(run):
     text, _ = card_of(run)
     assert "!\\[x\\](http://tracker)" in text.replace("\\!", "!")
     assert "<script>" not in text
+
+
+HOSTILE = "](x) <img src=http://tracker>\n\n# New title\n| cell |\x1b[31m"
+
+
+def test_names_from_anywhere_are_text_in_a_card(run, tmp_path):
+    """Names of a data set, its licence, a fold, a split and the run itself."""
+    evaluation = {**EVALUATION, "dataset": HOSTILE, "fold": HOSTILE}
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
+    data = tmp_path / "data"
+    data.mkdir()
+    card = {"pretty_name": HOSTILE, "license": HOSTILE}
+    (data / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
+    arguments = yaml.safe_load((run / "arguments.yaml").read_text())
+    arguments |= {"dataset": str(data), "loss": HOSTILE, "mixed_precision": HOSTILE}
+    (run / "arguments.yaml").write_text(yaml.safe_dump(arguments))
+    text, _ = card_of(run, repo_id='me/x"); import os  # \n')
+    body = text.split("---\n", 2)[2]
+    assert "\x1b" not in text
+    assert "<img" not in body.replace("\\<", "")
+    assert "\n# New title" not in body
+    assert "| cell" not in body.replace("\\|", "")
+    for code in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
+        names = [
+            node.value.value
+            for node in ast.parse(code).body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "name"
+        ]
+        assert names == ['me/x"); import os  # \n']
+    (run / "evaluation" / "evaluation.json").unlink()
+    assert "\n# New title" not in card_of(run)[0].split("---\n", 2)[2]
+
+
+def test_a_card_speaks_of_code_only_where_there_is_some(run):
+    assert "trust_remote_code" in card_of(run)[0]
+    (run / "checkpoint" / "modeling_ast.py").unlink()
+    assert "trust_remote_code" not in card_of(run)[0]
 
 
 @pytest.mark.parametrize(

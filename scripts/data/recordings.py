@@ -6,23 +6,34 @@ path, or DATASET#SHARD-ROW/FILE for a row of a dataset.
 
 import glob
 import itertools
+import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from datasets import IterableDataset
+from typing import TYPE_CHECKING, Any
 
 from ..common.options import did_you_mean
-from .sources import AUDIO_SUFFIXES, open_stream
+from ..common.shown import valid_text
+from .suffixes import AUDIO_SUFFIXES
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 _DATASET_SUFFIXES = (".parquet", ".tar")
 
 
 @dataclass(frozen=True)
 class Recording:
+    """A sound by name.
+
+    `version` changes when the sound does: size and time of a file, size and checksum of a row's
+    bytes; "" where that is not to be known.
+    """
+
     name: str
     source: Any  # what `load_audio` reads
+    version: str = ""
 
 
 class Recordings:
@@ -56,12 +67,14 @@ class Recordings:
                 files.update(dict.fromkeys(found))
         self.files = list(files)
 
-    def _open(self, dataset: str, split: str, config: str | None) -> IterableDataset:
+    def _open(self, dataset: str, split: str, config: str | None) -> "IterableDataset":
+        from .sources import open_stream  # takes seconds to import, and files need it not
+
         stream = open_stream(dataset, split, config)
         columns = stream.column_names or list(next(iter(stream), {}))
         if self.audio_column not in columns:
             raise ValueError(
-                f"{dataset} has no column {self.audio_column!r} (--audio-column)"
+                f"{dataset} has no column {self.audio_column!r} (--audio_column)"
                 + did_you_mean(self.audio_column, columns)
             )
         return stream.select_columns([self.audio_column])
@@ -73,7 +86,7 @@ class Recordings:
         only; one of fewer shards than processes is read by all and split row by row.
         """
         for file in self.files[index::count]:
-            yield Recording(file, file)
+            yield Recording(valid_text(file), file, _file_version(file))
         for dataset, stream in self.datasets.items():
             shards = stream.num_shards
             for shard in range(shards):
@@ -86,7 +99,7 @@ class Recordings:
                 for row, example in rows:
                     sound = example[self.audio_column]
                     name = f"{dataset}#{shard}-{row}{_file_name(sound)}"
-                    yield Recording(name, sound)
+                    yield Recording(valid_text(name), sound, _row_version(sound))
 
     def files_in_share(self, index: int, count: int) -> int | None:
         """How many sounds the share holds; None where datasets do not tell."""
@@ -96,6 +109,8 @@ class Recordings:
 def _files(argument: str) -> list[str] | None:
     """The audio files that an argument means; None for a dataset."""
     path = Path(argument)
+    if not argument.strip():
+        raise ValueError("Expected a file, a folder or a data set, got an empty name.")
     if argument.startswith(("http://", "https://")):
         return [argument]
     if path.is_dir():
@@ -130,6 +145,22 @@ def _audio_files(folder: Path) -> list[str]:
         for file in sorted(folder.rglob("*"))
         if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
     ]
+
+
+def _file_version(file: str) -> str:
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # an address, or a name that no file can have
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _row_version(sound: Any) -> str:
+    encoded = sound.get("bytes") if isinstance(sound, dict) else sound
+    if isinstance(encoded, bytes):
+        return f"{len(encoded)}-{zlib.crc32(encoded):08x}"
+    path = sound.get("path") if isinstance(sound, dict) else sound
+    return _file_version(path) if isinstance(path, str) else ""
 
 
 def _file_name(sound: Any) -> str:

@@ -27,11 +27,8 @@ from datasets import (
 from datasets.exceptions import DatasetNotFoundError
 
 from ..common.options import did_you_mean
+from .suffixes import AUDIO_SUFFIXES
 
-AUDIO_SUFFIXES = {
-    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf"),
-    *(".w64", ".rf64", ".m4a", ".mp4", ".aac", ".webm", ".wma"),
-}
 _SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",

@@ -1,20 +1,33 @@
-"""A checkpoint, ready to classify: by name, from a folder or the Hub, or as an ONNX file."""
+"""A checkpoint, ready to listen: the one way from a sound to scores that all commands take.
+
+sound       whatever `load_audio` reads
+Window      a part of it: features (1, T, F), from when to when
+Scored      the same with scores (labels,) and an embedding (D,); batches go across sounds
+Heard       all of a sound's windows: labels, events, embeddings
+"""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import pipeline
 from transformers.pipelines.base import pad_collate_fn
 
+from feature_extraction import AudioDecodingError
 from modeling_ast.onnx_ast import OnnxClassifier
 
 from ..common.bundled import checkpoint_folder
+from .heard import Heard
+from .options import DEFAULT_MODEL
 
-DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
+__all__ = ["DEFAULT_MODEL", "Classifier", "Scored", "Unreadable", "Window", "load_classifier"]
+
+K = TypeVar("K")
 
 
 def load_classifier(model: str, **kwargs: Any) -> Any:
@@ -31,14 +44,59 @@ def load_classifier(model: str, **kwargs: Any) -> Any:
     return pipeline("audio-classification", model=checkpoint_folder(model), **kwargs)
 
 
+@dataclass(frozen=True)
+class Window:
+    """A part of a sound, from `start` to `end` in seconds, as the model takes it."""
+
+    start: float
+    end: float
+    is_last: bool  # of its sound
+    features: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scored(Generic[K]):
+    """A window that was listened to."""
+
+    sound: K
+    span: tuple[float, float]  # seconds
+    is_last: bool
+    scores: np.ndarray  # (labels,)
+    embedding: np.ndarray  # (D,)
+
+
+@dataclass(frozen=True)
+class Unreadable(Generic[K]):
+    """A sound that could not be read to its end; its windows so far count for nothing."""
+
+    sound: K
+    error: str
+
+
 class Classifier:
     """A checkpoint: sounds to windows, batches of windows to scores and embeddings.
+
+    Args:
+        model: checkpoint folder, ONNX file, Hub name or bundled name.
+        device: default: a GPU where there is one.
+        batch_size: windows per forward pass.
+        chunk_length_s, hop_length_s: of the windows, as in the pipeline.
+        function_to_apply: "softmax", "sigmoid" or "none" instead of the checkpoint's.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, or is no AST.
     """
 
-    def __init__(self, model: str, device: torch.device | None = None):
+    def __init__(
+        self,
+        model: str,
+        device: torch.device | None = None,
+        *,
+        batch_size: int = 8,
+        chunk_length_s: float | None = None,
+        hop_length_s: float | None = None,
+        function_to_apply: str | None = None,
+    ):
         self.pipeline: Any = (
             OnnxClassifier(model)
             if model.endswith(".onnx")
@@ -50,31 +108,98 @@ class Classifier:
                 f"{model} is a {config.model_type} checkpoint, expected an Audio Spectrogram "
                 "Transformer."
             )
+        self.model_name = model
+        self.batch_size = batch_size
+        self.chunk_length_s, self.hop_length_s = chunk_length_s, hop_length_s
+        self.function_to_apply = function_to_apply
         self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
         self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
 
-    def windows(
-        self, source: Any, chunk_length_s: float | None, hop_length_s: float | None
-    ) -> Iterator[tuple[float, float, bool, dict[str, Any]]]:
-        """A sound's windows: start and end in seconds, whether it is the last, its features."""
-        options = {"chunk_length_s": chunk_length_s, "hop_length_s": hop_length_s}
-        for window in self.pipeline.preprocess(source, **options):
+    def windows(self, source: Any, first: int = 0) -> Iterator[Window]:
+        """A sound's windows, from number `first` on.
+
+        Raises:
+            AudioDecodingError: for a sound that cannot be read, at the window where it shows.
+        """
+        for window in self.pipeline.preprocess(
+            source,
+            chunk_length_s=self.chunk_length_s,
+            hop_length_s=self.hop_length_s,
+            first_window=first,
+        ):
             start = window.pop("start") / self.sampling_rate
             end = start + window.pop("samples") / self.sampling_rate
-            yield start, end, window.pop("is_last"), window
+            yield Window(start, end, window.pop("is_last"), window)
 
     @torch.inference_mode()
-    def __call__(self, windows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """Features of some windows -> scores (windows, labels), embeddings (windows, D).
-
-        An ONNX file gives no embeddings: (windows, 0).
-        """
+    def score(self, windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
+        """A batch -> scores (windows, labels), embeddings (windows, D)."""
         model = self.pipeline.model
-        batch = pad_collate_fn(None, self.pipeline.feature_extractor)(windows)
-        batch = {name: values.to(model.device) for name, values in batch.items()}
+        features = pad_collate_fn(None, self.pipeline.feature_extractor)(
+            [window.features for window in windows]
+        )
+        features = {name: values.to(model.device) for name, values in features.items()}
         if isinstance(self.pipeline, OnnxClassifier):
-            scores = self.pipeline.scores(model(**batch).logits)
-            return scores.numpy(), np.empty((len(scores), 0), np.float32)
-        pooled = model.audio_spectrogram_transformer(**batch).pooler_output
-        scores = self.pipeline.scores(model.classifier(pooled).float())
+            logits, pooled = model(**features).logits, torch.empty(len(windows), 0)
+        else:
+            pooled = model.base_model(**features).pooler_output
+            logits = model.classifier(pooled)
+        scores = self.pipeline.scores(logits.float(), self.function_to_apply)
         return scores.cpu().numpy(), pooled.float().cpu().numpy()
+
+    def listen(self, sounds: Iterable[tuple[K, Any, int]]) -> Iterator[Scored[K] | Unreadable[K]]:
+        """Window by window through sounds, in order; batches go across them.
+
+        Args:
+            sounds: what the answers call each one, the sound, the window to begin with.
+        """
+        batch: list[tuple[K, Window]] = []
+
+        def answers() -> Iterator[Scored[K]]:
+            scores, embeddings = self.score([window for _, window in batch])
+            done, batch[:] = batch[:], []
+            for (key, window), of_labels, vector in zip(done, scores, embeddings, strict=True):
+                yield Scored(key, (window.start, window.end), window.is_last, of_labels, vector)
+
+        for key, source, first in sounds:
+            begun = len(batch)
+            try:
+                for window in self.windows(source, first):
+                    batch.append((key, window))
+                    if len(batch) == self.batch_size:
+                        begun = 0
+                        yield from answers()
+            except AudioDecodingError as error:
+                del batch[begun:]
+                yield Unreadable(key, str(error))
+        if batch:
+            yield from answers()
+
+    def hear_each(self, sounds: Iterable[tuple[K, Any]]) -> Iterator[tuple[K, Heard | str]]:
+        """Sounds by name -> each one as it was heard, or what is wrong with it.
+
+        In order, but for unreadable sounds, which may overtake the one before them.
+        """
+        heard: dict[int, Heard] = {}
+        numbered = (((number, key), source, 0) for number, (key, source) in enumerate(sounds))
+        for answer in self.listen(numbered):
+            number, key = answer.sound
+            if isinstance(answer, Unreadable):
+                heard.pop(number, None)
+                yield key, answer.error
+                continue
+            sound = heard.setdefault(number, Heard(self.label_names))
+            sound.add(answer.span, answer.scores, answer.embedding)
+            if answer.is_last:
+                yield key, heard.pop(number)
+
+    def hear(self, source: Any) -> Heard:
+        """One sound.
+
+        Raises:
+            AudioDecodingError: when it cannot be read.
+        """
+        ((_, heard),) = self.hear_each([("", source)])
+        if isinstance(heard, str):
+            raise AudioDecodingError(heard)
+        return heard

@@ -1,9 +1,10 @@
-"""A page per sound: waveform, spectrogram, the top classes' curves over time, events.
+"""A page per sound: waveform, spectrogram, the top classes over time, events.
 
-plot_timeline("an_hour.flac", 16000, answer, "an_hour.png", events=find_events(answer["windows"]))
+heard = classifier.hear("an_hour.flac")
+plot_timeline("an_hour.flac", 16000, heard, "an_hour.png", events=heard.events(EventRules()))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from feature_extraction import kaldi_fbank, stream_audio
-from feature_extraction.fbank_ast import LOWEST_FREQUENCY, frame_shift, num_samples
+from feature_extraction.fbank_ast import frame_shift, mel_bin, num_samples
+from modeling_ast.events_ast import Event, window_territories
 from modeling_ast.pipeline_ast import cut_windows
+
+from ..common.files import write_whole
+from ..common.shown import clock, readable, shown
+from .heard import Heard
 
 _COLUMNS = 1500  # of the spectrogram, at most: about one per pixel
 _MEL_BINS = 128
+_CURVES = 5  # classes; in one picture more cannot be told apart
+_CURVE_WINDOWS = 40  # with more windows than this, curves lie on one another: a heat map
+_HEAT_ROWS = 12  # classes
 _TIME_STEPS_S = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
 
@@ -25,53 +34,48 @@ _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
 def plot_timeline(
     sound: Any,
     sampling_rate: int,
-    answer: Mapping[str, Any],
+    heard: Heard,
     path_or_figure: str | Path | Figure,
-    events: Sequence[Mapping[str, Any]] | None = None,
-    classes: int = 5,
+    events: Sequence[Event] | None = None,
     title: str = "",
 ) -> Figure:
     """Draw what was heard when.
 
-    The sound is read block by block, so that ten hours take no more memory than ten minutes.
+    A short sound's best classes are curves, a long one's are rows of a heat map. The sound is read
+    block by block, so that ten hours take no more memory than ten minutes.
 
     Args:
         sound: a waveform (samples,) at `sampling_rate`, or anything else `stream_audio` reads.
         sampling_rate: of the waveform and of the spectrogram, in Hz.
-        answer: the pipeline's with `return_timestamps=True`: {"labels": …, "windows": …}.
+        heard: what a classifier hears in it; of a pipeline's answer: `Heard.of_answer`.
         path_or_figure: where the page goes: a PNG, PDF or SVG file, or a figure to draw in.
-        events: what `find_events` returned; None: no row for them.
-        classes: how many classes get a curve: those that score highest in any window.
+        events: to be drawn in rows below; None: no place for them.
         title: of the page.
 
     Returns:
         the figure.
 
     Raises:
-        ValueError: when the answer has no windows.
         AudioDecodingError: when the sound cannot be read.
     """
-    windows = answer.get("windows") if isinstance(answer, Mapping) else None
-    if not windows:
-        raise ValueError(
-            "The answer has no windows: call the pipeline with return_timestamps=True."
-        )
-    end = windows[-1]["end"]
-    curves = _curves(windows, classes)
+    end = heard.duration
+    is_long = len(heard.spans) > _CURVE_WINDOWS
+    classes = [best.label for best in heard.highest(_HEAT_ROWS if is_long else _CURVES)]
+    rows: list[str] = []
     if events is not None:
         best: dict[str, float] = {}
         for event in events:
-            best[event["label"]] = max(event["score"], best.get(event["label"], event["score"]))
+            best[event.label] = max(event.score, best.get(event.label, event.score))
         rows = sorted(best, key=lambda label: -best[label])
-        # Classes with a curve first: rows and curves share their colours.
-        rows = [label for label in curves if label in best] + [r for r in rows if r not in curves]
-    else:
-        rows = []
-    names = dict.fromkeys([*curves, *rows])
+        # Classes that are drawn above first: both have the same order and colours.
+        rows = [label for label in classes if label in best] + [r for r in rows if r not in classes]
+    names = dict.fromkeys([*classes, *rows])
     colours = {label: f"C{index % 10}" for index, label in enumerate(names)}
 
     figure = path_or_figure if isinstance(path_or_figure, Figure) else Figure(dpi=100)
-    heights = [0.8, 2.0, 1.6] + ([0.25 + 0.22 * max(1, len(rows))] if events is not None else [])
+    middle = 0.4 + 0.17 * len(classes) if is_long else 1.6
+    heights = [0.8, 2.0, middle]
+    heights += [0.25 + 0.22 * max(1, len(rows))] if events is not None else []
     figure.set_size_inches(12, 1.5 * sum(heights) + 1.2)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
@@ -90,32 +94,25 @@ def plot_timeline(
         vmin=max(float(np.percentile(log_mel, 2)), -12.0),
     )
     ticks = [hz for hz in _TICKS_HZ if hz <= sampling_rate / 2]
-    axes[1].set_yticks([_mel_bin(hz, sampling_rate) for hz in ticks], [f"{hz:g}" for hz in ticks])
+    places = [mel_bin(hz, sampling_rate, _MEL_BINS) for hz in ticks]
+    axes[1].set_yticks(places, [f"{hz:g}" for hz in ticks])
     axes[1].set_ylabel("frequency (Hz)")
     figure.colorbar(image, cax=axes[1].inset_axes((1.01, 0, 0.01, 1)), label="log-mel")
 
-    edges = [windows[0]["start"], *((w["start"] + w["end"]) / 2 for w in windows), end]
-    for label, scores in curves.items():
-        line = [scores[0], *scores, scores[-1]]
-        axes[2].plot(edges, line, color=colours[label], label=_short(label))
-    axes[2].set_ylabel("score")
-    scores = [score for values in curves.values() for score in values]
-    if min(scores) >= 0 and max(scores) <= 1:
-        axes[2].set_ylim(-0.02, 1.02)
-    axes[2].grid(alpha=0.3)
-    axes[2].legend(loc="upper left", bbox_to_anchor=(1.005, 1.02), fontsize="small", frameon=False)
+    draw = _draw_heat_map if is_long else _draw_curves
+    draw(axes[2], heard, classes, colours)
 
     if events is not None:
         for event in events:
-            row = rows.index(event["label"])
+            row = rows.index(event.label)
             axes[3].broken_barh(
-                [(event["start"], event["end"] - event["start"])],
+                [(event.start, event.end - event.start)],
                 (row - 0.35, 0.7),
-                color=colours[event["label"]],
+                color=colours[event.label],
                 edgecolor="white",  # events that touch stay apart
             )
         axes[3].set_ylim(max(1, len(rows)) - 0.4, -0.6)
-        axes[3].set_yticks(range(len(rows)), [_short(label) for label in rows], fontsize="small")
+        _name_rows(axes[3], rows)
         axes[3].set_ylabel("events")
         if not rows:
             axes[3].text(0.5, 0.5, "no events", transform=axes[3].transAxes, ha="center")
@@ -124,23 +121,58 @@ def plot_timeline(
     axes[-1].set_xlim(0, end)
     _label_time(axes[-1], end)
     if title:
-        figure.suptitle(title if len(title) <= 110 else f"…{title[-109:]}")
+        title = shown(title)
+        title = title if len(title) <= 110 else f"…{title[-109:]}"
+        figure.suptitle(title, parse_math=False)  # a name may hold $
     if not isinstance(path_or_figure, Figure):
-        figure.savefig(path_or_figure)
+        path = Path(path_or_figure)
+        write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png"))
     return figure
 
 
-def _curves(windows: Sequence[Mapping[str, Any]], classes: int) -> dict[str, list[float]]:
-    """Scores over the windows of the classes that score highest anywhere, best first."""
-    best: dict[str, float] = {}
-    for window in windows:
-        for entry in window["labels"]:
-            best[entry["label"]] = max(entry["score"], best.get(entry["label"], entry["score"]))
-    labels = sorted(best, key=lambda label: -best[label])[:classes]
-    if not labels:
-        raise ValueError("The answer's windows name no label: ask for a lower threshold.")
-    by_window = [{e["label"]: e["score"] for e in window["labels"]} for window in windows]
-    return {label: [scores.get(label, 0.0) for scores in by_window] for label in labels}
+def _draw_curves(axes: Any, heard: Heard, classes: Sequence[str], colours: dict[str, str]) -> None:
+    spans = np.array(heard.spans)
+    places = [spans[0, 0], *spans.mean(axis=1), spans[-1, 1]]
+    chosen = heard.scores_of(classes)  # (windows, classes)
+    for label, scores in zip(classes, chosen.T, strict=True):
+        line = [scores[0], *scores, scores[-1]]
+        axes.plot(places, line, color=colours[label], label=_short(label))
+    axes.set_ylabel("score")
+    if chosen.min() >= 0 and chosen.max() <= 1:
+        axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.3)
+    legend = axes.legend(
+        loc="upper left", bbox_to_anchor=(1.005, 1.02), fontsize="small", frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _draw_heat_map(
+    axes: Any, heard: Heard, classes: Sequence[str], colours: dict[str, str]
+) -> None:
+    territories = window_territories(heard.spans)
+    edges = [*territories[:, 0], territories[-1, 1]]
+    chosen = heard.scores_of(classes)  # (windows, classes)
+    is_probability = chosen.min() >= 0 and chosen.max() <= 1
+    image = axes.pcolormesh(
+        edges,
+        np.arange(len(classes) + 1) - 0.5,
+        chosen.T,
+        vmin=0 if is_probability else None,
+        vmax=1 if is_probability else None,
+        rasterized=True,
+    )
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    _name_rows(axes, classes)
+    for text, label in zip(axes.get_yticklabels(), classes, strict=True):
+        text.set_color(colours[label])
+    axes.figure.colorbar(image, cax=axes.inset_axes((1.01, 0, 0.01, 1)), label="score")
+
+
+def _name_rows(axes: Any, labels: Sequence[str]) -> None:
+    names = [_short(label) for label in labels]
+    axes.set_yticks(range(len(labels)), names, fontsize="small", parse_math=False)
 
 
 def _overview(
@@ -156,7 +188,7 @@ def _overview(
     column = max(1, round(end * sampling_rate / _COLUMNS / shift)) * shift  # samples
     per_block = max(1, 60 * sampling_rate // column)  # columns in about a minute
     hop = per_block * column
-    # A frame is longer than its step: blocks overlap, so that their last frames are whole.
+    # A frame is longer than its hop: blocks overlap, so that their last frames are whole.
     overlap = num_samples(1, sampling_rate) - shift
     lowest, highest, spectra = [], [], []
     for _, samples, is_last in cut_windows(stream_audio(sound, sampling_rate), hop + overlap, hop):
@@ -172,31 +204,16 @@ def _overview(
     return middles, np.concatenate(lowest), np.concatenate(highest), np.concatenate(spectra)
 
 
-def _mel_bin(hz: float, sampling_rate: int) -> float:
-    """Where a frequency lies among the mel bins; see `kaldi_fbank`."""
-
-    def mel(frequency: float) -> float:
-        return 1127.0 * float(np.log(1.0 + frequency / 700.0))
-
-    lowest, highest = mel(LOWEST_FREQUENCY), mel(sampling_rate / 2)
-    return (mel(hz) - lowest) / (highest - lowest) * (_MEL_BINS + 1) - 1
-
-
 def _label_time(axes: Any, end: float) -> None:
     if end < 120:
         axes.set_xlabel("time (s)")
         return
     step = next((step for step in _TIME_STEPS_S if end / step <= 10), _TIME_STEPS_S[-1])
     axes.xaxis.set_major_locator(MultipleLocator(step))
-    axes.xaxis.set_major_formatter(FuncFormatter(_clock))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: clock(seconds)))
     axes.set_xlabel("time (h:min:s)" if end >= 3600 else "time (min:s)")
 
 
-def _clock(seconds: float, _: Any = None) -> str:
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return (f"{hours}:{minutes:02d}" if hours else f"{minutes}") + f":{whole % 60:02d}"
-
-
 def _short(label: str) -> str:
-    return label if len(label) <= 32 else f"{label[:31]}…"
+    name = readable(label)
+    return name if len(name) <= 32 else f"{name[:31]}…"

@@ -95,9 +95,12 @@ def write_model_card(
         start=start,
         evaluations=_evaluations(run_folder, result, arguments, labels),
         pictures=_copy_pictures(run_folder, checkpoint),
-        recipe={name: arguments[name] for name in _RECIPE if _is_used(name, arguments.get(name))},
+        recipe={
+            name: _plain(arguments[name]) for name in _RECIPE if _is_used(name, arguments.get(name))
+        },
         cost=_cost(records, report.get("machine") or {}),
         parameters=_count_parameters(checkpoint),
+        has_code=(checkpoint / "modeling_ast.py").is_file(),
         about=_all_folds(run_folder),
         ending=ENDING,
     )
@@ -119,11 +122,17 @@ def render_card(
     recipe: dict[str, Any],
     cost: str,
     parameters: int,
+    has_code: bool = True,
     ending: str = "",
     about: str = "",
 ) -> str:
-    """A card's text, checked, from facts; `evaluations` are as `_evaluations` returns them."""
-    title = name.rpartition("/")[2]
+    """A card's text, checked, from facts.
+
+    Args:
+        evaluations: as `_evaluations` returns them.
+        has_code: whether our code lies beside the weights, for `trust_remote_code`.
+    """
+    title = _one_line(name.rpartition("/")[2])
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=_PIPELINE_TAG,
@@ -157,8 +166,9 @@ def render_card(
     card = ModelCard.from_template(
         metadata,
         template_path=str(hub_configs_folder() / "model_card_template.md"),
-        title=title,
-        name=name,
+        title=_plain(title),
+        name=json.dumps(name, ensure_ascii=False),  # as Python writes it, whatever is in it
+        has_code=has_code,
         labels=[_plain(config.id2label[index]) for index in range(config.num_labels)],
         multi_label=config.problem_type == "multi_label_classification",
         activation="sigmoid()"
@@ -296,8 +306,12 @@ def published_checkpoints() -> dict[str, dict[str, Any]]:
 
 
 def _describe(source: dict[str, Any]) -> str:
-    name = f"[{source['name']}]({source['url']})" if "url" in source else source["name"]
-    parts = [name, f"licence {source['license']}" if "license" in source else "licence not stated"]
+    name = _plain(source["name"])
+    name = f"[{name}]({source['url']})" if "url" in source else name
+    licence = (
+        f"licence {_plain(source['license'])}" if "license" in source else "licence not stated"
+    )
+    parts = [name, licence]
     return ", ".join(parts) + (f". {source['about'].rstrip('.')}" if "about" in source else "")
 
 
@@ -313,7 +327,9 @@ def _evaluations(
         found.append(
             {
                 "data": source,
-                "where": f"{source['name']}, {f'fold {fold}' if fold is not None else split}",
+                "where": _plain(
+                    f"{source['name']}, {f'fold {fold}' if fold is not None else split}"
+                ),
                 "split": str(split if fold is None else fold),
                 "clips": content["clips"],
                 "metrics": [
@@ -348,7 +364,7 @@ def _evaluations(
     return [
         {
             "data": source,
-            "where": f"{source['name']}, held-out {part}, at the end of training",
+            "where": _plain(f"{source['name']}, held-out {part}, at the end of training"),
             "split": str(part),
             "clips": clips,
             "metrics": metrics,
@@ -435,8 +451,13 @@ def _cell(value: Any) -> str:
 
 
 def _plain(text: Any) -> str:
-    """A name in Markdown as it is: no links, pictures, HTML or table cells of its own."""
-    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", str(text))
+    """A name in Markdown as it is: no links, pictures, HTML, lines or table cells of its own."""
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", _one_line(str(text)))
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _identifier(name: str) -> str:

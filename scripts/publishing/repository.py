@@ -21,7 +21,8 @@ def write_repository(
 ) -> list[Path]:
     """Write all that the Hub repository of a checkpoint shall hold into an empty folder.
 
-    The card is written from the run's files, unless the folder has one that somebody else wrote.
+    The card is written from the run's files, if they are there and nobody has written another one.
+    A card without its run is kept, with the repository's name in its examples.
 
     Args:
         folder: a run folder, with the checkpoint in `checkpoint/`, or a checkpoint folder.
@@ -57,8 +58,9 @@ def write_repository(
 
     card = checkpoint / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ENDING
-    if ENDING in text:
-        is_in_run = (checkpoint.parent / "arguments.yaml").is_file()
+    is_in_run = (checkpoint.parent / "arguments.yaml").is_file()
+    # Written anew from the files that it was made of; without them, kept: it says more.
+    if ENDING in text and (is_in_run or not card.is_file()):
         write_model_card(checkpoint.parent if is_in_run else checkpoint, target, repo_id)
     else:
         check_card(text)

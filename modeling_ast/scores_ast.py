@@ -1,0 +1,96 @@
+"""Logits to scores, windows to the whole sound, scores to labels: one function for each.
+
+logits  (..., labels)
+scores  (..., labels)       softmax: sum 1 over the labels; sigmoid: each label by itself; or logits
+        (windows, labels)   of a sound in windows -> (labels,) of the whole sound
+labels  [LabelScore(score, label), ...], best first
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+_FUNCTIONS = {
+    None: "softmax",  # as in `transformers`
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "none",
+}
+
+
+class LabelScore(NamedTuple):
+    """A label and how much it is heard."""
+
+    score: float
+    label: str
+
+
+def scores_from_logits(
+    logits: Tensor, problem_type: str | None, function_to_apply: str | None = None
+) -> Tensor:
+    """What a checkpoint says of each label.
+
+    Args:
+        logits: (..., labels).
+        problem_type: the config's; None, as published AudioSet checkpoints have it, means softmax.
+        function_to_apply: "softmax", "sigmoid" or "none", instead of the problem type's.
+
+    Raises:
+        ValueError: for an unknown problem type or function.
+    """
+    if function_to_apply is None:
+        if problem_type not in _FUNCTIONS:
+            raise ValueError(
+                f"Unknown problem_type {problem_type!r}; expected one of "
+                f"{', '.join(name for name in _FUNCTIONS if name)}."
+            )
+        function_to_apply = _FUNCTIONS[problem_type]
+    if function_to_apply == "softmax":
+        return logits.softmax(dim=-1)
+    if function_to_apply == "sigmoid":
+        return logits.sigmoid()
+    if function_to_apply == "none":
+        return logits
+    raise ValueError(
+        f"function_to_apply must be softmax, sigmoid or none, got {function_to_apply!r}."
+    )
+
+
+def pool_windows(scores: Tensor, lengths: Tensor) -> Tensor:
+    """A sound's scores from its windows': their mean, weighted by how much sound is in each.
+
+    Args:
+        scores: (windows, labels).
+        lengths: (windows,), in any unit.
+
+    Returns:
+        (labels,).
+    """
+    lengths = lengths.to(scores)
+    return lengths @ scores / lengths.sum()
+
+
+def top_labels(
+    scores: Tensor,
+    label_names: Sequence[str],
+    top_k: int | None = None,
+    thresholds: Tensor | None = None,
+) -> list[LabelScore]:
+    """The labels that score highest, best first.
+
+    Args:
+        scores: (labels,).
+        label_names: in the order of the scores.
+        top_k: how many at most; None: all.
+        thresholds: (labels,) or one number; labels that score less are left out.
+    """
+    if thresholds is not None:
+        scores = scores.masked_fill(scores < thresholds, -math.inf)
+    best = scores.topk(len(label_names) if top_k is None else min(top_k, len(label_names)))
+    return [
+        LabelScore(score, label_names[index])
+        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        if score > -math.inf
+    ]

@@ -1,0 +1,40 @@
+"""CSV files that spreadsheets open and do not execute."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import write_whole
+
+_DECIMALS = 6
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table, whole or not at all.
+
+    Text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return would be a formula to a
+    spreadsheet, whoever chose it as the name of a file or a class: it gets an apostrophe before it,
+    as OWASP recommends. Numbers have six decimals at most.
+
+    Args:
+        path: of the file.
+        columns: in order; a row that lacks one has an empty cell.
+        rows: column -> value.
+    """
+
+    def write(unfinished: Path) -> None:
+        # Text that UTF-8 cannot hold does not lose the other rows.
+        with unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            writer.writerow(map(_cell, columns))
+            for row in rows:
+                writer.writerow([_cell(row.get(column)) for column in columns])
+
+    write_whole(path, write)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return round(value, _DECIMALS) if isinstance(value, float) else value

@@ -1,0 +1,109 @@
+"""The files that results can be written as: another one is another entry of `FORMATS`.
+
+A table holds the rows of all sounds; a track is a file per sound, with its events, for the program
+that shows it.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.files import write_whole
+from ..common.tables import write_csv
+
+if TYPE_CHECKING:
+    from modeling_ast.events_ast import Event
+
+_ROWS_AT_ONCE = 10_000
+_HIGHEST_HZ = 8000  # what a model at 16 kHz hears
+
+Columns = Mapping[str, str]  # name -> "string", "double", "float" or "vector" of floats
+Rows = Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """Either a table of all sounds or a track per sound.
+
+    Args:
+        table: writes a file: path, columns, rows.
+        track: a sound's events as text.
+        suffix: of a track.
+    """
+
+    table: Callable[[Path, Columns, Rows], None] | None = None
+    track: Callable[[Sequence["Event"]], str] | None = None
+    suffix: str = ""
+
+
+def _write_csv(path: Path, columns: Columns, rows: Rows) -> None:
+    write_csv(path, list(columns), rows)
+
+
+def _write_json(path: Path, columns: Columns, rows: Rows) -> None:
+    """One array, one row per line."""
+
+    def write(unfinished: Path) -> None:
+        with unfinished.open("w", encoding="utf-8") as file:
+            for number, row in enumerate(rows):
+                file.write(",\n" if number else "[\n")
+                rounded = {k: round(x, 6) if isinstance(x, float) else x for k, x in row.items()}
+                file.write(json.dumps(rounded, ensure_ascii=False))
+            file.write("\n]\n" if file.tell() else "[]\n")
+
+    write_whole(path, write)
+
+
+def write_parquet(path: Path, columns: Columns, rows: Rows) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    types = {
+        "string": pyarrow.string(),
+        "double": pyarrow.float64(),
+        "float": pyarrow.float32(),
+        "vector": pyarrow.list_(pyarrow.float32()),
+    }
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
+
+    def write(unfinished: Path) -> None:
+        remaining = iter(rows)
+        with ParquetWriter(unfinished, schema) as writer:
+            while some := list(itertools.islice(remaining, _ROWS_AT_ONCE)):
+                writer.write_table(pyarrow.Table.from_pylist(some, schema=schema))
+
+    write_whole(path, write)
+
+
+def _audacity(events: Sequence["Event"]) -> str:
+    """A label track: File > Import > Labels. Start, end and text, separated by tabs."""
+    return "".join(f"{e.start:.6f}\t{e.end:.6f}\t{_one_line(e.label)}\n" for e in events)
+
+
+def _raven(events: Sequence["Event"]) -> str:
+    """A selection table: File > Open Sound Selection Table. The box spans what the model hears."""
+    columns = ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)"]
+    columns += ["Low Freq (Hz)", "High Freq (Hz)", "Label", "Score"]
+    lines = ["\t".join(columns) + "\n"]
+    for number, event in enumerate(events, start=1):
+        span = f"{event.start:.6f}\t{event.end:.6f}\t0\t{_HIGHEST_HZ}"
+        lines.append(
+            f"{number}\tSpectrogram 1\t1\t{span}\t{_one_line(event.label)}\t{event.score:.4f}\n"
+        )
+    return "".join(lines)
+
+
+def _one_line(label: str) -> str:
+    return " ".join(label.split())
+
+
+FORMATS = {
+    "csv": Format(table=_write_csv),
+    "json": Format(table=_write_json),
+    "parquet": Format(table=write_parquet),
+    "audacity": Format(track=_audacity, suffix=".txt"),
+    "raven": Format(track=_raven, suffix=".Table.1.selections.txt"),
+}

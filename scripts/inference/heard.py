@@ -1,0 +1,126 @@
+"""A sound as the model hears it, and what is made of that.
+
+spans       (windows, 2)        seconds
+scores      (windows, labels)   float32
+embeddings  (windows, D)        float32; D is 0 where nobody asked for them
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from modeling_ast.events_ast import Event, EventRules, events_from_scores
+from modeling_ast.scores_ast import LabelScore, pool_windows, top_labels
+
+
+class Span(NamedTuple):
+    """A part of a sound, in seconds, and the labels that are heard in it, best first."""
+
+    start: float
+    end: float
+    labels: list[LabelScore]
+
+
+@dataclass
+class Heard:
+    """A sound's windows, as far as it was listened to."""
+
+    label_names: Sequence[str]
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    _scores: list[np.ndarray] = field(default_factory=list)
+    _embeddings: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, span: tuple[float, float], scores: np.ndarray, embedding: np.ndarray) -> float:
+        """One more window. Returns how many seconds of it no earlier one had heard."""
+        heard = self.duration
+        self.spans.append(span)
+        self._scores.append(scores)
+        self._embeddings.append(embedding)
+        return span[1] - heard
+
+    @property
+    def duration(self) -> float:
+        """Seconds up to the end of the last window."""
+        return self.spans[-1][1] if self.spans else 0.0
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(windows, labels)."""
+        return np.stack(self._scores)
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """(windows, D)."""
+        return np.stack(self._embeddings)
+
+    def clip_scores(self) -> np.ndarray:
+        """(labels,): of the whole sound, the mean of its windows weighted by their length."""
+        lengths = torch.tensor([end - start for start, end in self.spans])
+        return pool_windows(torch.from_numpy(self.scores), lengths).numpy()
+
+    def labels(self, top_k: int | None = None) -> list[LabelScore]:
+        """Those of the whole sound, best first."""
+        return top_labels(torch.from_numpy(self.clip_scores()), self.label_names, top_k)
+
+    def highest(self, top_k: int | None = None) -> list[LabelScore]:
+        """The labels that score highest in any window, best first."""
+        return top_labels(torch.from_numpy(self.scores.max(axis=0)), self.label_names, top_k)
+
+    def windows(self, top_k: int | None = None) -> list[Span]:
+        """Each window with its labels."""
+        return [
+            Span(start, end, top_labels(torch.from_numpy(scores), self.label_names, top_k))
+            for (start, end), scores in zip(self.spans, self._scores, strict=True)
+        ]
+
+    def scores_of(self, labels: Sequence[str]) -> np.ndarray:
+        """(windows, labels): of some labels, in their order."""
+        return self.scores[:, [list(self.label_names).index(label) for label in labels]]
+
+    def best_window(self, label: str) -> tuple[float, float]:
+        """The one in which a label scores highest."""
+        return self.spans[int(self.scores_of([label]).argmax())]
+
+    def events(self, rules: EventRules) -> list[Event]:
+        """What was heard from when to when."""
+        return events_from_scores(self.spans, self.scores, self.label_names, rules)
+
+    @classmethod
+    def of_arrays(
+        cls,
+        label_names: Sequence[str],
+        spans: Iterable[Sequence[float]],
+        scores: np.ndarray,
+        embeddings: np.ndarray,
+    ) -> "Heard":
+        """Of what `spans`, `scores` and `embeddings` gave."""
+        starts = [(float(start), float(end)) for start, end in spans]
+        return cls(label_names, starts, list(scores), list(embeddings))
+
+    @classmethod
+    def of_answer(cls, answer: Any) -> "Heard":
+        """Of the pipeline's answer with `return_timestamps=True`; labels that it leaves out of a
+        window score nothing there.
+
+        Raises:
+            ValueError: when the answer has no windows, or they name no label.
+        """
+        windows = answer.get("windows") if isinstance(answer, Mapping) else None
+        if not windows:
+            raise ValueError(
+                "The answer has no windows: call the pipeline with return_timestamps=True."
+            )
+        names = list(dict.fromkeys(e["label"] for w in windows for e in w["labels"]))
+        if not names:
+            raise ValueError("The answer's windows name no label: ask for a lower threshold.")
+        lowest = min(0.0, *(e["score"] for w in windows for e in w["labels"]), math.inf)
+        scores = np.full((len(windows), len(names)), lowest, np.float32)
+        for row, window in zip(scores, windows, strict=True):
+            for entry in window["labels"]:
+                row[names.index(entry["label"])] = entry["score"]
+        spans = [(window["start"], window["end"]) for window in windows]
+        return cls.of_arrays(names, spans, scores, np.empty((len(windows), 0), np.float32))

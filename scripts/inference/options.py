@@ -1,0 +1,151 @@
+"""The options of the commands that listen."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.options import Options, setting
+from ..data.options import GROUP as SOUNDS
+from ..data.options import DatasetOptions, LabelledOptions
+from .formats import FORMATS
+
+DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
+MODEL_HELP = "checkpoint: a folder, an ONNX file, a Hub name or the bundled one"
+# What `ast-export-onnx` can write; modeling_ast/export_ast.py has the same, and a test compares.
+ONNX_VARIANTS = ("fp32", "fp16", "int8", "spectrogram")
+
+_WINDOWS, _EVENTS, _RESULTS = "windows", "events", "results"
+
+
+def read_threshold(word: str) -> float | dict[str, float]:
+    """A number, or the name of a JSON file {label: number}.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        return float(word)
+    except ValueError:
+        pass
+    try:
+        thresholds = json.loads(Path(word).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"is a number or a JSON file, got {word!r} ({error})") from error
+    if not isinstance(thresholds, dict) or not thresholds:
+        raise ValueError(f"{word} must hold {{label: number}}")
+    return thresholds
+
+
+@dataclass
+class ClassifyOptions(DatasetOptions):
+    """What to listen to, with which model, and where the results go."""
+
+    sounds: list[str] = setting(
+        [],
+        "audio files or addresses, folders (with their sub-folders), globs, Parquet or tar files, "
+        "folders of such files, or names of Hub datasets",
+        positional="+",
+    )
+    model: str = setting(DEFAULT_MODEL, MODEL_HELP)
+    output: Path | None = setting(
+        None,
+        "write the results into this folder instead of printing them; after an interruption the "
+        "same command resumes",
+        metavar="FOLDER",
+    )
+    top_k: int = setting(3, "labels per row", at_least=1)
+    plot: bool = setting(False, "also draw every sound: OUTPUT/plots/….png")
+
+    per: str = setting("file", "what a row is", choices=("file", "window"), group=_RESULTS)
+    json: bool = setting(False, "print JSON instead of a table", group=_RESULTS)
+    formats: list[str] = setting(
+        ["csv"],
+        "tables (csv, json, parquet) of rows and of events; Audacity label tracks and Raven "
+        "selection tables of events, one per sound",
+        choices=tuple(FORMATS),
+        group=_RESULTS,
+    )
+    embeddings: bool = setting(
+        False, "also write embeddings.parquet, a vector per row", group=_RESULTS
+    )
+
+    chunk_length_s: float | None = setting(
+        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
+    )
+    hop_length_s: float | None = setting(
+        None,
+        "from one window's start to the next; default: half a window",
+        group=_WINDOWS,
+        metavar="SECONDS",
+    )
+    batch_size: int = setting(8, "windows at a time", at_least=1, group=_WINDOWS)
+
+    threshold: float = setting(
+        0.5,
+        "score that makes an event: a number, or a JSON file {label: number} for some labels",
+        parse=read_threshold,
+        group=_EVENTS,
+    )
+    release_threshold: float | None = setting(
+        None, "score that continues one; default: the threshold", group=_EVENTS
+    )
+    minimum_length_s: float = setting(
+        0.0, "leave out shorter events", at_least=0, group=_EVENTS, metavar="SECONDS"
+    )
+
+    split: str = setting("train", "of a data set", group=SOUNDS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is None:
+            for name in ("embeddings", "plot"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name} writes files: it needs --output FOLDER.")
+        elif self.json:
+            raise ValueError("--json prints; with --output, choose --formats json.")
+        if self.embeddings and self.model.endswith(".onnx"):
+            raise ValueError("--embeddings needs a checkpoint: an ONNX file gives scores only.")
+
+
+@dataclass
+class DemoOptions(Options):
+    """Which model the page shows, and to whom."""
+
+    model: str = setting(DEFAULT_MODEL, MODEL_HELP, positional="?")
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 serves the network")
+    port: int | None = setting(None, "default: the first free one from 7860", at_least=1)
+    write_space: Path | None = setting(
+        None, "write a Hugging Face Space into this folder and stop", metavar="FOLDER"
+    )
+    max_minutes: float = setting(10.0, "longest sound", group="limits")
+    max_megabytes: int = setting(100, "largest file", at_least=1, group="limits")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.max_minutes > 0:
+            raise ValueError(f"--max_minutes must be above 0, got {self.max_minutes:g}.")
+
+
+@dataclass
+class ExportOptions(LabelledOptions):
+    """What to export, and on which labelled clips to check it."""
+
+    checkpoint: str = setting("", "checkpoint folder, bundled or Hub name", positional="?")
+    output: Path = setting(Path("onnx"), "folder for the files", metavar="FOLDER")
+    variants: list[str] = setting(
+        list(ONNX_VARIANTS), "which files; default: all", choices=ONNX_VARIANTS
+    )
+    check: str | None = setting(
+        None,
+        "measure accuracy and speed on labelled clips: a data set as ast-finetune takes it",
+        metavar="DATASET",
+    )
+    threads: int | None = setting(
+        None, "CPU threads; default: torch's choice", at_least=1, group="speed"
+    )
+    repeats: int = setting(3, "timed passes", at_least=1, group="speed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.checkpoint:
+            raise ValueError("Name a checkpoint: a folder, the bundled one or one on the Hub.")

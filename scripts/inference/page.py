@@ -1,0 +1,308 @@
+"""The page of `ast-demo`: a sound goes in; labels, timeline, events and an explanation come out."""
+
+import html
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from feature_extraction import AudioDecodingError, load_audio
+from feature_extraction.fbank_ast import num_frames
+from modeling_ast import class_relevance, plot_relevance
+from modeling_ast.events_ast import Event, EventRules
+
+from ..common.shown import clock, readable, shown
+from .classifier import Classifier
+from .formats import FORMATS
+from .heard import Heard
+from .options import DemoOptions
+
+_KEPT_S = 900  # uploads; deleted within a minute after that
+_SESSIONS = 20  # whose last sound is held in memory, for the slider
+_TOP_LABELS = 5
+_NAMED_SOUNDS = 12  # that the model knows, before "and … more"
+_EVENT_COLUMNS = {"start": "double", "end": "double", "label": "string", "score": "float"}
+# On a phone names of classes wrap instead of being cut off.
+_CSS = """
+#labels .text { white-space: normal; overflow-wrap: anywhere; }
+#labels .label-text, #events td, #events th { white-space: normal !important; }
+#events .cell-wrap span { white-space: normal; overflow: visible; text-overflow: clip; }
+"""
+
+
+@dataclass
+class Listened:
+    """A sound and what the model hears in it."""
+
+    waveform: np.ndarray  # (samples,) at the model's rate
+    heard: Heard
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is more than two windows long: then a mean over all of it says little."""
+        start, end = self.heard.spans[0]
+        return self.heard.duration > 2 * (end - start)
+
+    @property
+    def best_label(self) -> str:
+        """The label that the page speaks of first."""
+        best = self.heard.highest(1) if self.is_long else self.heard.labels(1)
+        return best[0].label
+
+
+def listen(classifier: Classifier, path: str | Path, max_minutes: float) -> Listened:
+    """Classify a file, window by window.
+
+    Raises:
+        AudioDecodingError: when it cannot be read; the message has its name, not its folder.
+        ValueError: when it is longer than `max_minutes`; no more than that is decoded.
+    """
+    rate = classifier.sampling_rate
+    longest = max_minutes * 60
+    try:
+        waveform = load_audio(str(path), rate, duration=longest + 1)
+    except AudioDecodingError as error:
+        raise AudioDecodingError(str(error).replace(str(path), Path(path).name)) from error
+    if len(waveform) > longest * rate:
+        raise ValueError(
+            f"{Path(path).name} is longer than {max_minutes:g} minutes, the most that this page "
+            "takes. Cut it, or use ast-classify, which takes any length."
+        )
+    return Listened(waveform, classifier.hear(waveform))
+
+
+def draw_timeline(classifier: Classifier, sound: Listened, events: Sequence[Event]) -> Any:
+    """Waveform, spectrogram, the top classes over time and events, as a matplotlib figure."""
+    from matplotlib.figure import Figure
+
+    from .timeline import plot_timeline
+
+    rate = classifier.sampling_rate
+    return plot_timeline(sound.waveform, rate, sound.heard, Figure(dpi=100), events)
+
+
+def can_explain(classifier: Classifier) -> bool:
+    """Whether the model shows its attention: not in an ONNX file, and not with merged tokens."""
+    model = classifier.pipeline.model
+    is_torch = isinstance(model, torch.nn.Module)
+    return is_torch and not classifier.pipeline.model.config.merged_tokens_per_layer
+
+
+def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
+    """Draw what speaks for the best label, in the window that scores it highest, into a PNG.
+
+    Returns:
+        which label and window that is.
+    """
+    label, model = sound.best_label, classifier.pipeline.model
+    start, end = sound.heard.best_window(label)
+    rate = classifier.sampling_rate
+    samples = sound.waveform[round(start * rate) : round(end * rate)]
+    features = next(classifier.windows(samples)).features
+    input_values = features["input_values"].to(model.device)
+    mask = features.get("attention_mask")
+    mask = None if mask is None else mask.to(model.device)
+    index = classifier.label_names.index(label)
+    relevance = class_relevance(model, input_values, index, mask)[0]
+    frames = max(1, num_frames(len(samples), rate))  # without padding
+    caption = f"What speaks for “{readable(label)}”, {start:.1f} s to {end:.1f} s"
+    plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption, rate)
+    return caption
+
+
+def write_example(folder: str | Path) -> Path:
+    """A made-up sound to try the page with: a ticking clock, then a motor."""
+    import soundfile
+
+    from ..data.synthetic import RATE, synthesise
+
+    random = np.random.default_rng(0)
+    sounds = [synthesise(name, random) for name in ("tick",) * 4 + ("engine",) * 4]
+    path = Path(folder, "clock_and_motor.wav")
+    soundfile.write(path, np.concatenate(sounds), RATE)
+    return path
+
+
+def describe_model(classifier: Classifier) -> str:
+    """Which model this is and which sounds it knows, as Markdown."""
+    names = [readable(name) for name in classifier.label_names]
+    known = ", ".join(names[:_NAMED_SOUNDS])
+    more = len(names) - _NAMED_SOUNDS
+    known += f" and {more} more" if more > 0 else ""
+    name = shown(Path(classifier.model_name).name or classifier.model_name)
+    return html.escape(f"{name} knows {len(names)} sounds: {known}.")
+
+
+def build_app(
+    classifier: Classifier,
+    folder: str | Path,
+    max_minutes: float = DemoOptions.max_minutes,
+    title: str = "What does it sound like?",
+) -> Any:
+    """The page, as `gradio.Blocks`.
+
+    Args:
+        classifier: the model.
+        folder: for the files that the page offers; gradio deletes them when they are old if it is
+            its own, `$GRADIO_TEMP_DIR`.
+        max_minutes: of a sound.
+        title: of the page.
+
+    Raises:
+        ValueError: when gradio is not installed.
+    """
+    try:
+        import gradio
+    except ImportError as error:
+        raise ValueError(
+            "The page needs the package gradio, which is not installed. In the folder of this "
+            "project: pip install '.[demo]'"
+        ) from error
+    import matplotlib
+
+    matplotlib.use("agg")  # drawing happens in threads, where windows cannot open
+    explains = can_explain(classifier)
+
+    def of_events(sound: Listened, threshold: float) -> list[Any]:
+        events = sound.heard.events(EventRules(threshold))
+        table = [
+            [clock(e.start, 1), clock(e.end, 1), readable(e.label), round(e.score, 3)]
+            for e in events
+        ]
+        path = Path(tempfile.mkdtemp(dir=folder), "events.csv")
+        write = FORMATS["csv"].table
+        assert write is not None
+        write(path, _EVENT_COLUMNS, (event._asdict() for event in events))
+        figure = draw_timeline(classifier, sound, events)
+        return [figure, table, gradio.update(value=str(path), interactive=True)]
+
+    def new_sound(path: str | None, threshold: float) -> list[Any]:
+        message, sound = "", None
+        if path is not None:
+            try:
+                sound = listen(classifier, path, max_minutes)
+            except ValueError as error:
+                message = shown(error)
+        shown_message = gradio.update(value=message, visible=bool(message))
+        hint = gradio.update(visible=sound is None and not message)
+        if sound is None:
+            no_file = gradio.update(value=None, interactive=False)
+            hidden = gradio.update(visible=False)
+            empty = [None] * 4 + [no_file] + ([None] if explains else [])
+            return [shown_message, hint, hidden, *empty]
+        scores = sound.heard.highest() if sound.is_long else sound.heard.labels()
+        labels = gradio.update(
+            value={readable(label): score for score, label in scores},
+            label="Highest score at any time" if sound.is_long else "Whole sound",
+        )
+        results = gradio.update(visible=True)
+        outputs = [shown_message, hint, results, sound, labels, *of_events(sound, threshold)]
+        if explains:
+            image = Path(tempfile.mkdtemp(dir=folder), "explanation.png")
+            explain(classifier, sound, image)
+            outputs.append(str(image))
+        return outputs
+
+    def new_threshold(sound: Listened | None, threshold: float) -> list[Any]:
+        return [gradio.skip()] * 3 if sound is None else of_events(sound, threshold)
+
+    def example() -> str:
+        return str(write_example(tempfile.mkdtemp(dir=folder)))
+
+    with gradio.Blocks(
+        title=title, analytics_enabled=False, delete_cache=(60, _KEPT_S), fill_width=True
+    ) as app:
+        gradio.Markdown(f"# {html.escape(title)}\n{describe_model(classifier)}", elem_id="model")
+        state = gradio.State(time_to_live=_KEPT_S)
+        with gradio.Row():
+            sound = gradio.Audio(
+                sources=["upload", "microphone"],
+                type="filepath",
+                label="Sound",
+                editable=False,
+                buttons=[],
+                elem_id="sound",
+                scale=4,
+            )
+            try_example = gradio.Button("Try a made-up example", elem_id="example", scale=1)
+        hint = gradio.Markdown(
+            f"Upload a sound of up to {max_minutes:g} minutes, record one, or try the example. It "
+            "is not kept. Here you will see what is heard and when, and where in the spectrogram "
+            "the model looks.",
+            elem_id="hint",
+        )
+        # Plain text, as it may hold a file's name.
+        message = gradio.Textbox(
+            label="This sound cannot be classified", visible=False, elem_id="message"
+        )
+        with gradio.Column(visible=False) as results:
+            labels = gradio.Label(
+                num_top_classes=_TOP_LABELS, label="Whole sound", elem_id="labels"
+            )
+            threshold = gradio.Slider(
+                0.05, 0.95, value=0.5, step=0.05, label="Threshold: the score that makes an event"
+            )
+            with gradio.Row():
+                table = gradio.Dataframe(
+                    headers=["start", "end", "sound", "score"],
+                    datatype=["str", "str", "str", "number"],
+                    label="Heard when",
+                    interactive=False,
+                    wrap=True,
+                    scale=4,
+                    elem_id="events",
+                )
+                download = gradio.DownloadButton(
+                    "Download as CSV", interactive=False, elem_id="download"
+                )
+            timeline = gradio.Plot(show_label=False, elem_id="timeline")
+            image = gradio.Image(
+                show_label=False,
+                type="filepath",
+                interactive=False,
+                visible=explains,
+                buttons=[],
+                elem_id="explanation",
+            )
+        outputs = [message, hint, results, state, labels, timeline, table, download]
+        if explains:
+            outputs.append(image)
+        sound.change(new_sound, [sound, threshold], outputs, api_visibility="private")
+        try_example.click(example, None, sound, api_visibility="private")
+        threshold.change(
+            new_threshold,
+            [state, threshold],
+            [timeline, table, download],
+            trigger_mode="always_last",
+            api_visibility="private",
+        )
+    return app
+
+
+def serve(
+    classifier: Classifier,
+    host: str = DemoOptions.host,
+    port: int | None = None,
+    max_minutes: float = DemoOptions.max_minutes,
+    max_megabytes: int = DemoOptions.max_megabytes,
+) -> None:
+    """Serve the page until Ctrl-C or SIGTERM, then delete what was uploaded."""
+    with tempfile.TemporaryDirectory(prefix="ast-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_RUN_HISTORY"] = "False"
+        app = build_app(classifier, folder, max_minutes)
+        app.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=f"{max_megabytes}mb",
+            state_session_capacity=_SESSIONS,
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            css=_CSS,
+        )

@@ -1,0 +1,230 @@
+"""What an output folder is made from: results as they come, whole or not at all.
+
+    OUTPUT/settings.json                    what the results depend on; a restart must have the same
+    OUTPUT/parts/rank00000-000000.parquet   one row per sound
+    OUTPUT/parts/….unfinished.npz           the windows so far of a sound that was interrupted
+
+Any number of processes, one after the other or at the same time, write parts of their own into one
+folder; `common.lock.hold` sees that no two have the same rank. What a killed one had not written
+is missing from the parts, and is done by the next one. A sound that changed after it was classified
+is done again, and the row that was written last counts.
+"""
+
+import hashlib
+import itertools
+import json
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from modeling_ast.events_ast import Event
+from modeling_ast.scores_ast import LabelScore
+
+from ..common.files import write_whole
+from .heard import Heard, Span
+
+_FORMAT = 2  # of the parts
+_LABELS = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+_SPAN = [("start", pa.float64()), ("end", pa.float64())]
+PART = pa.schema(
+    [
+        ("sound", pa.string()),
+        ("version", pa.string()),  # of the sound, `Recording.version`
+        ("written", pa.int64()),  # ns since 1970
+        ("duration", pa.float64()),  # seconds
+        ("error", pa.string()),  # null: there was none
+        ("labels", _LABELS),  # of the whole sound, best first
+        ("windows", pa.list_(pa.struct([*_SPAN, ("labels", _LABELS)]))),
+        (
+            "events",
+            pa.list_(pa.struct([*_SPAN, ("label", pa.string()), ("score", pa.float32())])),
+        ),
+        ("embeddings", pa.list_(pa.list_(pa.float32()))),  # one per window, or none
+    ]
+)
+
+
+@dataclass
+class Result:
+    """What is known of a sound: what was heard in it, or why it could not be read."""
+
+    sound: str
+    version: str = ""
+    duration: float = 0.0  # seconds
+    error: str | None = None
+    labels: list[LabelScore] = field(default_factory=list)
+    windows: list[Span] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    embeddings: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what the results depend on, or compare it with what is there.
+
+    Raises:
+        ValueError: when the folder holds results of other settings.
+    """
+    path = folder / "settings.json"
+    text = json.dumps({**settings, "format": _FORMAT}, indent=2, sort_keys=True)
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Choose another --output, or remove that folder."
+        ) from error
+    wanted = json.loads(text)
+    changed = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
+    if changed:
+        key = sorted(changed)[0]
+        raise ValueError(
+            f"{folder} holds results with {key} {found.get(key)!r}, this run has "
+            f"{wanted.get(key)!r}. Choose another --output, or remove that folder."
+        )
+
+
+class Parts:
+    """The parts in an output folder; this process writes those of its rank."""
+
+    def __init__(self, folder: Path, rank: int = 0):
+        self.folder = folder / "parts"
+        self.rank = rank
+        self.folder.mkdir(parents=True, exist_ok=True)
+        taken = [int(path.stem.split("-")[1]) for path in self.folder.glob(f"{self._prefix}*")]
+        self._numbers = itertools.count(max(taken, default=-1) + 1)
+
+    @property
+    def _prefix(self) -> str:
+        return f"rank{self.rank:05d}-"
+
+    def write(self, results: Sequence[Result]) -> None:
+        """Write one part with a row per sound; after a crash it is whole or absent."""
+        if not results:
+            return
+        table = pa.Table.from_pylist([_row(result) for result in results], schema=PART)
+        path = self.folder / f"{self._prefix}{next(self._numbers):06d}.parquet"
+        write_whole(path, lambda unfinished: pq.write_table(table, unfinished))
+        for result in results:
+            self._unfinished(result.sound).unlink(missing_ok=True)
+
+    def write_unfinished(self, sound: str, version: str, heard: Heard) -> None:
+        """Keep the windows so far of a sound that is not yet heard to its end."""
+        about = json.dumps({"sound": sound, "version": version})
+
+        def write(unfinished: Path) -> None:
+            with unfinished.open("wb") as file:
+                np.savez(
+                    file,
+                    about=np.array(about),
+                    spans=np.array(heard.spans),
+                    scores=heard.scores,
+                    embeddings=heard.embeddings,
+                )
+
+        write_whole(self._unfinished(sound), write)
+
+    def unfinished(self, sound: str, version: str, label_names: Sequence[str]) -> Heard:
+        """The windows of a sound that an interrupted run had heard; none: an empty one."""
+        try:
+            with np.load(self._unfinished(sound), allow_pickle=False) as arrays:
+                about = json.loads(str(arrays["about"]))
+                if about == {"sound": sound, "version": version}:
+                    return Heard.of_arrays(
+                        label_names, arrays["spans"], arrays["scores"], arrays["embeddings"]
+                    )
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # damaged: the sound is heard from its beginning
+        return Heard(label_names)
+
+    def done(self) -> dict[str, str]:
+        """The sounds that were classified, and which version of each."""
+        return {
+            sound: version
+            for sound, (_, _, version, failed) in self._latest().items()
+            if not failed
+        }
+
+    def results(self, errors: bool = False, embeddings: bool = False) -> Iterator[Result]:
+        """Each sound once: those that were classified, or those that failed.
+
+        Embeddings are read only where they are asked for.
+        """
+        latest = self._latest()
+        columns = [name for name in PART.names if name != "embeddings"]
+        for path in self._paths():
+            table = pq.read_table(path, columns=PART.names if embeddings else columns)
+            for index, row in enumerate(table.select(columns).to_pylist()):
+                wanted = latest[row["sound"]][:2] == (path, index)
+                if wanted and (row["error"] is not None) == errors:
+                    result = _result(row)
+                    if embeddings:
+                        vectors = table["embeddings"][index].values
+                        flat = vectors.flatten().to_numpy()
+                        result.embeddings = flat.reshape(len(vectors), -1)
+                    yield result
+
+    def _latest(self) -> dict[str, tuple[Path, int, str, bool]]:
+        """Sound -> where its row is, its version, whether it failed. A success outweighs a failure
+        of the same version."""
+        found: dict[str, tuple[Path, int, str, bool]] = {}
+        order: dict[str, tuple[Any, ...]] = {}
+        for path in self._paths():
+            table = pq.read_table(path, columns=["sound", "version", "written", "error"])
+            for index, row in enumerate(table.to_pylist()):
+                sound, failed = row["sound"], row["error"] is not None
+                rank = (row["written"], not failed)
+                if sound not in order or rank >= order[sound]:
+                    order[sound] = rank
+                    found[sound] = (path, index, row["version"], failed)
+        return found
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("rank*.parquet"))
+
+    def _unfinished(self, sound: str) -> Path:
+        name = hashlib.sha256(sound.encode()).hexdigest()[:16]
+        return self.folder / f"{name}.unfinished.npz"
+
+
+def _row(result: Result) -> dict[str, Any]:
+    row = {**vars(result), "written": time.time_ns(), "embeddings": list(result.embeddings)}
+    row["labels"] = _dicts(result.labels)
+    row["events"] = _dicts(result.events)
+    row["windows"] = [
+        {"start": span.start, "end": span.end, "labels": _dicts(span.labels)}
+        for span in result.windows
+    ]
+    return row
+
+
+def _dicts(items: Iterable[LabelScore] | Iterable[Event]) -> list[dict[str, Any]]:
+    return [item._asdict() for item in items]
+
+
+def _result(row: dict[str, Any]) -> Result:
+    def labels(entries: list[dict[str, Any]] | None) -> list[LabelScore]:
+        return [LabelScore(**entry) for entry in entries or ()]
+
+    return Result(
+        sound=row["sound"],
+        version=row["version"],
+        duration=row["duration"],
+        error=row["error"],
+        labels=labels(row["labels"]),
+        windows=[Span(w["start"], w["end"], labels(w["labels"])) for w in row["windows"] or ()],
+        events=[Event(**event) for event in row["events"] or ()],
+    )

@@ -1,0 +1,272 @@
+"""What `ast-classify` does: listen to recordings, print or keep what was heard."""
+
+import contextlib
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from feature_extraction import AudioDecodingError
+from modeling_ast.events_ast import EventRules
+
+from ..common.bundled import checkpoint_folder
+from ..common.lock import hold
+from ..common.options import did_you_mean
+from ..common.shown import shown
+from ..data.recordings import Recording, Recordings
+from .classifier import Classifier, Unreadable
+from .heard import Heard
+from .options import DEFAULT_MODEL, ClassifyOptions
+from .parts import Parts, Result, check_settings
+from .printed import format_json, format_results
+from .progress import Progress
+from .results import collect, file_of
+
+_LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
+PART_S = 30.0  # between writes: what a kill costs at most
+PART_WINDOWS = 4096  # in memory, at most, before a write
+_NO_EMBEDDING = np.empty(0, np.float32)
+
+# The settings that the results in a folder depend on; --formats and --per can change.
+_SETTINGS = ["model", "top_k", "chunk_length_s", "hop_length_s", "threshold", "release_threshold"]
+_SETTINGS += ["minimum_length_s", "embeddings", "plot", "split", "dataset_config", "audio_column"]
+
+
+class Listening:
+    """Recordings on their way to results.
+
+    Args:
+        classifier: the model.
+        options: what is made of what it hears.
+        begun: the windows of a recording that an earlier run has heard.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        options: ClassifyOptions,
+        rules: EventRules,
+        begun: Callable[[Recording], Heard] | None = None,
+    ):
+        self.classifier, self.options, self.rules = classifier, options, rules
+        self._begun = begun or (lambda _: Heard(classifier.label_names))
+        self.unfinished: dict[str, tuple[Recording, Heard]] = {}
+
+    def results(
+        self, recordings: Iterable[Recording], progress: Progress
+    ) -> Iterator[Result | None]:
+        """A result per recording, in order; None after each window that is not the last one."""
+        for answer in self.classifier.listen(self._sounds(recordings, progress)):
+            recording = answer.sound
+            if isinstance(answer, Unreadable):
+                self.unfinished.pop(recording.name, None)
+                progress.finished()
+                error = " ".join(answer.error.split())
+                yield Result(recording.name, recording.version, error=error)
+                continue
+            _, heard = self.unfinished[recording.name]
+            embedding = answer.embedding if self.options.embeddings else _NO_EMBEDDING
+            progress.heard(heard.add(answer.span, answer.scores, embedding))
+            if answer.is_last:
+                del self.unfinished[recording.name]
+                progress.finished()
+                yield self._result(recording, heard)
+            else:
+                yield None
+
+    def _sounds(
+        self, recordings: Iterable[Recording], progress: Progress
+    ) -> Iterator[tuple[Recording, Any, int]]:
+        for recording in recordings:
+            heard = self._begun(recording)
+            progress.skip(heard.duration)
+            self.unfinished[recording.name] = (recording, heard)
+            yield recording, recording.source, len(heard.spans)
+
+    def _result(self, recording: Recording, heard: Heard) -> Result:
+        options = self.options
+        result = Result(
+            sound=recording.name,
+            version=recording.version,
+            duration=heard.duration,
+            labels=heard.labels(options.top_k),
+            windows=heard.windows(options.top_k),
+            events=heard.events(self.rules),
+            embeddings=heard.embeddings,
+        )
+        if options.plot and options.output is not None:
+            from .timeline import plot_timeline  # matplotlib takes a second to load
+
+            path = file_of(options.output / "plots", recording.name, ".png")
+            rate = self.classifier.sampling_rate
+            # The sound is read once more: by now it may be gone.
+            with contextlib.suppress(AudioDecodingError):
+                plot_timeline(
+                    recording.source, rate, heard, path, result.events, title=recording.name
+                )
+        return result
+
+
+def classify(options: ClassifyOptions) -> int:
+    """Run the command. Returns the exit status."""
+    # Wrong thresholds are found before hours of work.
+    rules = EventRules(options.threshold, options.release_threshold, options.minimum_length_s)
+    status = _print(options, rules) if options.output is None else _write(options, rules)
+    if options.model == DEFAULT_MODEL:
+        print(
+            f"Heard by the bundled {DEFAULT_MODEL}, which knows ten sounds. For AudioSet's "
+            f"527: --model {_LARGER_MODEL}",
+            file=sys.stderr,
+        )
+    return status
+
+
+def _print(options: ClassifyOptions, rules: EventRules) -> int:
+    recordings = _recordings(options)
+    classifier = _classifier(options, rules)
+    listening = Listening(classifier, options, rules)
+    files = None if recordings.datasets else recordings.files
+    with Progress(files, leave=False) as progress:
+        found = [r for r in listening.results(recordings.share(0, 1), progress) if r is not None]
+    if options.json:
+        print(format_json(found, options.per))
+    elif table := format_results(found, options.per):
+        print(table)
+    errors = {result.sound: result.error for result in found if result.error is not None}
+    _report_errors(errors)
+    return 1 if errors else 0
+
+
+def _write(options: ClassifyOptions, rules: EventRules) -> int:
+    """Classify this process's share into the output folder; the first process puts all together."""
+    from accelerate import PartialState
+
+    output = options.output
+    assert output is not None
+    # Processes wait for the slowest at the end, however many hours its share takes.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    rank, count = state.process_index, state.num_processes
+    recordings = _recordings(options)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hold(output, f"rank{rank:05d}"))
+        settings = {name: getattr(options, name) for name in _SETTINGS}
+        check_settings(output, {**settings, "model_version": model_version(options.model)})
+        parts = Parts(output, rank)
+        done = parts.done()
+        classifier = _classifier(options, rules, state.device)
+        share: Iterator[Recording] = (
+            sound
+            for sound in recordings.share(rank, count)
+            if done.get(sound.name) != sound.version
+        )
+        files = None
+        if not recordings.datasets:
+            remaining = list(share)
+            share, files = iter(remaining), [str(sound.source) for sound in remaining]
+        listening = Listening(
+            classifier,
+            options,
+            rules,
+            lambda sound: parts.unfinished(sound.name, sound.version, classifier.label_names),
+        )
+        began = time.perf_counter()
+        with Progress(files, disabled=not state.is_main_process) as progress:
+            _listen_and_keep(listening.results(share, progress), parts, listening)
+        elapsed = time.perf_counter() - began
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            return 0
+        remove_unfinished(output)
+        top_k = min(options.top_k, len(classifier.label_names))
+        errors = collect(output, options.per, options.formats, top_k, options.embeddings)
+    everyone = f" by process 0 of {count}" if count > 1 else ""
+    print(
+        f"{progress.seconds / 3600:.2f} h of sound{everyone} in {elapsed:.0f} s, "
+        f"{progress.seconds / max(elapsed, 1e-9):.0f} x real time. Results: {shown(output)}",
+        file=sys.stderr,
+    )
+    _report_errors(errors)
+    return 1 if errors else 0
+
+
+def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: Listening) -> None:
+    """Write results every half minute, and whatever ends this run what is heard by then."""
+    kept: list[Result] = []
+    windows, written = 0, time.perf_counter()
+
+    def write() -> None:
+        nonlocal kept, windows, written
+        # No longer held before they are written: a signal in between writes none twice.
+        part, kept, windows = kept, [], 0
+        parts.write(part)
+        for recording, heard in listening.unfinished.values():
+            if heard.spans:
+                parts.write_unfinished(recording.name, recording.version, heard)
+        written = time.perf_counter()
+
+    try:
+        for result in results:
+            windows += 1
+            if result is not None:
+                kept.append(result)
+            if time.perf_counter() - written >= PART_S or windows >= PART_WINDOWS:
+                write()
+    finally:
+        write()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """What killed runs left half written; nobody writes any more."""
+    for path in folder.rglob("*.unfinished"):
+        path.unlink(missing_ok=True)
+
+
+def model_version(model: str) -> str:
+    """A checksum of a local checkpoint's files, so that results of other weights are not mixed in.
+
+    "" for a name on the Hub.
+    """
+    path = Path(checkpoint_folder(model))
+    files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
+    checksum = 0
+    for file in files:
+        if file.suffix in (".onnx", ".json", ".safetensors", ".bin") and file.is_file():
+            with file.open("rb") as content:
+                while block := content.read(1 << 22):
+                    checksum = zlib.crc32(block, checksum)
+    return f"{checksum:08x}" if files else ""
+
+
+def _recordings(options: ClassifyOptions) -> Recordings:
+    return Recordings(options.sounds, options.split, options.dataset_config, options.audio_column)
+
+
+def _classifier(
+    options: ClassifyOptions, rules: EventRules, device: torch.device | None = None
+) -> Classifier:
+    classifier = Classifier(
+        options.model,
+        device,
+        batch_size=options.batch_size,
+        chunk_length_s=options.chunk_length_s,
+        hop_length_s=options.hop_length_s,
+    )
+    if isinstance(rules.threshold, dict):
+        for label in rules.threshold:
+            if label not in classifier.label_names:
+                raise ValueError(
+                    f"--threshold names the unknown label {label!r}"
+                    f"{did_you_mean(label, classifier.label_names)}"
+                )
+    return classifier
+
+
+def _report_errors(errors: dict[str, str]) -> None:
+    for error in errors.values():
+        print(f"ast-classify: {shown(error)}", file=sys.stderr)
