@@ -23,27 +23,32 @@ _FRAME_LENGTH_S = 0.025
 
 
 def column_spans(
-    columns: int, duration: float, time_stride: int, patch_frames: int = 16, first: int = 0
+    columns: int,
+    time_stride: int,
+    patch_frames: int = 16,
+    first: int = 0,
+    duration: float | None = None,
 ) -> np.ndarray:
     """From when to when each column of a sound speaks for it.
 
     Args:
         columns: how many.
-        duration: of the sound, in seconds.
         time_stride: frames from one column to the next.
         patch_frames: frames that a column sees.
         first: number of the first one.
+        duration: of the sound, in seconds, when its last column is among them.
 
     Returns:
-        (columns, 2) seconds: without gaps, from 0 (when `first` is 0) to `duration`.
+        (columns, 2) seconds, without gaps, from 0 (when `first` is 0) to `duration` if given.
     """
     seen_s = (patch_frames - 1) / _FRAMES_PER_SECOND + _FRAME_LENGTH_S
     step_s = time_stride / _FRAMES_PER_SECOND
     edges = (np.arange(first, first + columns + 1) - 0.5) * step_s + seen_s / 2
-    edges[-1] = duration
     if first == 0:
         edges[0] = 0.0
-    edges = np.minimum(edges, duration)
+    if duration is not None:
+        edges = np.minimum(edges, duration)
+        edges[-1] = duration
     return np.stack([edges[:-1], edges[1:]], axis=1)
 
 

@@ -239,21 +239,21 @@ def test_pooling_laws(parts, seed, pooling):
 
 
 def test_columns_cover_the_sound_without_gaps():
-    spans = column_spans(12, 1.3, time_stride=10)
+    spans = column_spans(12, time_stride=10, duration=1.3)
     assert spans[0].tolist() == pytest.approx([0.0, 0.1375])
     assert spans[1].tolist() == pytest.approx([0.1375, 0.2375])
     assert spans[-1, 1] == 1.3
     assert (spans[1:, 0] == spans[:-1, 1]).all()
     # In the middle of what a column sees: frames 10 to 25, of 25 ms each, one every 10 ms.
     assert spans[1].mean() == pytest.approx((0.10 + 0.25 + 0.025) / 2)
-    later = column_spans(5, 1.3, time_stride=10, first=7)
+    later = column_spans(5, time_stride=10, first=7, duration=1.3)
     np.testing.assert_allclose(later, spans[7:])
     assert count_columns(16, 10) == count_columns(3, 10) == 1
     assert count_columns(128, 10) == 12
 
 
 def test_frame_targets():
-    spans = column_spans(10, 1.1, time_stride=10)
+    spans = column_spans(10, time_stride=10, duration=1.1)
     targets = frame_targets([(0.28, 0.55, 1), (0.7, 0.71, 0)], spans, num_labels=3)
     assert np.flatnonzero(targets[:, 1]).tolist() == [2, 3, 4]  # 0.2375 … 0.5375 s
     assert np.flatnonzero(targets[:, 0]).tolist() == [6]  # 10 ms are not lost

@@ -244,7 +244,7 @@ class Collator:
         columns = count_columns(num_frames(samples, rate), step, frames.patch_frames)
         targets = np.full((columns, self.num_labels), _UNKNOWN, np.float32)
         if row["events"] is not None:
-            spans = column_spans(columns, samples / rate, step, frames.patch_frames)
+            spans = column_spans(columns, step, frames.patch_frames, duration=samples / rate)
             events = [(begin - start, end - start, int(of)) for begin, end, of in row["events"]]
             targets = frame_targets(events, spans, self.num_labels)
             target.fill_(_UNKNOWN)  # of the whole clip, not of this window
