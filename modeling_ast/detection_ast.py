@@ -26,6 +26,9 @@ from .patch_grid_ast import NUM_SPECIAL_TOKENS, count_valid_columns
 from .pooling_ast import check_pooling, pool_logits, pool_scores
 from .pretrained_ast import ASTPreTrainedModel
 
+_DROPPING_TOKENS = ("time_patchout", "unstructured_patchout", "merged_tokens_per_layer")
+_OF_CLASSIFIERS = ("model_type", "auto_map", "architectures", *_DROPPING_TOKENS)
+
 
 @strict
 class ASTFrameConfig(ASTConfig):
@@ -37,12 +40,22 @@ class ASTFrameConfig(ASTConfig):
     # known, and wherever one answer for the whole clip is asked for.
     window_pooling: str | None = "linear_softmax"
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Also of a classifier's config: without what no frame model has."""
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            config_dict = {k: v for k, v in config_dict.items() if k not in _OF_CLASSIFIERS}
+            if config_dict.get("window_pooling", "") is None:
+                del config_dict["window_pooling"]
+            config_dict["problem_type"] = "multi_label_classification"
+        return super().from_dict(config_dict, **kwargs)
+
     def check(self) -> None:
         super().check()
         if self.window_pooling is None:
             raise ValueError("A frame model needs window_pooling, e.g. linear_softmax.")
         check_pooling(self.window_pooling)
-        for field in ("time_patchout", "unstructured_patchout", "merged_tokens_per_layer"):
+        for field in _DROPPING_TOKENS:
             if getattr(self, field):
                 raise ValueError(
                     f"{field}={getattr(self, field)} leaves columns without a token, and a frame "
@@ -92,14 +105,7 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
         """The config itself, or, of any other AST, one with this head."""
         if config.model_type == cls.config_class.model_type:
             return config
-        # Left out: what no frame model has, and what a classifier's labels are.
-        unfit = ("model_type", "time_patchout", "unstructured_patchout", "merged_tokens_per_layer")
-        content = {name: v for name, v in config.to_dict().items() if name not in unfit}
-        if content.get("window_pooling") is None:
-            content.pop("window_pooling", None)
-        return cls.config_class.from_dict(
-            {**content, "problem_type": "multi_label_classification", "auto_map": None}
-        )
+        return cls.config_class.from_dict(config.to_dict())
 
     @classmethod
     def from_classifier(cls, model: ASTForAudioClassification) -> Any:

@@ -178,6 +178,8 @@ def test_starts_from_any_classifier(tmp_path, native_folder, caplog):
         assert type(model) is ASTForAudioFrameClassification
         assert model.config.problem_type == "multi_label_classification"
         assert model.config.time_patchout == 0
+        direct = ASTForAudioFrameClassification.from_pretrained(folder)
+        assert direct.config.to_dict() == model.config.to_dict()
         encoder = ASTForAudioClassification.from_pretrained(folder).base_model.state_dict()
         for name, weight in model.base_model.state_dict().items():
             assert torch.equal(weight, encoder[name]), name

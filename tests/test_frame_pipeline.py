@@ -1,5 +1,7 @@
 """Frame models and stored window pooling in the pipeline, the classifier, ONNX and ast-classify."""
 
+import itertools
+
 import numpy as np
 import pytest
 import soundfile
@@ -51,7 +53,7 @@ def test_columns_cover_a_sound_of_any_length(frame_folder, seconds):
     windows = answer["windows"]
     assert windows[0]["start"] == 0
     assert windows[-1]["end"] == pytest.approx(seconds)
-    assert all(a["end"] == b["start"] for a, b in zip(windows, windows[1:], strict=False))
+    assert all(a["end"] == b["start"] for a, b in itertools.pairwise(windows))
     frames = 1 + max(0, int(seconds * RATE) - 400) // 160
     assert len(windows) == max(0, frames - 16) // 10 + 1
     scores = torch.tensor(

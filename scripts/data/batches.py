@@ -68,6 +68,7 @@ class FrameGrid:
 
     time_stride: int  # frames of 10 ms
     patch_frames: int
+    unmarked_is_unknown: bool = False  # columns without any event; else they are background
 
 
 _SHARDS_PER_WORKER = 4  # at least, where a data set can be cut so: even shares, better shuffling
@@ -247,6 +248,8 @@ class Collator:
             spans = column_spans(columns, step, frames.patch_frames, duration=samples / rate)
             events = [(begin - start, end - start, int(of)) for begin, end, of in row["events"]]
             targets = frame_targets(events, spans, self.num_labels)
+            if frames.unmarked_is_unknown:
+                targets[~targets.any(axis=1)] = _UNKNOWN
             target.fill_(_UNKNOWN)  # of the whole clip, not of this window
         return torch.cat([torch.from_numpy(targets), target[None]])
 

@@ -81,7 +81,7 @@ class TrainingRun:
         logging.disable_progress_bar()  # of transformers, for loading and saving
         set_seed(options.seed)
         ast, self.extractor = start_model(options, self.data)
-        self.frames = frame_grid(ast)
+        self.frames = frame_grid(ast, options)
         self.say(describe_windows(options, self.data, self.extractor))
         self.model: Any = choose_trained_weights(ast, options)
         # Before anybody prepares the model: for mixed precision it gets a `forward` that a copy

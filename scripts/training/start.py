@@ -10,9 +10,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification, ASTFrameConfig
+from modeling_ast import (
+    ASTConfig,
+    ASTForAudioClassification,
+    ASTForAudioFrameClassification,
+    ASTFrameConfig,
+)
 from modeling_ast.conversion_ast import vision_config
 
+from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, open_labelled_audio
 from ..data.statistics import measure_sounds
@@ -29,6 +35,10 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
     """The dataset that the options name."""
     if not options.dataset:
         raise ValueError("Name a dataset, for example my_sounds/ (see --help).")
+    if options.annotations is not None:
+        return open_annotated_audio(
+            options.dataset, options.annotations, options, options.annotation_label_column
+        )
     data = open_labelled_audio(options.dataset, options)
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
         raise ValueError(
@@ -86,12 +96,12 @@ def describe_windows(
     return describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
 
 
-def frame_grid(model: Any) -> FrameGrid | None:
+def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:
     """The columns that a frame model answers for; None for a classifier."""
     config = model.config
     if config.model_type != ASTFrameConfig.model_type:
         return None
-    return FrameGrid(config.time_stride, config.patch_size)
+    return FrameGrid(config.time_stride, config.patch_size, options.unmarked == "unknown")
 
 
 def check_sharded(options: FinetuneOptions) -> None:
@@ -122,7 +132,10 @@ def start_model(
     options: FinetuneOptions, data: LabelledAudio
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     """The model to fine-tune and its feature extractor, with statistics of the data if need be."""
+    model: Any
     model, extractor = _load_model(options, data)
+    if options.annotations is not None and model.config.model_type != ASTFrameConfig.model_type:
+        model = ASTForAudioFrameClassification.from_classifier(model)
     if extractor is None:
         extractor = ASTFeatureExtractor(
             max_length=options.max_length, num_mel_bins=options.num_mel_bins
@@ -184,7 +197,10 @@ def _load_model(
     if path is not None:
         config = vision_config(path, **geometry, **labels, **training)
         return ASTForAudioClassification.from_vision_checkpoint(path, config), None
-    model = ASTForAudioClassification.from_pretrained(
+    model_class: Any = ASTForAudioClassification
+    if options.annotations is not None:  # also from a classifier's checkpoint, with a new head
+        model_class = ASTForAudioFrameClassification
+    model = model_class.from_pretrained(
         options.model, ignore_mismatched_sizes=True, **geometry, **labels, **training
     )
     return model, ASTFeatureExtractor.from_pretrained(
@@ -207,6 +223,8 @@ def _vision_weights(model: str) -> Path | None:
 
 def choose_trained_weights(model: ASTForAudioClassification, options: FinetuneOptions) -> Any:
     """Freeze what `options.trained` leaves out; with "lora", the model wrapped by PEFT."""
+    is_frame_model = model.config.model_type == ASTFrameConfig.model_type
+    head = "frame_classifier" if is_frame_model else "classifier"
     if options.trained == "lora":
         try:
             from peft import LoraConfig, get_peft_model
@@ -216,10 +234,10 @@ def choose_trained_weights(model: ASTForAudioClassification, options: FinetuneOp
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
             target_modules=r".*encoder\.layer\..*(query|key|value|dense)",
-            modules_to_save=["classifier"],
+            modules_to_save=[head],
         )
         return get_peft_model(model, config)
-    prefix = {"all": "", "head": "classifier.", "linear": "classifier.dense."}[options.trained]
+    prefix = {"all": "", "head": f"{head}.", "linear": f"{head}.dense."}[options.trained]
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.startswith(prefix)
     return model
