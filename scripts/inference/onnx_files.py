@@ -1,6 +1,7 @@
 """A checkpoint as ONNX files, compared with PyTorch: logits, accuracy, speed."""
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from ..benchmarks.timing import measure, report
 from ..common.bundled import checkpoint_folder
 from ..data.labelled import open_labelled_audio
 from .options import ExportOptions
+from .web import write_web
 
 TOLERANCE = 1e-4  # of the logits in fp32
 COMPARED_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0, 20.0)
@@ -45,6 +47,9 @@ def export_and_check(options: ExportOptions) -> None:
     # The exporter tells of operators that this graph has none of.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    if options.web is not None:
+        _write_page(model, extractor, options)
+        return
     print(f"Exporting {', '.join(options.variants)}: this takes a minute or more.", flush=True)
     files = export_onnx(model, extractor, options.output, options.variants)
     print(f"{'file':40}{'MB':>8}   largest difference of a logit to PyTorch's, 0.1 s to 20 s")
@@ -58,6 +63,22 @@ def export_and_check(options: ExportOptions) -> None:
             )
     if options.check:
         check(files, model, extractor, options.check, options)
+
+
+def _write_page(
+    model: ASTForAudioClassification, extractor: ASTFeatureExtractor, options: ExportOptions
+) -> None:
+    assert options.web is not None
+    print("Exporting the model for the page: this takes a minute or more.", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = export_onnx(model, extractor, folder, ["int8"])["int8"]
+        name = Path(options.checkpoint).resolve().name
+        write_web(file, options.web, name, options.web_runtime)
+    size = sum(path.stat().st_size for path in options.web.rglob("*") if path.is_file())
+    print(
+        f"Wrote {options.web}, {size / 1e6:.1f} MB. Any static host serves it; to try it: "
+        f"python -m http.server --bind 127.0.0.1 --directory {options.web}"
+    )
 
 
 @torch.no_grad()

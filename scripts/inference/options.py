@@ -149,6 +149,17 @@ class ExportOptions(LabelledOptions):
     variants: list[str] = setting(
         list(ONNX_VARIANTS), "which files; default: all", choices=ONNX_VARIANTS
     )
+    web: Path | None = setting(
+        None,
+        "write a page that names sounds in the visitor's browser into this folder, and stop",
+        metavar="FOLDER",
+    )
+    web_runtime: Path | None = setting(
+        None,
+        "folder with ONNX Runtime Web, the dist of its npm package; default: fetched with npm",
+        metavar="FOLDER",
+        group="the page",
+    )
     check: str | None = setting(
         None,
         "measure accuracy and speed on labelled clips: a data set as ast-finetune takes it",
