@@ -262,7 +262,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         else:
             scores = torch.cat(of_windows)
         lengths = torch.tensor([end - start for start, end in spans])
-        pooling = window_pooling or self.model.config.window_pooling
+        pooling = window_pooling or getattr(self.model.config, "window_pooling", None)
         labels = self._top_labels(pool_windows(scores, lengths, pooling), top_k, threshold)
         if not return_timestamps:
             return labels

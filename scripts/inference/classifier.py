@@ -128,7 +128,7 @@ class Classifier:
         self.batch_size = batch_size
         self.chunk_length_s, self.hop_length_s = chunk_length_s, hop_length_s
         self.function_to_apply = function_to_apply
-        self.window_pooling = window_pooling or config.window_pooling
+        self.window_pooling = window_pooling or getattr(config, "window_pooling", None)
         self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
         self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
 
