@@ -281,6 +281,10 @@ def _open(source: Any) -> Iterator[tuple[Any, str]]:
             )
         if os.path.isdir(source):
             raise AudioDecodingError(f"{source} is a folder, expected an audio file.")
+        if not os.path.isfile(source):  # it would wait for somebody to write, or never end
+            raise AudioDecodingError(
+                f"{source} is a pipe or a device, expected a file: write the sound to a file first."
+            )
         with _open_path(source, str(source)) as file:
             yield file, str(source)
     elif hasattr(source, "read"):
@@ -340,13 +344,16 @@ def _open_file(file: Any, name: str) -> Iterator[Any]:
     """Open a binary file object with libsndfile, through ffmpeg where that must be."""
     import soundfile
 
-    begin = file.read(16)
+    try:
+        begin = file.read(16)
+        file.seek(-len(begin), os.SEEK_CUR)
+    except OSError as error:
+        raise AudioDecodingError(f"Cannot read {name}: {error.strerror or error}.") from error
     if not begin:
         raise AudioDecodingError(
             f"{name} is empty: it holds no bytes, expected an audio file. (A file object is read "
             "from where it stands: seek(0) to read it again.)"
         )
-    file.seek(-len(begin), os.SEEK_CUR)
     with ExitStack() as stack:
         for position, pattern, format_name in _FFMPEG_FORMATS:
             if begin[position:].startswith(pattern):

@@ -15,6 +15,8 @@ import numpy as np
 
 from .frames_ast import median_filter
 
+_RELEASE = 0.8  # of the threshold
+
 
 class Event(NamedTuple):
     """A label that was heard from `start` to `end`, in seconds."""
@@ -68,7 +70,7 @@ class EventRules:
         else:
             start = np.full(len(label_names), float(self.threshold))
         if self.release_threshold is None:
-            return start, start
+            return start, np.where(start > 0, _RELEASE * start, start)
         release = np.minimum(start, self.release_threshold)
         return start, np.where(np.isinf(start), start, release)
 
@@ -86,9 +88,10 @@ def find_events(
     when at least one of them reaches `threshold`: the higher one decides whether there is an event,
     the lower one how far it reaches, so that a score that dips for a moment does not cut it in two.
 
-    Where windows overlap, each speaks for the time that is nearer to its own middle: an event
-    begins and ends in the middle of an overlap, not at the far end of a window that hears a part
-    of it.
+    A window's score is taken for its middle, and the score between two middles is interpolated: an
+    event begins and ends where that line crosses the release threshold, within the windows'
+    overlap. So times are finer than windows and their steps, and an event that fills half of a
+    window does not get all of it.
 
     Args:
         windows: what the pipeline returns under "windows" with `return_timestamps=True`, in order
@@ -96,8 +99,8 @@ def find_events(
             `top_k=None`.
         threshold: the score that makes an event; a number for all labels, or one for each label of
             interest by name, and then other labels make no events.
-        release_threshold: the score that continues one; default: `threshold`. A label whose
-            threshold is lower than this number takes its threshold.
+        release_threshold: the score that continues one; default: four fifths of `threshold`. A
+            label whose threshold is lower than this number takes its threshold.
         minimum_length_s: shorter events are left out, in seconds.
         median_filter_s: each score is first replaced by the median over so many seconds around it,
             which takes away peaks and gaps of less than half of that. 0: as it is.
@@ -140,30 +143,46 @@ def events_from_scores(
     """
     if not len(spans):
         return []
-    edges = window_territories(spans)  # (windows, 2)
-    step_s = float(np.median(edges[:, 1] - edges[:, 0]))
+    territories = window_territories(spans)
+    step_s = float(np.median(territories[:, 1] - territories[:, 0]))
     if rules.median_filter_s > step_s > 0:
         length = round(rules.median_filter_s / step_s)
         scores = median_filter(scores, length + 1 - length % 2)
     start_at, continue_at = rules.of_labels(label_names)
     # A gap between windows ends an event, too.
     is_gap = np.array([True, *(b[0] > a[1] for a, b in itertools.pairwise(spans))])
+    is_followed_by_window = np.concatenate([~is_gap[1:], [False]])
     events = []
     for column in np.flatnonzero((scores >= start_at).any(axis=0)):
         of_label = scores[:, column]
         is_heard = of_label >= continue_at[column]
         was_heard = np.concatenate([[False], is_heard[:-1]])
         first = np.flatnonzero(is_heard & (~was_heard | is_gap))
-        is_followed = np.concatenate([is_heard[1:] & ~is_gap[1:], [False]])
-        last = np.flatnonzero(is_heard & ~is_followed)
+        goes_on = np.concatenate([is_heard[1:], [False]]) & is_followed_by_window
+        last = np.flatnonzero(is_heard & ~goes_on)
         for begin, end in zip(first, last, strict=True):
             best = of_label[begin : end + 1].max()
-            event = Event(
-                float(edges[begin, 0]), float(edges[end, 1]), label_names[int(column)], float(best)
-            )
+            start, stop = spans[begin][0], spans[end][1]
+            if not is_gap[begin]:
+                start = _crossing(spans, of_label, begin - 1, begin, continue_at[column])
+            if is_followed_by_window[end]:
+                stop = _crossing(spans, of_label, end, end + 1, continue_at[column])
+            event = Event(float(start), float(stop), label_names[int(column)], float(best))
             if best >= start_at[column] and event.end - event.start >= rules.minimum_length_s:
                 events.append(event)
     return sorted(events, key=lambda event: (event.start, event.label))
+
+
+def _crossing(
+    spans: Sequence[tuple[float, float]], scores: np.ndarray, left: int, right: int, level: float
+) -> float:
+    """When the score goes through a level between a window and the next one, in their overlap."""
+    begin, end = spans[right][0], spans[left][1]
+    if np.isinf(scores[left]) or np.isinf(scores[right]):  # not named: nobody knows how low
+        return (begin + end) / 2
+    middles = [(spans[window][0] + spans[window][1]) / 2 for window in (left, right)]
+    share = (level - scores[left]) / (scores[right] - scores[left])
+    return min(max(middles[0] + share * (middles[1] - middles[0]), begin), end)
 
 
 def window_territories(spans: Sequence[tuple[float, float]]) -> np.ndarray:

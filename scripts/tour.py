@@ -97,7 +97,7 @@ def tour(options: TourOptions) -> None:
     print("2. Fine-tuning a small AST on them, from random weights:", flush=True)
     package = __package__ or "scripts"
     command = [sys.executable, "-m", f"{package}.finetune_accelerate", "demo.yaml", str(data)]
-    subprocess.run([*command, "--output_dir", str(run_folder), "--overwrite"], check=True)
+    subprocess.run([*command, "--output", str(run_folder), "--overwrite"], check=True)
     last = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[-1])
 
     classifier = load_classifier(str(run_folder / "checkpoint"))
@@ -125,9 +125,10 @@ def tour(options: TourOptions) -> None:
         f"Picture: {picture}   Learning curve: {run_folder / 'learning_curve.png'}\n\n"
         "Now your own sounds: put them into one folder per class, then\n"
         f"  source {Path(sys.prefix).name}/bin/activate\n"
-        "  ast-finetune-accelerate my_sounds/ --model scratch --output_dir runs/my_sounds\n"
+        "  ast-finetune-accelerate my_sounds/ --output runs/my_sounds\n"
         "  ast-classify recording.wav --model runs/my_sounds/checkpoint\n"
-        "(without --model scratch it starts from the AudioSet checkpoint on the Hub: far better)"
+        "(it starts from a small bundled model; from the Hub, --model "
+        "MIT/ast-finetuned-audioset-10-10-0.4593 is larger and has heard far more)"
     )
 
 

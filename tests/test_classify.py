@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import pipeline
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import find_events
 from scripts import classify
+from scripts.common.lock import hold
+from scripts.common.tables import write_csv
 from scripts.data.recordings import Recordings
 from scripts.inference.classifier import Classifier
 from scripts.inference.parts import Parts
+from scripts.inference.progress import Progress
 from scripts.inference.results import path_of
 
 from .conftest import REPOSITORY, shared
@@ -316,8 +322,20 @@ def test_shares_are_all_once(tmp_path, count):
     assert len(names) == len(set(names)) == 6
 
 
+@given(st.lists(st.text("ab./:?_\\root", max_size=6), min_size=2, max_size=8, unique=True))
+def test_paths_are_apart_and_short(names):
+    """Whatever sounds are called, no two share a file."""
+    paths = [path_of(f"{name}.wav") for name in names]
+    assert len({str(path) for path in paths}) == len(names)
+    for path in paths:
+        assert not path.is_absolute()
+        assert ".." not in path.parts
+        assert not set(':?*"<>|\\') & set(str(path))
+
+
 def test_paths_stay_inside_the_output_and_apart():
-    names = ["/a/b.wav", "../a/b.wav", "a/../b.wav", "https://x.org/b.wav?c=1", "d#0-1/b.wav"]
+    names = ["a/b.wav", "./a/b.wav", "a//b.wav", "root/a/b.wav", "a:b", "a?b", "a_b", "/", ""]
+    names += ["/a/b.wav", "../a/b.wav", "a/../b.wav", "https://x.org/b.wav?c=1", "d#0-1/b.wav"]
     paths = [path_of(name) for name in names]
     assert len(set(paths)) == len(names)
     assert not any(path.is_absolute() or ".." in path.parts for path in paths)
@@ -360,6 +378,240 @@ def test_other_models_are_refused(run, folder, tmp_path):
     status, _, stderr = run(folder / "0.wav", model=tmp_path)
     assert status == 2
     assert "is a wav2vec2 checkpoint, expected an Audio Spectrogram Transformer" in stderr
+
+
+def test_a_long_recording_is_told_by_time(run, folder, reference):
+    """Its mean over everything comes last."""
+    name = str(folder / "0.wav")
+    status, table, _ = run(name, "--threshold", "0.2")
+    assert status == 0
+    title, *lines = table.splitlines()
+    assert title == f"{name}, 0:05:"
+    events = find_events(reference[name]["windows"], 0.2)
+    assert len(lines) == len(events) + 1
+    for line, event in zip(lines, events, strict=False):
+        assert line.endswith(f"{100 * event['score']:.1f} %  {event['label']}")
+        assert line.split()[0] == f"0:{event['start']:04.1f}"
+    assert lines[-1].startswith(f"  on average: {reference[name]['labels'][0]['label']} ")
+    _, table, _ = run(name, "--threshold", "0.999")
+    highest = max(e["score"] for w in reference[name]["windows"] for e in w["labels"])
+    assert f"the highest score is {100 * highest:.1f} %, " in table.splitlines()[1]
+    (result,) = json.loads(run(name, "--threshold", "0.2", "--json")[1])
+    assert result["duration"] == 5.0
+    assert [e["label"] for e in result["events"]] == [e["label"] for e in events]
+
+
+def test_resumed_within_a_recording(run, folder, tmp_path, monkeypatch):
+    """Windows that were heard before an interruption are not heard again."""
+    sound = folder / "0.wav"
+    score, heard = Classifier.score, []
+
+    def interrupted(self, windows):
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+        heard.extend(windows)
+        return score(self, windows)
+
+    output = tmp_path / "out"
+    arguments = [sound, "--output", output, "--batch-size", "1", "--embeddings"]
+    arguments += ["--per", "window", "--formats", "csv", "json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "score", interrupted)
+        assert run(*arguments)[0] == 130
+    assert not list(output.rglob("*.csv"))
+    again = []
+
+    def counted(self, windows):
+        again.extend(windows)
+        return score(self, windows)
+
+    monkeypatch.setattr(Classifier, "score", counted)
+    status, _, stderr = run(*arguments)
+    assert status == 0, stderr
+    whole = tmp_path / "whole"
+    windows = []
+    monkeypatch.setattr(Classifier, "score", lambda self, w: windows.extend(w) or score(self, w))
+    run(*[whole if argument == output else argument for argument in arguments])
+    starts = [window.start for window in windows]
+    assert [window.start for window in heard + again] == starts
+    for name in ("windows.json", "events.json"):
+        assert (output / name).read_text() == (whole / name).read_text()
+    assert pq.read_table(output / "embeddings.parquet").equals(
+        pq.read_table(whole / "embeddings.parquet")
+    )
+    assert not list(output.rglob("*unfinished*"))
+
+
+def test_half_heard_sounds_that_changed_begin_again(native_folder, folder, tmp_path):
+    classifier = Classifier(str(native_folder))
+    heard = classifier.hear(str(folder / "0.wav"))
+    parts = Parts(tmp_path)
+    parts.write_unfinished("a", "1", heard)
+    kept = parts.unfinished("a", "1", classifier.label_names)
+    assert kept.spans == heard.spans
+    np.testing.assert_array_equal(kept.scores, heard.scores)
+    assert parts.unfinished("a", "2", classifier.label_names).spans == []
+    assert parts.unfinished("b", "1", classifier.label_names).spans == []
+    (path,) = tmp_path.rglob("*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    assert parts.unfinished("a", "1", classifier.label_names).spans == []
+
+
+def test_changed_sounds_are_heard_again(run, tmp_path):
+    """Their old rows go; those of sounds that did not change stay."""
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    for number, seconds in enumerate((1.0, 2.0)):
+        soundfile.write(sounds / f"{number}.wav", noise(seconds, number), 16000)
+    output = tmp_path / "out"
+    assert run(sounds, "--output", output)[0] == 0
+    soundfile.write(sounds / "0.wav", noise(3.0, 5), 16000)
+    _, _, stderr = run(sounds, "--output", output)
+    assert "1/1 files" in stderr
+    durations = {row["sound"]: row["duration"] for row in read_csv(output / "files.csv")}
+    assert durations == {str(sounds / "0.wav"): "3.0", str(sounds / "1.wav"): "2.0"}
+    (sounds / "0.wav").write_bytes(b"damaged")
+    assert run(sounds, "--output", output)[0] == 1
+    assert [row["sound"] for row in read_csv(output / "files.csv")] == [str(sounds / "1.wav")]
+    assert [row["sound"] for row in read_csv(output / "errors.csv")] == [str(sounds / "0.wav")]
+
+
+def test_other_weights_need_another_folder(run, native_folder, folder, tmp_path):
+    model = shutil.copytree(native_folder, tmp_path / "model")
+    output = tmp_path / "out"
+    assert run(folder / "1.wav", "--output", output, model=model)[0] == 0
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    status, _, stderr = run(folder / "1.wav", "--output", output, model=model)
+    assert status == 2
+    assert "holds results with model_version" in stderr
+
+
+def test_one_run_in_a_folder_at_a_time(run, folder, tmp_path):
+    output = tmp_path / "out"
+    with hold(output, "rank00000"):
+        status, _, stderr = run(folder / "1.wav", "--output", output)
+        assert status == 2
+        assert f"is being written by process {os.getpid()} on " in stderr
+        # Another process of the same run has another rank.
+        with hold(output, "rank00001"):
+            pass
+    # What a killed run leaves behind keeps nobody out.
+    (output / ".rank00000.lock").touch()
+    (output / ".rank00000.holder.json").write_text('{"process": 1')
+    assert run(folder / "1.wav", "--output", output)[0] == 0
+    assert not (output / ".rank00000.holder.json").exists()
+
+
+def test_names_that_trouble_terminals_spreadsheets_and_file_systems(run, tmp_path, monkeypatch):
+    """Every sound keeps its row, its label track and its page."""
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
+    names = [
+        "=1+1.wav", "@SUM(A1).wav", "a:b.wav", "a?b.wav", "a_b.wav", "$x$ and $\\frac{.wav",
+        "\x1b]0;owned\x07.wav", "line\nbreak.wav", "e" * 240 + ".wav", "ä" * 120 + ".wav",
+        os.fsdecode(b"caf\xe9.wav"),
+    ]  # fmt: skip
+    for name in names:
+        soundfile.write(os.fsencode(sounds / name), noise(0.3, len(name)), 16000)
+    output = tmp_path / "out"
+    formats = ["--formats", "csv", "json", "parquet", "audacity", "raven"]
+    arguments = ["--plot", "--embeddings", "--threshold", "0"]
+    status, _, stderr = run(sounds, "--output", output, *formats, *arguments)
+    assert status == 0, stderr
+    listed = {str(sounds / name) for name in names[:-1]} | {str(sounds / "caf\\xe9.wav")}
+    for kind in ("files", "events"):
+        assert {row["sound"] for row in read_csv(output / f"{kind}.csv")} == listed
+        assert {row["sound"] for row in json.loads((output / f"{kind}.json").read_text())} == listed
+        assert set(pq.read_table(output / f"{kind}.parquet")["sound"].to_pylist()) == listed
+    for kind, pattern in (("audacity", "*.txt"), ("raven", "*.txt"), ("plots", "*.png")):
+        assert len(list((output / kind).rglob(pattern))) == len(names), kind
+    # By their own names, as somebody in that folder would give them.
+    monkeypatch.chdir(sounds)
+    assert run(*(f"./{name}" for name in names), "--output", tmp_path / "here")[0] == 0
+    status, table, _ = run(*names)
+    assert status == 0
+    assert len(read_csv(tmp_path / "here" / "files.csv")) == len(names)
+    assert "\x1b" not in table
+    assert "\\x1b]0;owned\\x07.wav" in table
+    assert "line\\nbreak.wav" in table
+    assert "caf\\xe9.wav" in table
+
+
+def test_errors_do_not_reach_the_terminal_raw(run, tmp_path):
+    status, _, stderr = run("\x1b]0;owned\x07.wav", os.fsdecode(b"caf\xe9.wav"))
+    assert status == 1
+    assert "\x1b" not in stderr
+    assert "\\x1b]0;owned" in stderr
+
+
+def test_formulas_are_text(tmp_path):
+    rows = [{"sound": name, "score": -0.5} for name in ("=1+1", "+1", "-1", "@A1", "\t=1", "a=1")]
+    write_csv(tmp_path / "table.csv", ["sound", "score"], [*rows, {"sound": "\udce9"}])
+    read = read_csv(tmp_path / "table.csv")
+    assert [row["sound"] for row in read[:-1]] == ["'=1+1", "'+1", "'-1", "'@A1", "'\t=1", "a=1"]
+    assert {row["score"] for row in read[:-1]} == {"-0.5"}
+    assert read[-1] == {"sound": "\\udce9", "score": ""}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_read_errors_are_one_sounds_trouble(run, folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    trouble = [tmp_path / "pipe.wav"]
+    if Path("/proc/self/mem").exists():  # reading its beginning is an input/output error
+        (tmp_path / "mem.wav").symlink_to("/proc/self/mem")
+        trouble.append(tmp_path / "mem.wav")
+    output = tmp_path / "out"
+    status, *_ = run(*trouble, folder / "1.wav", "--output", output)
+    assert status == 1
+    assert [row["sound"] for row in read_csv(output / "files.csv")] == [str(folder / "1.wav")]
+    errors = {row["sound"]: row["error"] for row in read_csv(output / "errors.csv")}
+    assert "pipe.wav is a pipe or a device, expected a file" in errors[str(tmp_path / "pipe.wav")]
+    assert len(errors) == len(trouble)
+
+
+def test_an_empty_name_is_not_this_folder(run):
+    status, _, stderr = run("")
+    assert status == 2
+    assert "got an empty name" in stderr
+
+
+def test_thresholds_of_unknown_labels_are_refused(run, folder, tmp_path):
+    (tmp_path / "thresholds.json").write_text('{"LABEL_9": 0.5}')
+    status, _, stderr = run(folder / "1.wav", "--threshold", tmp_path / "thresholds.json")
+    assert status == 2
+    assert "--threshold names the unknown label 'LABEL_9'. Did you mean 'LABEL_4'?" in stderr
+
+
+def test_what_killed_runs_left_half_written_goes(run, folder, tmp_path):
+    output = tmp_path / "out"
+    left = output / "plots" / "x.png.0123abcd.unfinished"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert run(folder / "1.wav", "--output", output)[0] == 0
+    assert not left.exists()
+
+
+def test_progress_within_a_recording(folder, capsys):
+    """By sound heard of sound there is; what an earlier run has heard counts, but not as speed."""
+    files = [str(folder / "0.wav"), str(folder / "2.wav"), "https://example.org/unknown.wav"]
+    with Progress(files) as progress:
+        assert progress.total_s == pytest.approx(10.5)  # an unknown one is as long as the mean
+        progress.skip(2.0)
+        progress.heard(1.0)
+        assert "0/3 files, 0:03 of 0:10 heard" in progress.text
+        assert " left" in progress.text
+        progress.finished()
+        assert progress.seconds == 1.0
+    with Progress(["x.wav"] * 600) as progress:  # too many to look into
+        progress.heard(90.0)
+        progress.finished()
+        assert "1/600 files, 1:30 heard" in progress.text
+        assert " left" in progress.text
+    with Progress(None) as progress:
+        progress.heard(1.0)
+        assert progress.text.startswith("0 files, 0:01 heard")
+    capsys.readouterr()
 
 
 # A process that dies without a word, as one that the kernel kills: rank 1, after its second part.

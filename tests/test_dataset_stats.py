@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -124,15 +125,27 @@ def test_an_existing_file_is_updated(sounds_folder, tmp_path, caplog):
     assert "holds weights that were trained with 5.0" in caplog.text
 
 
-@pytest.mark.parametrize(("mean", "warns"), [(0.0, False), (20.0, True)])
-def test_a_far_checkpoint_is_warned_about(sounds_folder, tmp_path, caplog, mean, warns):
+@pytest.mark.parametrize(
+    ("mean", "spread", "warning"),
+    [
+        (0.0, 1.0, None),
+        (20.0, 1.0, "mean is far from the data's .*Fine-tune it with the data's: --mean -"),
+        (0.0, 1 / 3, "deviation is not the data's .*may be on purpose.*Keep the one that the wei"),
+    ],
+)
+def test_a_far_checkpoint_is_warned_about(sounds_folder, tmp_path, caplog, mean, spread, warning):
     measured = measure_dataset(open_stream(str(sounds_folder), "train"))
-    ASTFeatureExtractor(mean=measured.mean + mean, std=measured.std).save_pretrained(tmp_path)
+    ASTFeatureExtractor(mean=measured.mean + mean, std=spread * measured.std).save_pretrained(
+        tmp_path
+    )
     arguments = StatsOptions(dataset=str(sounds_folder), checkpoint=str(tmp_path), num_workers=0)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         dataset_stats(arguments)
-    assert ("are far from the data's" in caplog.text) == warns
+    warnings = [text for text in caplog.messages if "checkpoint" in text]
+    assert len(warnings) == (warning is not None)
+    if warning is not None:
+        assert re.search(warning, warnings[0])
 
 
 def test_frames_across_blocks(monkeypatch):
@@ -168,7 +181,7 @@ def test_parts_add_up(sizes, level):
         ({"dataset": "/no/such/folder"}, "No such folder or file: /no/such/folder"),
         ({"audio_column": "sound"}, r"no column 'sound' \(--audio_column\).*Known: audio, label"),
         ({"num_workers": -1}, "--num_workers must be at least 0, got -1"),
-        ({"checkpoint": "/no/such/model"}, "No feature extractor in /no/such/model"),
+        ({"checkpoint": "/no/such/model"}, "No such checkpoint folder: /no/such/model"),
     ],
 )
 def test_mistakes(sounds_folder, arguments, message):

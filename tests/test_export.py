@@ -256,6 +256,38 @@ def test_wrong_files(tmp_path, exported):
         OnnxModel(tmp_path / "stranger.onnx")
 
 
+def test_damaged_files_are_one_line(tmp_path, exported):
+    """Whatever byte is wrong: an answer or a ValueError that names the file."""
+    folder, _ = exported
+    whole = (folder / "onnx" / VARIANTS["fp32"]).read_bytes()
+    path, clip = tmp_path / "damaged.onnx", sound(4000)[0]
+    random = np.random.default_rng(0)
+    begin = whole.index(b'"architectures"') if b'"architectures"' in whole else len(whole) // 2
+    answered = 0
+    for number in range(60):
+        damaged = bytearray(whole)
+        # In the graph, in the metadata, or cut off.
+        low, high = [(0, len(whole)), (begin - 3000, begin + 3000), (0, 4000)][number % 3]
+        for place in random.integers(low, min(high, len(whole)), 8):
+            damaged[place] ^= 1 << int(random.integers(8))
+        if number % 10 == 9:
+            del damaged[int(random.integers(len(whole))) :]
+        path.write_bytes(damaged)
+        error = complaint(path, clip)
+        assert error is None or "damaged.onnx" in error
+        answered += error is None
+    assert 0 < answered < 60
+
+
+def complaint(path, clip) -> str | None:
+    """What is said of a file that cannot be used."""
+    try:
+        OnnxClassifier(path)(clip)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_half_precision_and_masked_checkpoints(masked, tmp_path):

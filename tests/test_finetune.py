@@ -160,7 +160,7 @@ def test_classify_errors(tmp_path, command):
     assert error.startswith("ast-classify: error: No such checkpoint folder")
     assert len(error.splitlines()) == 1
     status, _, error = command(classify.main, "a.wav", "--top-k", "0")
-    assert (status, error) == (2, "ast-classify: error: --top-k must be at least 1, got 0.\n")
+    assert (status, error) == (2, "ast-classify: error: --top_k must be at least 1, got 0.\n")
 
 
 def test_command_line_overrides_recipe(tmp_path, command):

@@ -10,7 +10,8 @@ import transformers
 
 from feature_extraction import ASTFeatureExtractor, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from scripts.common.bundled import checkpoint_folder, hub_configs_folder, read_label_names
+from scripts.common.bundled import hub_configs_folder, read_label_names
+from scripts.common.checkpoints import checkpoint_folder
 from scripts.convert import main
 from scripts.publishing.cards import check_card, published_checkpoints
 from scripts.publishing.published import published_files

@@ -133,7 +133,7 @@ def test_accumulated_gradients_in_the_trainer(kind, tmp_path):
         trainer = _KeepsGradients(
             model=tiny_model(kind, label_smoothing=0.1),
             args=TrainingArguments(
-                output=str(tmp_path),
+                output_dir=str(tmp_path),
                 per_device_train_batch_size=batch_size,
                 gradient_accumulation_steps=steps,
                 max_steps=1,

@@ -162,3 +162,37 @@ def test_options_need_no_torch():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"top_k: !!int ''", b"top_k: !!bool x", b"top_k: !!timestamp x", b"? [a]\n: 1", b"\xff: 1",
+        b"null: 1", b"1: 2", b"a: &a [*a]", b"[" * 3000, b"top_k: 1e999", b"- top_k", b"\x00",
+        b"top_k: 0o9", b"top_k: .inf", b"top_k: {}", b"a: b: c",
+        b"!!python/object/apply:os.abort []",
+    ],
+)  # fmt: skip
+def test_a_damaged_recipe_is_a_users_mistake(tmp_path, content):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_bytes(content)
+    with pytest.raises(ValueError, match=r"r\.yaml|--top_k"):
+        toy(str(recipe), "a.wav", recipes=True)
+
+
+def test_other_names_of_an_option(tmp_path):
+    @dataclasses.dataclass
+    class Writes(Options):
+        sound: str = setting("", "a sound", positional="?")
+        output: str = setting("runs", "folder", aliases=["output_dir"])
+
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("output_dir: a\n")
+    for words, folder in (
+        ([str(recipe)], "a"),
+        ([str(recipe), "--output-dir", "b"], "b"),
+        (["--output_dir=c"], "c"),
+        (["--output", "d"], "d"),
+    ):
+        assert parse_arguments("ast-toy", Writes, "", words, recipes=True).output == folder
+    assert "output_dir" not in command_parser("ast-toy", Writes, "").format_help()

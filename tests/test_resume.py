@@ -1,4 +1,4 @@
-"""Runs that are killed, or cannot save, and go on: the weights are those of an undisturbed run."""
+"""Runs that are killed, or cannot save, and resume: the weights are those of an undisturbed run."""
 
 import json
 import multiprocessing
@@ -96,10 +96,11 @@ def test_killed_again_and_again(door, start, recipe, undisturbed, tmp_path):
         ("write:1", "step-000000005"),  # half of the next state
         ("rename:3", "step-000000006"),  # after a better result and a state, all of the next
         ("rename:4", "step-000000009"),  # the result itself, of a run that has done all its steps
+        ("tidy:2", "step-000000009"),  # after the result has its name
     ):
         process = start(door, arguments, tmp_path / "errors", interruption)
         assert process.exitcode == -signal.SIGKILL, (tmp_path / "errors").read_text()
-        assert not (run / "checkpoint").exists()
+        assert (run / "checkpoint").exists() == interruption.startswith("tidy")
         states = sorted(path.name for path in (run / "resume").glob("step-*"))
         assert (states[-1] if states else None) == newest
         assert len(states) <= 2
@@ -160,7 +161,7 @@ def test_two_processes_killed(door, recipe, tmp_path):
     assert states[-1] == "step-000000005", killed.stderr
     again = torchrun(2, "", door, *arguments, str(tmp_path / "run"))
     assert again.returncode == 0, again.stderr
-    assert "Going on with" in again.stdout
+    assert "Resuming" in again.stdout
     assert result(tmp_path / "run") == result(tmp_path / "once")
 
 

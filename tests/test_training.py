@@ -1,25 +1,31 @@
 """Training options: schedules, what is trained, averaging, accumulation, selection, the report."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 from transformers.models.audio_spectrogram_transformer import (
     modeling_audio_spectrogram_transformer as native,
 )
 
+from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
+from scripts.data.fingerprint import Fingerprint
+from scripts.data.labelled import open_labelled_audio
+from scripts.data.options import LabelledOptions
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.optimisation import learning_rate_factor, make_average, parameter_groups
 from scripts.training.options import FinetuneOptions
 from scripts.training.run_folder import RunFolder
-from scripts.training.start import choose_trained_weights
+from scripts.training.start import choose_trained_weights, open_data
 
 from .conftest import TINY_RECIPE
-from .sounds import write_class_folders
+from .sounds import write_class_folders, write_parquet
 
 DOORS = (with_accelerate, with_trainer)
 
@@ -159,16 +165,29 @@ def test_early_stopping(door, sounds, tmp_path):
     assert report["result"]["epoch"] == 1
 
 
+def open_run(command: str = "ast-finetune", processes: int = 1, data=None, **options) -> RunFolder:
+    return RunFolder(FinetuneOptions(**options), command, processes, data or Fingerprint())
+
+
 def test_best_epoch(tmp_path):
     for metric, values, best in (
         ("accuracy", [0.5, 0.7, 0.7, 0.6], 2),
         ("loss", [0.5, None, 0.3, 0.4], 3),
+        ("expected_calibration_error", [0.2, 0.1, 0.3, 0.1], 2),
     ):
-        args = FinetuneOptions(output=str(tmp_path), best_metric=metric)
-        folder = RunFolder(args, "ast-finetune", 1)
+        folder = open_run(output=str(tmp_path), best_metric=metric)
         for epoch, value in enumerate(values, start=1):
             folder.record_epoch({"epoch": epoch, f"evaluation_{metric}": value})
         assert folder.progress.best_epoch == best
+
+
+def test_a_metric_of_other_labels_is_refused_before_any_model(sounds, tmp_path):
+    table = tmp_path / "train.csv"
+    files = sorted(Path(sounds).rglob("*.flac"))
+    table.write_text("\n".join(["audio,label", *(f"{f},{f.parent.name};loud" for f in files)]))
+    options = {"dataset": str(table), "label_separator": ";", "model": "/no/such/model"}
+    with pytest.raises(ValueError, match="--best_metric accuracy does not go with multi_label"):
+        open_data(FinetuneOptions(**options, best_metric="accuracy"))
 
 
 def test_unreadable_sounds_are_named(sounds, tmp_path):
@@ -184,28 +203,119 @@ def test_unreadable_sounds_are_named(sounds, tmp_path):
     assert report["dataset"]["clips_per_class"]["low"]["train"] >= 4
 
 
-def test_other_options_do_not_go_on_with_a_run(tmp_path):
-    args = {"output": str(tmp_path), "dataset": "sounds"}
-    folder = RunFolder(FinetuneOptions(**args), "ast-finetune", 1)
-    state = tmp_path / "resume" / "step-000000007"
-    state.mkdir(parents=True)
-    progress = {"epoch": 2, "step": 3, "clips": 5}
-    (state / "progress.json").write_text(
-        json.dumps({"run": folder._identity, "progress": progress})
+def save_state(folder: RunFolder) -> Path:
+    """A state after three steps of the second epoch; the name of its folder."""
+    folder.progress.epoch, folder.progress.step, folder.progress.clips = 2, 3, 5
+    folder.begin({"dataset": {}})
+    write = {"model.safetensors": b"weights", "random-0.safetensors": b"generators"}
+    folder.save_state(
+        Accelerator(),
+        7,
+        lambda state: [(state / name).write_bytes(content) for name, content in write.items()],
     )
+    return folder.path / "resume" / "step-000000007"
+
+
+def test_other_options_are_another_run(tmp_path):
+    args = {"output": str(tmp_path), "dataset": "sounds"}
+    state = save_state(open_run(**args))
     (tmp_path / "resume" / ".step-000000009.tmp").mkdir()  # killed while it was saved
-    again = RunFolder(FinetuneOptions(**args, save_steps=7), "ast-finetune", 1)
+    again = open_run(**args, save_steps=7)
     assert again.newest_state == state
-    assert again.progress.epoch == 2
+    assert (again.progress.epoch, again.progress.step) == (2, 3)
     for changed, command, processes, message in (
         ({"learning_rate": 1.0}, "ast-finetune", 1, "learning_rate 0.0001, now 1.0"),
         ({}, "ast-finetune-accelerate", 1, "command 'ast-finetune', now 'ast-finetune-acc"),
         ({}, "ast-finetune", 2, "processes 1, now 2"),
     ):
         with pytest.raises(ValueError, match=message):
-            RunFolder(FinetuneOptions(**args, **changed), command, processes)
-        anew = RunFolder(FinetuneOptions(**args, **changed, overwrite=True), command, processes)
+            open_run(command, processes, **args, **changed)
+        anew = open_run(command, processes, **args, **changed, overwrite=True)
         assert anew.newest_state is None
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert open_run(**{**args, "output": str(moved)}).progress.step == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: (folder / "mid").rename(folder / "aha"),
+            r"classes high, low, mid, now aha",
+        ),
+        (
+            lambda folder: (folder / "low" / "low0_1.flac").unlink(),
+            r"8 \+ 0 clips of 'low' to train and evaluate on, now 7 \+ 0",
+        ),
+        (
+            lambda folder: (folder / "low" / "low0_1.flac").write_bytes(b"shorter"),
+            r"other sounds of 'low': their names, sizes or order differ",
+        ),
+        (
+            lambda folder: (folder / "low" / "low0_1.flac").rename(folder / "low" / "new.flac"),
+            r"other sounds of 'low'",
+        ),
+    ],
+)
+def test_other_data_is_another_run(tmp_path, change, message):
+    sounds = write_class_folders(tmp_path / "sounds", 8)
+    options = LabelledOptions(evaluation_split="train")
+
+    def data() -> Fingerprint:
+        fingerprint = open_labelled_audio(str(sounds), options).fingerprint
+        for kind in fingerprint.classes.values():
+            kind.evaluation = 0
+        return fingerprint
+
+    run = {"output": str(tmp_path / "run")}
+    save_state(open_run(data=data(), **run))
+    assert open_run(data=data(), **run).newest_state is not None
+    change(sounds)
+    with pytest.raises(ValueError, match=message):
+        open_run(data=data(), **run)
+    assert open_run(data=data(), **run, overwrite=True).newest_state is None
+
+
+def test_other_parquet_files_are_other_data(tmp_path):
+    write_parquet(tmp_path / "data" / "train.parquet", 2)
+    write_parquet(tmp_path / "data" / "test.parquet", 1)
+
+    def data() -> Fingerprint:
+        options = LabelledOptions(evaluation_split="test")
+        return open_labelled_audio(str(tmp_path / "data"), options).fingerprint
+
+    before = data()
+    assert not data().differences(before.to_json())
+    assert data().digest == before.digest
+    write_parquet(tmp_path / "data" / "test.parquet", 1, seed=5)
+    (difference,) = data().differences(before.to_json())
+    assert difference.startswith("test.parquet ")
+
+
+def test_other_statistics_are_other_data(tmp_path):
+    run = {"output": str(tmp_path / "run")}
+    folder = open_run(**run)
+    folder.settle_statistics(ASTFeatureExtractor(mean=-6.5, std=5.0))
+    save_state(folder)
+    near = ASTFeatureExtractor(mean=-6.5000001, std=5.0)
+    open_run(**run).settle_statistics(near)
+    assert near.mean == -6.5  # the run's own, to the bit
+    with pytest.raises(ValueError, match=r"log-mel mean was -6\.5000; it is -6\.4000 now"):
+        open_run(**run).settle_statistics(ASTFeatureExtractor(mean=-6.4, std=5.0))
+
+
+@pytest.mark.parametrize("name", ["progress.json", "model.safetensors", "random-0.safetensors"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: b"", lambda b: b"0" + b[1:], None])
+def test_a_damaged_state_is_refused(tmp_path, name, damage):
+    run = {"output": str(tmp_path / "run")}
+    state = save_state(open_run(**run))
+    file = state / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=r"step-000000007 is damaged .*Remove that folder"):
+        open_run(**run)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 import matplotlib.pyplot  # noqa: F401  (so that it is imported once)
+import safetensors.torch
 import torch
 
 from scripts import finetune, finetune_accelerate
@@ -28,8 +29,9 @@ def interrupt(interruption: str, run: str) -> None:
     """Arrange for this process to meet `interruption`, "what:n", in the run folder `run`.
 
     step:n      SIGKILL in optimizer step n of this process
-    write:n     SIGKILL when a half of the n-th file of optimizer or average has been written
+    write:n     SIGKILL when a half of the n-th file of a state has been written
     rename:n    SIGKILL when the n-th folder has all its files, before it gets its name
+    tidy:n      SIGKILL at the n-th folder that is to be removed
     full:n      from step n on there is no room for files of more than 20 kB
     missing:n   the run folder is deleted in step n
     """
@@ -46,7 +48,7 @@ def interrupt(interruption: str, run: str) -> None:
 
         return replacement
 
-    def write_half(_, file) -> None:
+    def write_half(_, file, *rest) -> None:
         with open(file, "wb") as half:
             half.write(b"half of it")
         _kill()
@@ -55,9 +57,11 @@ def interrupt(interruption: str, run: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
     if what == "write":
-        torch.save = nth_call_of(torch.save, write_half)
+        safetensors.torch.save_file = nth_call_of(safetensors.torch.save_file, write_half)
     elif what == "rename":
-        run_folder._rename = nth_call_of(run_folder._rename, lambda *_: _kill())
+        os.rename = nth_call_of(os.rename, lambda *_: _kill())
+    elif what == "tidy":
+        shutil.rmtree = nth_call_of(shutil.rmtree, lambda *_: _kill())
     else:
         act = {"step": lambda *_: _kill(), "full": fill, "missing": lambda *_: shutil.rmtree(run)}
         run_folder.Progress.add_step = nth_call_of(run_folder.Progress.add_step, act[what])

@@ -1,12 +1,12 @@
 """`ast-benchmark accuracy`: how long fine-tuning takes to an accuracy, ours against native."""
 
-import argparse
 import json
 import shlex
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from ..data.labelled import LabelledAudio
 from ..training.options import FinetuneOptions
 from ..training.start import open_data, start_model
 from ..training.with_accelerate import finetune
-from .timing import add_common_arguments, machine
+from .options import AccuracyOptions
+from .timing import machine, on_threads
 
 _BATCH_SIZE = 16
 _LEARNING_RATE = 1e-4
@@ -33,24 +34,8 @@ _TIME_MASK, _FREQUENCY_MASK = 96, 24
 Curve = list[tuple[float, float]]  # after each epoch: seconds since the start, accuracy in percent
 
 
-def add_accuracy(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "accuracy", help="time to an accuracy: our recipe, and a plain loop around native AST"
-    )
-    parser.add_argument("recipe", help="of ours, such as esc10.yaml: columns, geometry, settings")
-    parser.add_argument("dataset", help="as in ast-finetune")
-    parser.add_argument("weights", help="both start from: a DeiT or ViT folder")
-    parser.add_argument("--target", type=float, default=93.0, help="accuracy in percent")
-    parser.add_argument("--plain_epochs", type=int, default=10, help="of the plain loop")
-    parser.add_argument(
-        "--ours", default="", help='options over our recipe\'s, as in --ours="--num_epochs 5"'
-    )
-    parser.add_argument("--plot", type=Path, help="also draw accuracy against time, to a PNG")
-    add_common_arguments(parser, repeats=None)
-    parser.set_defaults(run=benchmark_accuracy)
-
-
-def benchmark_accuracy(options: argparse.Namespace) -> None:
+@on_threads
+def benchmark_accuracy(options: AccuracyOptions) -> None:
     """One run of each, evaluated after each epoch; times include reading, features, evaluation.
 
     The plain loop is what somebody writes in an afternoon around `transformers`' AST: its feature
@@ -83,7 +68,7 @@ def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
     data = open_data(args)
     model = _native_model(args, data, folder)
     extractor = native_features.ASTFeatureExtractor(
-        max_length=args.max_length, num_mel_bins=args.num_mel_bins
+        max_length=model.config.max_length, num_mel_bins=model.config.num_mel_bins
     )
     train, evaluation = _featurised(data.train, extractor), _featurised(data.evaluation, extractor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE)
@@ -94,7 +79,7 @@ def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
             features = spec_augment(
                 train[0][indices], _TIME_MASK, _FREQUENCY_MASK, generator=generator
             )
-            features = roll(features, args.max_length, generator=generator)
+            features = roll(features, model.config.max_length, generator=generator)
             # By hand: a recipe of ours may have made the config multi-label.
             torch.nn.functional.cross_entropy(model(features).logits, train[1][indices]).backward()
             optimizer.step()
@@ -108,7 +93,7 @@ def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
     return curve
 
 
-def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> torch.nn.Module:
+def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> Any:
     # With statistics, which are not used here, so that none are measured.
     ours, _ = start_model(replace(args, mean=0.0, std=1.0), data)
     ours.save_pretrained(folder / "start")
@@ -130,7 +115,7 @@ def _seconds_to(curve: Curve, target: float) -> float | None:
     return next((seconds for seconds, accuracy in curve if accuracy >= target), None)
 
 
-def _report(curves: dict[str, Curve], options: argparse.Namespace) -> None:
+def _report(curves: dict[str, Curve], options: AccuracyOptions) -> None:
     reached = {name: _seconds_to(curve, options.target) for name, curve in curves.items()}
     print(", ".join(f"{key} {value}" for key, value in machine().items() if value))
     print(f"{'':28}{f'to {options.target:g} %':>12}{'best':>9}{'last':>9}{'seconds in all':>16}")

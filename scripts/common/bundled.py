@@ -11,13 +11,6 @@ def hub_configs_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "hub_configs"
 
 
-def checkpoint_folder(name: str) -> str:
-    """The folder of a checkpoint that is bundled with the commands; any other name unchanged."""
-    weights = hub_configs_folder().glob("*/model.safetensors")
-    bundled = {file.parent.name: file.parent for file in weights}
-    return name if Path(name).is_dir() else str(bundled.get(name, name))
-
-
 def read_label_names(labels: str) -> list[str]:
     """Names in order from a JSON list of names, or of {"index", "name"}; or a bundled list."""
     bundled = hub_configs_folder() / "labels"

@@ -40,7 +40,7 @@ def resolve_checkpoint(name: str) -> str:
             when the Hub cannot be reached and the checkpoint was not downloaded before.
     """
     local = Path(checkpoint_folder(name))
-    if local.is_dir():
+    if name.strip() and local.is_dir():
         return str(local)
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
     if is_path or not name.strip():

@@ -361,7 +361,11 @@ def read_recipe(name: str, options: type[Options]) -> dict[str, Any]:
         raise ValueError(f"There is no recipe {name}, neither as a file nor among ours: {known}.")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    # PyYAML's constructors let pass what Python raises, for `!!int ""` or `!!timestamp x`.
+    except (
+        yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold `option: value` lines.")
@@ -369,12 +373,12 @@ def read_recipe(name: str, options: type[Options]) -> dict[str, Any]:
     aliases = _aliases(options)
     settings: dict[str, Any] = {}
     for key, value in recipe.items():
-        name = aliases.get(key, key)
-        if name not in names:
+        option: Any = aliases.get(key, key)
+        if option not in names:
             raise ValueError(
                 f"{path} sets the unknown option {key!r}{did_you_mean(str(key), names)}"
             )
-        settings[name] = value
+        settings[option] = value
     return settings
 
 

@@ -9,23 +9,24 @@ is built.
 
 import hashlib
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from datasets import ClassLabel, IterableDataset
+from datasets import ClassLabel, IterableDataset, Value
 
 from ..common.options import did_you_mean
+from .fingerprint import ClassFingerprint, Fingerprint, checksum, file_size, short_name
+from .holdout import NO_LABEL, hold_out
 from .options import LabelledOptions
-from .sources import open_stream
+from .sources import class_folder_splits, data_files, hub_revision, open_stream
 
-__all__ = ["LabelledAudio", "open_labelled_audio", "open_stream"]
+__all__ = ["LabelledAudio", "for_class_folders", "open_labelled_audio", "open_stream"]
 
 logger = logging.getLogger(__name__)
+O = TypeVar("O", bound=LabelledOptions)  # noqa: E741
 
 
 @dataclass
@@ -43,6 +44,7 @@ class LabelledAudio:
     problem_type: str  # as a model's config has it
     train_clips: int
     evaluation_clips: int
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
 
     def balanced_draws(self) -> list[float]:
         """How often a training clip is to be drawn per epoch for each of its labels.
@@ -60,15 +62,14 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
     """Open a dataset for training, with its evaluation part, and count its labels once.
 
     The evaluation part is `evaluation_split` if given, else the rows whose `fold_column` equals
-    `evaluation_fold`, else a fixed `evaluation_fraction` of the train split, chosen by a checksum
-    of each sound, or of its `group_column`: the same clips every time, however the stream is
-    sharded.
+    `evaluation_fold`, else `evaluation_fraction` of each class of the train split: the same clips
+    every time, however the stream is sharded (see `holdout`).
 
     Args:
         dataset: see `open_stream`.
         options: columns and parts. A label is a class name or index per clip, or a list of them
-            (multi-label). The fraction is of the groups where there are some; given parts are
-            checked for common ones.
+            (multi-label). Where there are groups, the fraction holds them out whole; given parts
+            are checked for common ones.
 
     Raises:
         ValueError: for a wrong path, an unknown column, a missing or unknown label, an empty part
@@ -87,39 +88,72 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
             raise ValueError(
                 f"{dataset} has no column {column!r} (--{option}){did_you_mean(column, columns)}"
             )
-    held_out = None
-    if evaluation_split is None:
-        held_out = _held_out(options)
-    elif options.fold_column is not None or options.evaluation_fold is not None:
+    if evaluation_split is not None and (options.fold_column or options.evaluation_fold):
         raise ValueError("Give either --evaluation_split or --fold_column with --evaluation_fold.")
+    if (options.fold_column is None) != (options.evaluation_fold is None):
+        given, missing = "fold_column", "evaluation_fold: the fold to hold out"
+        if options.fold_column is None:
+            given, missing = "evaluation_fold", "fold_column: where folds are named"
+        raise ValueError(f"--{given} needs --{missing}.")
+    by_share = evaluation_split is None and options.fold_column is None
 
-    train, evaluation = (
-        _Part(dataset, label_column, options.label_separator, group_column) for _ in range(2)
-    )
-    read = {label_column}
-    read |= {group_column} if group_column is not None else set()
-    read |= {held_out.column} if held_out is not None else set()
-    open_split = partial(open_stream, dataset, config=config, audio_column=audio_column)
-    for position, row in enumerate(open_split(train_split, columns=sorted(read))):
-        part = evaluation if held_out is not None and held_out(row) else train
-        part.count(row, position, train_split)
-    if evaluation_split is not None:
-        for position, row in enumerate(open_split(evaluation_split, columns=sorted(read))):
-            evaluation.count(row, position, evaluation_split)
+    # Sounds are read only where there is no other way: to tell them apart, or they are mere names.
+    feature = (stream.features or {}).get(audio_column)
+    reads_audio = (by_share and group_column is None) or feature == Value("string")
+    read = {label_column, group_column, options.fold_column, audio_column if reads_audio else None}
+    read -= {None}
+
+    def clips_of(split: str) -> Iterator[_Clip]:
+        rows = open_stream(dataset, split, config, audio_column, sorted(filter(None, read)))
+        for position, row in enumerate(rows):
+            yield _read_clip(row, position, f"of the split {split!r} of {dataset}", options)
+
+    train, evaluation = _Part(), _Part()
+    held_out: Callable[[dict[str, Any]], bool] | None = None
+    if by_share:
+        clips = list(clips_of(train_split))
+        groups: dict[int, Counter] = {}
+        for clip in clips:
+            groups.setdefault(clip.key, Counter()).update(clip.labels or [NO_LABEL])
+        held_out = _HeldOutKeys(
+            frozenset(hold_out(groups, options.evaluation_fraction)),
+            group_column or audio_column,
+            group_column is not None,
+        )
+        for clip in clips:
+            (evaluation if clip.key in held_out.keys else train).add(clip)
+    else:
+        if options.fold_column is not None:
+            held_out = _HeldOutFold(options.fold_column, str(options.evaluation_fold))
+        for clip in clips_of(train_split):
+            (evaluation if clip.fold == options.evaluation_fold and held_out else train).add(clip)
+        if evaluation_split is not None:
+            for clip in clips_of(evaluation_split):
+                evaluation.add(clip)
     for name, part in (("train", train), ("evaluation", evaluation)):
         if not part.clips:
             raise ValueError(
                 f"There are no clips in the {name} part of {dataset}. Check the split, fold, group "
                 "or fraction."
             )
-    _check_groups(train, evaluation)
-    feature = (stream.features or {}).get(label_column)
-    values, label_names = _classes(train, evaluation, feature, evaluation_split is not None)
+    if not by_share and (common := sorted(map(str, train.groups & evaluation.groups))):
+        raise ValueError(
+            f"{len(common)} values of the column {group_column!r}, such as "
+            f"{', '.join(common[:3])}, are in both the train and the evaluation part of "
+            f"{dataset}. Choose other parts, or leave out --group_column to accept it."
+        )
+    label_feature = (stream.features or {}).get(label_column)
+    values, label_names = _classes(
+        dataset, label_column, train, evaluation, label_feature, evaluation_split is not None
+    )
+    if by_share:
+        _warn_of_small_classes(values, label_names, train, evaluation, group_column)
 
-    if evaluation_split is not None:
-        train_rows, evaluation_rows = stream, open_split(evaluation_split)
+    if held_out is None:
+        assert evaluation_split is not None
+        train_rows = stream
+        evaluation_rows = open_stream(dataset, evaluation_split, config, audio_column)
     else:
-        assert held_out is not None
         train_rows = stream.filter(partial(_negate, held_out))
         evaluation_rows = stream.filter(held_out)
     keep = partial(
@@ -130,6 +164,7 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         is_multi_label=train.is_multi_label,
         index={value: position for position, value in enumerate(values)},
     )
+    splits = [train_split, *([evaluation_split] if evaluation_split else [])]
     return LabelledAudio(
         train=train_rows.map(keep, remove_columns=columns),
         evaluation=evaluation_rows.map(keep, remove_columns=columns),
@@ -139,40 +174,118 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         problem_type=f"{'multi' if train.is_multi_label else 'single'}_label_classification",
         train_clips=train.clips,
         evaluation_clips=evaluation.clips,
+        fingerprint=_fingerprint(dataset, splits, values, label_names, train, evaluation),
     )
 
 
+def for_class_folders(dataset: str, options: O) -> O:
+    """Options without what class folders do not have: columns, and often splits.
+
+    So a recipe that was made for a table works on them; a warning says what is left aside.
+    """
+    splits = class_folder_splits(dataset)
+    if splits is None:
+        return options
+    plain: dict[str, Any] = {
+        "audio_column": "audio",
+        "label_column": "label",
+        "label_separator": None,
+        "fold_column": None,
+        "evaluation_fold": None,
+        "group_column": None,
+    }
+    if not splits:
+        plain |= {"train_split": "train"}
+        if options.evaluation_split != "train":
+            plain |= {"evaluation_split": None}
+    changes = {name: value for name, value in plain.items() if getattr(options, name) != value}
+    if not changes:
+        return options
+    changed = replace(options, **changes)
+    held_out = changed.evaluation_split is None
+    logger.warning(
+        "%s has class folders%s: left aside %s.%s",
+        dataset,
+        "" if splits else " and no splits",
+        ", ".join(f"--{name} {getattr(options, name)}" for name in changes),
+        f" {100 * options.evaluation_fraction:g} % of each class is held out." if held_out else "",
+    )
+    return changed
+
+
+class _Clip(NamedTuple):
+    """What the counting pass learns of a row."""
+
+    labels: list[Any]
+    key: int  # of the sound, or of its group
+    group: Any
+    fold: str | None
+    checksum: int
+    is_multi_label: bool
+
+
+def _read_clip(row: dict[str, Any], position: int, where: str, options: LabelledOptions) -> _Clip:
+    where = f"Row {position} {where}"
+    value = row[options.label_column]
+    separator = options.label_separator
+    is_multi_label = isinstance(value, list) or separator is not None
+    if value is None or (not is_multi_label and value in ("", -1)):
+        raise ValueError(
+            f"{where} has no label in the column {options.label_column!r}. Remove the row or name "
+            "another --label_column."
+        )
+    labels = _labels(value, separator)
+    if not all(isinstance(label, (str, int)) for label in labels):
+        raise ValueError(
+            f"{where} has the label {value!r} in the column {options.label_column!r}; expected a "
+            "class name or index, or a list of them."
+        )
+    group = None if options.group_column is None else row[options.group_column]
+    if options.group_column is not None and group in (None, ""):
+        raise ValueError(f"{where} has nothing in the column {options.group_column!r}.")
+    audio = row.get(options.audio_column)
+    sound = None if audio is None else _sound_key(audio)
+    name: Any = position if sound is None else sound
+    size = file_size(audio) if isinstance(audio, str) else 0
+    return _Clip(
+        labels,
+        key=checksum(group) if group is not None else sound or 0,
+        group=group,
+        fold=None if options.fold_column is None else str(row[options.fold_column]),
+        checksum=checksum(name, size),
+        is_multi_label=is_multi_label,
+    )
+
+
+def _sound_key(audio: Any) -> int:
+    """A checksum of a sound's bytes, or of its name in its class where it lies in a file."""
+    if isinstance(audio, dict):
+        audio = audio.get("bytes") or audio.get("path") or ""
+    return checksum(short_name(audio) if isinstance(audio, str) else audio)
+
+
 @dataclass(frozen=True)
-class _HeldOut:
-    """Whether a row is for evaluation: by its fold, or by the checksum of its sound or group."""
+class _HeldOutFold:
+    """Whether a row is for evaluation: by its fold."""
 
     column: str
-    fold: str | None
-    fraction: float
+    fold: str
+
+    def __call__(self, row: dict[str, Any]) -> bool:
+        return str(row[self.column]) == self.fold
+
+
+@dataclass(frozen=True)
+class _HeldOutKeys:
+    """Whether a row is for evaluation: by the checksum of its sound or group."""
+
+    keys: frozenset[int]
+    column: str
+    is_group: bool
 
     def __call__(self, row: dict[str, Any]) -> bool:
         value = row[self.column]
-        if self.fold is not None:
-            return str(value) == self.fold
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
-        elif isinstance(value, str) and os.path.isabs(value):
-            value = "/".join(Path(value).parts[-2:])  # the name in its class: on any machine
-        encoded = value if isinstance(value, bytes) else str(value).encode()
-        checksum = hashlib.blake2b(encoded, digest_size=8).digest()
-        return int.from_bytes(checksum, "big") / 2**64 < self.fraction
-
-
-def _held_out(options: LabelledOptions) -> _HeldOut:
-    if (options.fold_column is None) != (options.evaluation_fold is None):
-        given, missing = "fold_column", "evaluation_fold: the fold to hold out"
-        if options.fold_column is None:
-            given, missing = "evaluation_fold", "fold_column: where folds are named"
-        raise ValueError(f"--{given} needs --{missing}.")
-    if options.fold_column is not None:
-        return _HeldOut(options.fold_column, options.evaluation_fold, 0.0)
-    column = options.group_column or options.audio_column
-    return _HeldOut(column, None, options.evaluation_fraction)
+        return (checksum(value) if self.is_group else _sound_key(value)) in self.keys
 
 
 def _negate(predicate: Callable[[dict[str, Any]], bool], row: dict[str, Any]) -> bool:
@@ -183,45 +296,62 @@ def _negate(predicate: Callable[[dict[str, Any]], bool], row: dict[str, Any]) ->
 class _Part:
     """What the counting pass finds in the train or the evaluation part."""
 
-    dataset: str
-    label_column: str
-    label_separator: str | None
-    group_column: str | None
     clips: int = 0
     labels: Counter = field(default_factory=Counter)
     groups: set = field(default_factory=set)
+    checksums: Counter = field(default_factory=Counter)  # by label
     is_multi_label: bool = False
 
-    def count(self, row: dict[str, Any], position: int, split: str | None) -> None:
-        where = f"Row {position} of the split {split!r} of {self.dataset}"
-        value = row[self.label_column]
-        self.is_multi_label = isinstance(value, list) or self.label_separator is not None
-        labels = _labels(value, self.label_separator)
-        if value is None or (not self.is_multi_label and value in ("", -1)):
-            raise ValueError(
-                f"{where} has no label in the column {self.label_column!r}. Remove the row or name "
-                "another --label_column."
-            )
-        if not all(isinstance(label, (str, int)) for label in labels):
-            raise ValueError(
-                f"{where} has the label {value!r} in the column {self.label_column!r}; expected a "
-                "class name or index, or a list of them."
-            )
-        if self.group_column is not None:
-            group = row[self.group_column]
-            if group is None or group == "":
-                raise ValueError(f"{where} has nothing in the column {self.group_column!r}.")
-            self.groups.add(group)
-        self.labels.update(labels)
+    def add(self, clip: _Clip) -> None:
         self.clips += 1
+        self.is_multi_label = clip.is_multi_label
+        self.labels.update(clip.labels)
+        for label in clip.labels:
+            self.checksums[label] += clip.checksum
+        if clip.group is not None:
+            self.groups.add(clip.group)
 
 
-def _check_groups(train: _Part, evaluation: _Part) -> None:
-    if common := sorted(map(str, train.groups & evaluation.groups)):
-        raise ValueError(
-            f"{len(common)} values of the column {train.group_column!r}, such as "
-            f"{', '.join(common[:3])}, are in both the train and the evaluation part of "
-            f"{train.dataset}. Choose other parts, or leave out --group_column to accept it."
+def _fingerprint(
+    dataset: str,
+    splits: list[str],
+    values: list[Any],
+    label_names: list[str],
+    train: _Part,
+    evaluation: _Part,
+) -> Fingerprint:
+    return Fingerprint(
+        {
+            name: ClassFingerprint(
+                train.labels[value],
+                evaluation.labels[value],
+                # A sound that moves from one part to the other changes the sum, too.
+                (train.checksums[value] + 3 * evaluation.checksums[value]) % 2**64,
+            )
+            for value, name in zip(values, label_names, strict=True)
+        },
+        data_files(dataset, splits),
+        hub_revision(dataset),
+    )
+
+
+def _warn_of_small_classes(
+    values: list[Any],
+    names: list[str],
+    train: _Part,
+    evaluation: _Part,
+    group_column: str | None,
+) -> None:
+    small = [
+        name
+        for value, name in zip(values, names, strict=True)
+        if train.labels[value] and not evaluation.labels[value]
+    ]
+    if small:
+        logger.warning(
+            "Too few %s to hold some out, so trained on but not evaluated: %s.",
+            "clips" if group_column is None else f"values of {group_column!r}",
+            _listed(small),
         )
 
 
@@ -235,11 +365,12 @@ def _labels(value: Any, separator: str | None) -> list[Any]:
 
 
 def _classes(
-    train: _Part, evaluation: _Part, feature: Any, apart: bool
+    dataset: str, label_column: str, train: _Part, evaluation: _Part, feature: Any, apart: bool
 ) -> tuple[list[Any], list[str]]:
     """The labels as they are stored, in the order of the classes, and the classes' names.
 
     Args:
+        dataset, label_column: for messages.
         train, evaluation: what was counted.
         feature: of the label column.
         apart: whether the evaluation part is a split of its own, which may have other labels.
@@ -252,11 +383,11 @@ def _classes(
     for name, part in (("train", train), ("evaluation", evaluation)):
         if unknown := sorted(map(str, set(part.labels) - set(values))):
             raise ValueError(
-                f"The {name} part of {part.dataset} has labels that are no class of the train "
+                f"The {name} part of {dataset} has labels that are no class of the train "
                 f"part: {_listed(unknown)}. The classes are {_listed(names)}."
             )
     if not train.labels:
-        raise ValueError(f"No clip of {train.dataset} has a label in {train.label_column!r}.")
+        raise ValueError(f"No clip of {dataset} has a label in {label_column!r}.")
     counts = [
         (name, train.labels[v], evaluation.labels[v]) for name, v in zip(names, values, strict=True)
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from feature_extraction import ASTFeatureExtractor
 
+from ..common.checkpoints import resolve_checkpoint
 from .options import StatsOptions
 from .sources import open_stream
 from .statistics import HISTOGRAM_EDGES, Statistics, measure_dataset
@@ -54,21 +55,35 @@ def draw_histogram(
 
 
 def difference_from(checkpoint: ASTFeatureExtractor, statistics: Statistics) -> str | None:
-    """What is wrong with normalising this data by the checkpoint's statistics; None if little."""
+    """How the checkpoint's normalisation fits this data, where it does not fit closely.
+
+    A mean that is off is a mistake. Another deviation is a choice: it scales the contrast, the
+    weights were trained with it, and some recipes choose it on purpose.
+    """
     shift = (statistics.mean - checkpoint.mean) / checkpoint.std
     spread = statistics.std / checkpoint.std
-    if abs(shift) <= _FAR_MEAN and 1 / _FAR_STD <= spread <= _FAR_STD:
-        return None
-    return (
-        f"The checkpoint's statistics ({checkpoint.mean:.4f} / {checkpoint.std:.4f}) are far from "
-        f"the data's: its input would be {shift:+.2f} standard deviations off, with "
-        f"{spread:.2f} times the spread. Fine-tune with the data's statistics."
+    both = (
+        f"({checkpoint.mean:.4f} / {checkpoint.std:.4f}; the data's are {statistics.mean:.4f} / "
+        f"{statistics.std:.4f})"
     )
+    if abs(shift) > _FAR_MEAN:
+        return (
+            f"The checkpoint's mean is far from the data's {both}: its input would be {shift:+.2f} "
+            "standard deviations off. Fine-tune it with the data's: "
+            f"--mean {statistics.mean:.4f} --std {statistics.std:.4f}"
+        )
+    if not 1 / _FAR_STD <= spread <= _FAR_STD:
+        return (
+            f"The checkpoint's deviation is not the data's {both}. That may be on purpose: a "
+            "smaller one gives more contrast, as in esc10.yaml. Keep the one that the weights were "
+            "trained with, as fine-tuning does unless --std says otherwise."
+        )
+    return None
 
 
 def _load_extractor(folder: str) -> ASTFeatureExtractor:
     try:
-        return ASTFeatureExtractor.from_pretrained(folder)
+        return ASTFeatureExtractor.from_pretrained(resolve_checkpoint(folder))
     except OSError as error:
         raise ValueError(f"No feature extractor in {folder}: {error}") from error
 

@@ -6,6 +6,7 @@
 audio columns are read as what is stored, bytes or a path, and `load_audio` decodes them in workers.
 """
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,9 +26,12 @@ from datasets import (
     load_dataset,
 )
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub import HfApi
 
 from ..common.options import did_you_mean
 from .suffixes import AUDIO_SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -69,16 +73,10 @@ def open_stream(
     """
     path = Path(dataset)
     if path.is_dir():
-        for kind, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
-            if any(path.rglob(pattern)):
-                files = _by_split(path.rglob(pattern))
-                return _load(kind, split, columns, data_files=files)
-        tables = _by_split(
-            table
-            for table in path.iterdir()
-            if table.suffix in _TABLE_SUFFIXES and _file_split(table) in _SPLIT_FOLDERS
-        )
-        if tables:
+        kind, files = _files_by_kind(path)
+        if kind:
+            return _load(kind, split, columns, data_files=files)
+        if tables := _tables(path):
             if split not in tables:
                 raise ValueError(f"{path} has no split {split!r}; it has {sorted(tables)}.")
             return _named_files([Path(table) for table in tables[split]], audio_column, columns)
@@ -143,6 +141,54 @@ def _load(kind: str, split: str, columns: list[str] | None, **kwargs: Any) -> It
     return stream if columns is None else stream.select_columns(columns)
 
 
+def class_folder_splits(dataset: str) -> list[str] | None:
+    """The splits of a folder of class folders, none where it has none; None for other data."""
+    path = Path(dataset)
+    if not path.is_dir() or _files_by_kind(path)[1] or _tables(path):
+        return None
+    names = {child.name for child in path.iterdir() if child.is_dir()}
+    return sorted(names) if names and names <= set(_SPLIT_FOLDERS) else []
+
+
+def data_files(dataset: str, splits: Iterable[str]) -> dict[str, int]:
+    """The local Parquet or tar files of some splits: their sizes in bytes, by name."""
+    path = Path(dataset)
+    if path.is_dir():
+        by_split = _files_by_kind(path)[1]
+        files = [Path(file) for split in splits for file in by_split.get(split, [])]
+        return {str(file.relative_to(path)): file.stat().st_size for file in files}
+    if path.suffix in (".parquet", ".tar"):
+        return {file.name: file.stat().st_size for file in sorted(path.parent.glob(path.name))}
+    return {}
+
+
+def hub_revision(dataset: str) -> str | None:
+    """The commit of a data set on the Hub; None for local data."""
+    if Path(dataset).exists() or Path(dataset).suffix in (".parquet", ".tar", *_TABLE_SUFFIXES):
+        return None
+    try:
+        return HfApi().dataset_info(dataset).sha
+    except Exception:  # whatever keeps the Hub from answering: it is streamed from a cache, say
+        return None
+
+
+def _files_by_kind(folder: Path) -> tuple[str, dict[str, list[str]]]:
+    """What loads a folder's Parquet or tar files, and the files by split; none: "", {}."""
+    for kind, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
+        if files := _by_split(folder.rglob(pattern)):
+            return kind, files
+    return "", {}
+
+
+def _tables(folder: Path) -> dict[str, list[str]]:
+    """A folder's train.csv, test.tsv …, by split."""
+    return _by_split(
+        table
+        for table in folder.iterdir()
+        if table.suffix in _TABLE_SUFFIXES and _file_split(table) in _SPLIT_FOLDERS
+    )
+
+
 def _class_folders(folder: Path, split: str, columns: list[str] | None) -> IterableDataset:
     """A folder of class folders (of a split, where it has splits), a path and a label per sound."""
     names = {child.name for child in folder.iterdir() if child.is_dir()}
@@ -158,17 +204,31 @@ def _class_folders(folder: Path, split: str, columns: list[str] | None) -> Itera
         )
     else:
         roots, classes = [folder], sorted(names)
+    for name in classes:
+        if not _is_text(name):
+            raise ValueError(
+                f"The class folder {name!r} in {folder} has a name that is not UTF-8. Rename it."
+            )
     files: list[str] = []
     labels: list[str] = []
+    unnamed: list[str] = []
     for root in roots:
         for name in classes:
             found = sorted(
-                file
+                str(file)
                 for file in (root / name).rglob("*")
                 if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
             )
-            files += map(str, found)
+            unnamed += [file for file in found if not _is_text(file)]
+            found = [file for file in found if _is_text(file)]
+            files += found
             labels += [name] * len(found)
+    if unnamed:
+        logger.warning(
+            "Left out: %d sounds with names that are not UTF-8, such as %r. Rename them.",
+            len(unnamed),
+            unnamed[0],
+        )
     if not files:
         raise ValueError(
             f"{folder} holds no data: expected one sub-folder of sounds per class, a train.csv, "
@@ -177,6 +237,11 @@ def _class_folders(folder: Path, split: str, columns: list[str] | None) -> Itera
     features = Features({"audio": Value("string"), "label": ClassLabel(names=classes)})
     table = Dataset.from_dict({"audio": files, "label": labels}, features=features)
     return _table_stream(table.data.table, features, columns)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8; Python stands other bytes for with surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _named_files(

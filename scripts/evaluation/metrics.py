@@ -300,7 +300,8 @@ class Measurement:
     """Scored clips under weights; what several metrics are made of is computed once."""
 
     def __init__(self, clips: ScoredClips, weights: np.ndarray | None = None):
-        self.clips, self.weights = clips, weights
+        self.clips: ScoredClips = clips
+        self.weights: np.ndarray | None = weights
 
     @cached_property
     def decisions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -105,7 +105,9 @@ def evaluate_checkpoints(
     labels = _common_labels(checkpoints, classifiers)
     whole_split = options.evaluation_split is not None
     which = options
-    if whole_split:  # no other split is read, and no clip is left out for its group
+    if (
+        options.evaluation_split is not None
+    ):  # no other split is read, and no clip is left out for its group
         which = replace(options, train_split=options.evaluation_split, group_column=None)
     data = open_labelled_audio(dataset, which)
     columns = _match_labels(data, labels)

@@ -10,7 +10,6 @@ Heard       all of a sound's windows: labels, events, embeddings
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -23,9 +22,8 @@ from feature_extraction import AudioDecodingError
 from modeling_ast.frames_ast import Stitcher, column_spans
 from modeling_ast.onnx_ast import OnnxClassifier
 
-from ..common.bundled import checkpoint_folder
+from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from .heard import Heard
-from .options import DEFAULT_MODEL
 
 __all__ = ["DEFAULT_MODEL", "Classifier", "Scored", "Unreadable", "Window", "load_classifier"]
 
@@ -33,17 +31,15 @@ K = TypeVar("K")
 
 
 def load_classifier(model: str, **kwargs: Any) -> Any:
-    """`pipeline("audio-classification")` of a checkpoint folder or Hub name.
+    """`pipeline("audio-classification")` of a checkpoint: a folder, a bundled or a Hub name.
 
     Raises:
-        ValueError: when there is no such folder.
-        OSError: when there is no such model on the Hub, or it cannot be reached.
+        ValueError: when there is no such folder, or the Hub cannot be reached.
+        OSError: when there is no such model on the Hub.
     """
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise ValueError(f"No such checkpoint folder: {model}")
     # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
     warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-    return pipeline("audio-classification", model=checkpoint_folder(model), **kwargs)
+    return pipeline("audio-classification", model=resolve_checkpoint(model), **kwargs)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from modeling_ast.export_ast import export_onnx, import_optional
 from modeling_ast.onnx_ast import OnnxModel
 
 from ..benchmarks.timing import measure, report
-from ..common.bundled import checkpoint_folder
+from ..common.checkpoints import resolve_checkpoint
 from ..data.labelled import open_labelled_audio
 from .options import ExportOptions
 from .web import write_web
@@ -39,9 +39,7 @@ def export_and_check(options: ExportOptions) -> None:
         import_optional(package)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    checkpoint = checkpoint_folder(options.checkpoint)
-    if checkpoint.startswith((".", "/", "~")) and not Path(checkpoint).is_dir():
-        raise ValueError(f"No such checkpoint folder: {checkpoint}")
+    checkpoint = resolve_checkpoint(options.checkpoint)
     model = ASTForAudioClassification.from_pretrained(checkpoint).eval()
     extractor = ASTFeatureExtractor.from_pretrained(checkpoint)
     # The exporter tells of operators that this graph has none of.
@@ -125,19 +123,7 @@ def check(
 
     Clips are classified one by one, from waveform to label; the cases take turns.
     """
-    data = open_labelled_audio(
-        dataset,
-        options.dataset_config,
-        options.audio_column,
-        options.label_column,
-        options.train_split,
-        options.evaluation_split,
-        options.fold_column,
-        options.evaluation_fold,
-        options.evaluation_fraction,
-        options.group_column,
-        options.label_separator,
-    )
+    data = open_labelled_audio(dataset, options)
     names = {label: index for index, label in model.config.id2label.items()}
     unknown = [name for name in data.label_names if name not in names]
     if unknown:

@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
 from ..data.options import GROUP as SOUNDS
 from ..data.options import DatasetOptions, LabelledOptions
 from .formats import FORMATS
 
-DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
 MODEL_HELP = "checkpoint: a folder, an ONNX file, a Hub name or the bundled one"
 # What `ast-export-onnx` can write; modeling_ast/export_ast.py has the same, and a test compares.
 ONNX_VARIANTS = ("fp32", "fp16", "int8", "spectrogram")
@@ -93,7 +93,7 @@ class ClassifyOptions(DatasetOptions):
         group=_EVENTS,
     )
     release_threshold: float | None = setting(
-        None, "score that continues one; default: the threshold", group=_EVENTS
+        None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
     )
     minimum_length_s: float = setting(
         0.0, "leave out shorter events", at_least=0, group=_EVENTS, metavar="SECONDS"

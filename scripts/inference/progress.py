@@ -29,6 +29,7 @@ class Progress:
         self.total_files = None if files is None else len(files)
         self.files = 0
         self.seconds = 0.0  # of sound that this run has heard
+        self.text = ""
         self._at = 0.0  # seconds of the total, with what an earlier run had heard
         self._began = time.perf_counter()
         measured = files is not None and not disabled and len(files) <= _MEASURED_FILES
@@ -97,7 +98,7 @@ class Progress:
             parts.append(f"{self.seconds / elapsed:.0f} x real time")
         if left is not None:
             parts.append(f"{clock(left)} left")
-        self._bar.postfix[0] = ", ".join(parts)
+        self.text = self._bar.postfix[0] = ", ".join(parts)
 
 
 def total_duration(files: Sequence[str]) -> float | None:

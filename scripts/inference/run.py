@@ -15,14 +15,14 @@ import torch
 from feature_extraction import AudioDecodingError
 from modeling_ast.events_ast import EventRules
 
-from ..common.bundled import checkpoint_folder
+from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder
 from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..common.shown import shown
 from ..data.recordings import Recording, Recordings
 from .classifier import Classifier, Unreadable
 from .heard import Heard
-from .options import DEFAULT_MODEL, ClassifyOptions
+from .options import ClassifyOptions
 from .parts import Parts, Result, check_settings
 from .printed import format_json, format_results
 from .progress import Progress

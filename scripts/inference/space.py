@@ -6,7 +6,8 @@ from pathlib import Path
 import feature_extraction
 import modeling_ast
 
-from ..common.bundled import checkpoint_folder, hub_configs_folder
+from ..common.bundled import hub_configs_folder
+from ..common.checkpoints import checkpoint_folder
 
 _SPACE_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"  # as space/app.py has it
 

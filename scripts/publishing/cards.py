@@ -26,6 +26,7 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig
 
 from ..common.bundled import hub_configs_folder, read_label_names
+from ..common.files import file_name, write_whole
 
 ENDING = (
     "<!-- Written by ast-push-to-hub from the files of the run, and written again at the next push."
@@ -105,7 +106,7 @@ def write_model_card(
         ending=ENDING,
     )
     path = checkpoint / "README.md"
-    path.write_text(card, encoding="utf-8")
+    write_whole(path, lambda unfinished: unfinished.write_text(card, encoding="utf-8"))
     return path
 
 
@@ -376,7 +377,7 @@ def _all_folds(run_folder: Path) -> str:
     """What the recipe reaches on average, where every fold was held out in turn."""
     path = run_folder.resolve().parent / "folds.json"
     summary = _read_json(path) if path.is_file() else {"folds": {}}
-    if run_folder.resolve().name not in {f"fold{name}" for name in summary["folds"]}:
+    if run_folder.resolve().name not in {f"fold{file_name(name)}" for name in summary["folds"]}:
         return ""
     return (
         f"The same settings with each of the {len(summary['folds'])} folds held out in turn: mean "

@@ -15,12 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..common.files import file_name, write_whole
+from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..data.sources import open_stream
 from ..evaluation.metrics import METRICS, headline
 from ..publishing.cards import write_model_card
 from .options import FinetuneOptions
-from .run_folder import finished_result
+from .run_folder import finished_result, tidy_finished
+from .start import open_data
 
 
 def finetune_folds(
@@ -28,12 +31,17 @@ def finetune_folds(
 ) -> None:
     """Fine-tune once, or, with `options.evaluation_fold` "all", once for every fold.
 
+    Args:
+        finetune: does a run, or the rest of it.
+        options: of the run; of folds, each in turn.
+
     Raises:
-        ValueError: as `finetune`; for all folds without a fold column or under several processes;
-            when a fold was finished with other options.
+        ValueError: as `finetune`; for a folder that another process works in; for all folds without
+            a fold column or under several processes; when a fold was finished with other options
+            or other data.
     """
     if options.evaluation_fold != "all":
-        finetune(options)
+        _finetune_once(finetune, options)
         return
     if options.fold_column is None:
         raise ValueError("--evaluation_fold all needs --fold_column.")
@@ -42,9 +50,9 @@ def finetune_folds(
     folder = Path(options.output)
     records: dict[str, dict[str, Any]] = {}
     for fold in _folds(options):
-        fold_options = replace(options, evaluation_fold=fold, output=str(folder / f"fold{fold}"))
-        if options.overwrite or finished_result(fold_options) is None:
-            finetune(fold_options)
+        fold_options = replace(options, evaluation_fold=fold, output=str(fold_folder(folder, fold)))
+        if options.overwrite or not _is_finished(fold_options):
+            _finetune_once(finetune, fold_options)
         records[fold] = finished_result(fold_options) or {}
     metric = headline(name.removeprefix("evaluation_") for name in records[fold])
     values = [record[f"evaluation_{metric}"] for record in records.values()]
@@ -56,9 +64,10 @@ def finetune_folds(
         "highest": max(values),
         "folds": records,
     }
-    (folder / "folds.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    text = json.dumps(summary, indent=2)
+    write_whole(folder / "folds.json", lambda path: path.write_text(text, encoding="utf-8"))
     for fold in records:  # their cards name the mean
-        write_model_card(folder / f"fold{fold}", folder / f"fold{fold}" / "checkpoint")
+        write_model_card(fold_folder(folder, fold), fold_folder(folder, fold) / "checkpoint")
     name = METRICS[metric].title
     for fold, value in zip(records, values, strict=True):
         print(f"fold {fold}: {name} {100 * value:.2f} %")
@@ -66,6 +75,32 @@ def finetune_folds(
         f"{len(values)} folds: mean {name} {100 * summary['mean']:.2f} %, standard deviation "
         f"{100 * summary['std']:.2f}"
     )
+
+
+def fold_folder(folder: Path, fold: str) -> Path:
+    return folder / f"fold{file_name(fold)}"
+
+
+def _finetune_once(
+    finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
+) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        finetune(options)  # the first process has the lock for all
+        return
+    with hold(Path(options.output)):
+        if tidy_finished(options):
+            print(f"{options.output} was finished but for a last tidying up, which is done now.")
+        else:
+            finetune(options)
+
+
+def _is_finished(options: FinetuneOptions) -> bool:
+    """Whether a fold's result is there, of the same options and data."""
+    if finished_result(options) is None:
+        return False
+    finished_result(options, open_data(options).fingerprint)
+    tidy_finished(options)
+    return True
 
 
 def _folds(options: FinetuneOptions) -> list[str]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import setting
 from ..data.options import GROUP as SOUNDS
 from ..data.options import LabelledOptions
@@ -27,9 +28,9 @@ class FinetuneOptions(LabelledOptions):
         "", "folder of class folders, CSV, Parquet or tar file(s), or a Hub dataset", positional="?"
     )
     model: str = setting(
-        "MIT/ast-finetuned-audioset-10-10-0.4593",
-        "start: an AST checkpoint (folder or Hub name), DeiT/ViT weights (file or folder), or "
-        "'scratch' for random weights",
+        DEFAULT_MODEL,
+        "start: an AST checkpoint (folder, bundled or Hub name), DeiT/ViT weights (file, folder or "
+        "Hub name), or 'scratch' for random weights",
     )
     output: str = setting(
         "runs/ast",
@@ -81,10 +82,12 @@ class FinetuneOptions(LabelledOptions):
     num_hidden_layers: int = setting(12, "depth, from scratch only", group=_MODEL, at_least=1)
     num_attention_heads: int = setting(3, "heads, from scratch only", group=_MODEL, at_least=1)
 
-    max_length: int = setting(
-        1024,
-        "frames heard at once: longer clips are read in windows, shorter ones padded",
+    max_length: int | None = setting(
+        None,
+        "frames heard at once: longer clips are read in windows, shorter ones padded; default, here "
+        "and below: the checkpoint's, or AST's (1024, 128, 10, 10)",
         group=_INPUT,
+        at_least=1,
     )
     windows_per_clip: int = setting(
         1,
@@ -99,9 +102,11 @@ class FinetuneOptions(LabelledOptions):
         group=_INPUT,
         choices=["mean", "max", "linear_softmax"],
     )
-    num_mel_bins: int = setting(128, "mel bins", group=_INPUT)
-    frequency_stride: int = setting(10, "mel bins between patches", group=_INPUT)
-    time_stride: int = setting(10, "frames between patches", group=_INPUT)
+    num_mel_bins: int | None = setting(None, "mel bins", group=_INPUT, at_least=1)
+    frequency_stride: int | None = setting(
+        None, "mel bins between patches", group=_INPUT, at_least=1
+    )
+    time_stride: int | None = setting(None, "frames between patches", group=_INPUT, at_least=1)
     mean: float | None = setting(
         None, "of the log-mel values; default: measured, or the model's", group=_INPUT
     )

@@ -11,11 +11,12 @@ batches -> augmented -> parts -> loss   an optimizer step
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -29,12 +30,14 @@ from .start import (
     choose_trained_weights,
     describe_data,
     describe_run,
+    describe_start,
     describe_windows,
     frame_grid,
     open_data,
     save_model,
     start_model,
 )
+from .state import TrainingState
 from .steps import (
     Batch,
     augment,
@@ -73,14 +76,16 @@ class TrainingRun:
         self.options = options
         self.is_main = rank == 0
         self.data = open_data(options)
-        self.folder = RunFolder(options, command, processes)
+        self.folder = RunFolder(options, command, processes, self.data.fingerprint)
         self.skipped = SkippedSounds(
             options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
         )
         self.say(describe_data(self.data))
         logging.disable_progress_bar()  # of transformers, for loading and saving
+        self.say(describe_start(options))
         set_seed(options.seed)
         ast, self.extractor = start_model(options, self.data)
+        self.folder.settle_statistics(self.extractor)
         self.frames = frame_grid(ast, options)
         self.say(describe_windows(options, self.data, self.extractor))
         self.model: Any = choose_trained_weights(ast, options)
@@ -115,6 +120,11 @@ class TrainingRun:
         if self.is_main and text:
             print(text)
 
+    @property
+    def resumes(self) -> Path | None:
+        """The state that the run is resumed from."""
+        return self.folder.newest_state
+
     # Before the first step
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -126,18 +136,18 @@ class TrainingRun:
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
-    def begin(self, accelerator: Accelerator, is_sharded: bool) -> None:
+    def begin(self, accelerator: Accelerator) -> None:
         """Write what the run is made with, or say from where it is resumed.
 
         Raises:
             ValueError: for options that do not go with weights cut up over processes.
         """
-        if is_sharded:
+        if _is_sharded(accelerator):
             check_sharded(self.options)
         accelerator.wait_for_everyone()  # all have read the folder
         if self.is_main:
             self.folder.begin(describe_run(self.options, self.data, self.model, self.extractor))
-        if self.folder.newest_state is not None:
+        if self.resumes is not None:
             self.say(
                 f"Resuming {self.folder.path}: epoch {self.progress.epoch}, "
                 f"step {self.progress.step + 1}"
@@ -194,6 +204,36 @@ class TrainingRun:
         """Whether to keep a state after this step of an epoch; the last one's is kept anyway."""
         return 0 < step < self.steps_per_epoch and step % self.options.save_steps == 0
 
+    def state(self, model: nn.Module, accelerator: Accelerator) -> TrainingState:
+        """What is saved and restored besides the progress, of the model as it is prepared."""
+        is_sharded = _is_sharded(accelerator)
+        return TrainingState(
+            model if is_sharded else self.model, self.average, self._rank, is_sharded
+        )
+
+    def save_state(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        scheduler: Any,
+        write_more: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Keep a state to resume from; every process must call it.
+
+        Args:
+            write_more: writes further files into the state's folder, in every process.
+        """
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return  # its states are pickles, which could hold code
+
+        def write(folder: Path) -> None:
+            self.state(model, accelerator).save(folder, optimizer, scheduler, accelerator.scaler)
+            if write_more is not None:
+                write_more(folder)
+
+        self.folder.save_state(accelerator, self.step, write)
+
     # An epoch's end
 
     def average_after_epoch(self, epoch: int) -> None:
@@ -213,7 +253,6 @@ class TrainingRun:
         model: nn.Module,
         accelerator: Accelerator,
         learning_rate: float,
-        write_result: Callable[[Path], None],
         say: Callable[[str], object] = print,
     ) -> dict[str, Any]:
         """Evaluate, record, keep the result if it is the best so far; returns the record."""
@@ -233,22 +272,24 @@ class TrainingRun:
             self.folder.write_records()
             say(describe_epoch(record))
         if is_best:
-            self.folder.save_best(accelerator, write_result)
+            self.folder.save_best(accelerator, partial(self._write_result, model, accelerator))
         return record
 
-    def write_result(self, folder: Path, gathered: Batch | None = None) -> None:
-        """Save the result as a checkpoint; in the main process only.
+    def _write_result(self, model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
+        """Save the result as a checkpoint; gathered, when each process holds a part of it."""
+        weights = accelerator.get_state_dict(model) if _is_sharded(accelerator) else None
+        if self.is_main:
+            save_model(self.result(self.model), self.extractor, folder, weights)
 
-        Args:
-            gathered: all weights, when the model holds only a part of them itself.
-        """
-        save_model(self.result(self.model), self.extractor, folder, gathered)
-
-    def finish(
-        self, accelerator: Accelerator, write_result: Callable[[Path], None]
-    ) -> dict[str, Any]:
+    def finish(self, model: nn.Module, accelerator: Accelerator) -> dict[str, Any]:
         """Leave the result as the run folder's `checkpoint`; returns the last epoch's record."""
-        self.folder.finish(accelerator, write_result, self.skipped)
+        write = partial(self._write_result, model, accelerator)
+        self.folder.finish(accelerator, write, self.skipped)
         checkpoint = self.folder.checkpoint
         self.say(f"Saved {checkpoint}. Try it: ast-classify FILE --model {checkpoint}")
         return self.progress.records[-1]
+
+
+def _is_sharded(accelerator: Accelerator) -> bool:
+    """Whether weights, gradients or moments are cut up over processes."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

@@ -1,26 +1,31 @@
-"""The folder of a training run: what it was made with, how it goes, and where to go on.
+"""The folder of a training run: what it was made with, how it goes, and where to resume it.
 
     arguments.yaml       every option; itself a recipe
     report.yaml          command, versions, git revision, machine, dataset, model, result
     metrics.jsonl        a line per epoch
     learning_curve.png
-    resume/step-N/       while the run lasts: the newest two states that it can go on from
+    resume/step-N/       while the run lasts: the newest two states that it can be resumed from
     resume/best-N/       while the run lasts: the result after its best epoch
     checkpoint/          the result: weights, config with label names, preprocessor_config.json
 
 A folder is written under a temporary name, flushed to the disk, and renamed when it is whole. So
-whatever has its final name is complete, whenever the process was killed.
+whatever has its final name is complete, whenever the process was killed. `checkpoint` is named
+last: a run that has one is finished, whatever else is left to tidy up.
 """
 
 import dataclasses
+import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,12 +36,19 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
+from feature_extraction import ASTFeatureExtractor
+
+from ..common.files import usual_modes, write_whole
 from ..data.batches import SkippedSounds
+from ..data.fingerprint import Fingerprint
 from ..evaluation.metrics import METRICS, headline
 from ..publishing.cards import write_model_card
 from .options import FinetuneOptions
 
+logger = logging.getLogger(__name__)
+
 _KEPT_STATES = 2
+_SAME_STATISTICS = 1e-4  # measured again, on another machine perhaps
 # Other values of these do not make it another run.
 _FREE_OPTIONS = ("output", "overwrite", "report_to", "save_steps")
 _REPORTED_PACKAGES = (
@@ -90,7 +102,7 @@ class Progress:
 
 
 class RunFolder:
-    """A run's folder, opened to begin a run or to go on with an interrupted one.
+    """A run's folder, opened to begin a run or to resume an interrupted one.
 
     Opening only reads, so that every process of a run may do it; `begin` writes.
 
@@ -98,51 +110,87 @@ class RunFolder:
         options: the run's options.
         command: the command that runs it; a state is of no use to another one.
         processes: how many train together.
+        data: what it trains on.
 
     Raises:
-        ValueError: when the folder holds a finished run, or an interrupted one with other
-            options, and `options.overwrite` is not set.
+        ValueError: when the folder holds a finished run, or an interrupted one with other options
+            or other data, and `options.overwrite` is not set; and for a damaged state.
     """
 
-    def __init__(self, options: FinetuneOptions, command: str, processes: int):
+    def __init__(self, options: FinetuneOptions, command: str, processes: int, data: Fingerprint):
         self.options = options
         self.path = Path(options.output)
         self.checkpoint = self.path / "checkpoint"
         self._states = self.path / "resume"
-        self._identity = {"command": command, "processes": processes, **dataclasses.asdict(options)}
-        finished = self.checkpoint.exists()
-        if finished and not options.overwrite:
+        self._identity = {
+            "command": command,
+            "processes": processes,
+            **dataclasses.asdict(options),
+        }
+        self._data = data
+        self._statistics: dict[str, float] | None = None
+        self.progress = Progress()
+        self.newest_state: Path | None = None
+        if self.checkpoint.exists() and not options.overwrite:
             raise ValueError(
                 f"{self.path} holds a finished run; choose another --output or pass --overwrite."
             )
-        self.newest_state = None if finished else self._newest_state()
-        self.progress = Progress()
-        if self.newest_state is not None:
-            stored = json.loads((self.newest_state / "progress.json").read_text("utf-8"))
-            changed = _changes(stored["run"], self._identity)
-            if not changed:
-                self.progress = Progress(**stored["progress"])
-            elif options.overwrite:
-                self.newest_state = None
-            else:
-                raise ValueError(
-                    f"{self.path} holds an interrupted run with {'; '.join(changed)}. Give the "
-                    "same options to go on with it, another --output, or --overwrite."
-                )
+        if not self.checkpoint.exists():
+            self._open_newest_state()
 
-    def _newest_state(self) -> Path | None:
-        return max(self._states.glob("step-*"), default=None)
+    def _open_newest_state(self) -> None:
+        state = max(self._states.glob("step-*"), default=None)
+        if state is None:
+            return
+        if self.options.overwrite:
+            try:
+                self._open(state)
+            except ValueError:
+                return  # of another run, or damaged: it begins anew
+        else:
+            self._open(state)
+
+    def _open(self, state: Path) -> None:
+        stored = _read_state(state)
+        changed = _changes(stored["run"], self._identity)
+        changed += self._data.differences(stored["data"])
+        if changed:
+            raise ValueError(
+                f"{self.path} holds an interrupted run with {'; '.join(changed)}. Give the same "
+                "options and data to resume it, another --output, or --overwrite."
+            )
+        self.progress = Progress(**stored["progress"])
+        self._statistics = stored["statistics"]
+        self.newest_state = state
+
+    def settle_statistics(self, extractor: ASTFeatureExtractor) -> None:
+        """Give the extractor the run's normalisation, which a resumed run must share to the bit.
+
+        Raises:
+            ValueError: when the statistics measured now are those of other data.
+        """
+        now = {"mean": float(extractor.mean), "std": float(extractor.std)}
+        if self._statistics is None:
+            self._statistics = now
+        for name, value in self._statistics.items():
+            if abs(now[name] - value) > _SAME_STATISTICS * max(1.0, abs(value)):
+                raise ValueError(
+                    f"{self.path} holds an interrupted run on data whose log-mel {name} was "
+                    f"{value:.4f}; it is {now[name]:.4f} now. Give the same data to resume it, "
+                    "another --output, or --overwrite."
+                )
+            setattr(extractor, name, value)
 
     def begin(self, report: dict[str, Any]) -> None:
         """Write what the run is made with; clear away what is left of another one."""
         try:
-            self._states.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.checkpoint, ignore_errors=True)
+            self._states.mkdir(parents=True, exist_ok=True)
             for left_over in self._states.iterdir():
                 if self.newest_state is None or left_over.name.startswith("."):
                     shutil.rmtree(left_over)
             arguments = yaml.safe_dump(dataclasses.asdict(self.options), sort_keys=False)
-            (self.path / "arguments.yaml").write_text(arguments, encoding="utf-8")
+            _write_text(self.path / "arguments.yaml", arguments)
         except OSError as error:
             raise ValueError(f"Cannot write the run folder {self.path}: {error}") from error
         self.report = {
@@ -157,16 +205,17 @@ class RunFolder:
             },
             **report,
         }
+        self.report["dataset"]["fingerprint"] = self._data.digest
         self._write_report()
 
     def _write_report(self) -> None:
         text = yaml.safe_dump(self.report, sort_keys=False, allow_unicode=True)
-        (self.path / "report.yaml").write_text(text, encoding="utf-8")
+        _write_text(self.path / "report.yaml", text)
 
     def save_state(
         self, accelerator: Accelerator, step: int, write: Callable[[Path], None]
     ) -> None:
-        """Keep a state to go on from: `write` fills a folder in every process.
+        """Keep a state to resume from: `write` fills a folder in every process.
 
         Raises:
             ValueError: when it cannot be written; the states before are still there.
@@ -174,11 +223,17 @@ class RunFolder:
 
         def write_all(folder: Path) -> None:
             write(folder)
+            accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                state = {"run": self._identity, "progress": dataclasses.asdict(self.progress)}
-                (folder / "progress.json").write_text(json.dumps(state), encoding="utf-8")
+                content = {
+                    "run": self._identity,
+                    "data": self._data.to_json(),
+                    "statistics": self._statistics,
+                    "progress": dataclasses.asdict(self.progress),
+                }
+                _seal_state(folder, content)
 
-        _write_whole(self._states / f"step-{step:09d}", write_all, accelerator)
+        _write_folder(self._states / f"step-{step:09d}", write_all, accelerator)
         if accelerator.is_main_process:
             for old in sorted(self._states.glob("step-*"))[:-_KEPT_STATES]:
                 shutil.rmtree(old)
@@ -208,33 +263,60 @@ class RunFolder:
         """metrics.jsonl and the learning curve, from all the records: nothing twice."""
         lines = [json.dumps(record) + "\n" for record in self.progress.records]
         try:
-            (self.path / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+            _write_text(self.path / "metrics.jsonl", "".join(lines))
             if lines:
-                plot_learning_curve(self.progress.records, self.path / "learning_curve.png")
+                picture = partial(plot_learning_curve, self.progress.records)
+                write_whole(self.path / "learning_curve.png", picture)
         except OSError as error:
             raise ValueError(f"Cannot write to the run folder {self.path}: {error}") from error
 
     def save_best(self, accelerator: Accelerator, write: Callable[[Path], None]) -> None:
         """Keep the result of the epoch that is the best so far."""
-        _write_whole(self._states / f"best-{self.progress.best_epoch}", write, accelerator)
+        _write_folder(self._states / f"best-{self.progress.best_epoch}", write, accelerator)
 
     def finish(
         self, accelerator: Accelerator, write: Callable[[Path], None], skipped: SkippedSounds
     ) -> None:
-        """Leave the result as `checkpoint`: the best epoch's, or what `write` writes now."""
+        """Leave the result as `checkpoint`: the best epoch's, or what `write` writes now.
+
+        Until the last step, which names the checkpoint, the run can be resumed; after it only
+        states are left that nobody needs.
+        """
         unreadable = dict(gather_object(list(skipped.reasons.items())))
+        result = self._states / f"best-{self.progress.best_epoch}"
         if self.progress.best_epoch is None:
-            _write_whole(self.checkpoint, write, accelerator)
+            result = self._states / "result"
+            _write_folder(result, write, accelerator)
         if not accelerator.is_main_process:
             return
-        result = self.progress.records[(self.progress.best_epoch or 0) - 1]
-        self.report["result"] = {**result, "checkpoint": str(self.checkpoint)}
+        record = self.progress.records[(self.progress.best_epoch or 0) - 1]
+        self.report["result"] = {**record, "checkpoint": str(self.checkpoint)}
         self.report["unreadable_sounds"] = unreadable
         self._write_report()
-        if self.progress.best_epoch is not None:
-            _rename(self._states / f"best-{self.progress.best_epoch}", self.checkpoint)
+        try:
+            write_model_card(self.path, result)
+        except ValueError as error:  # a card is no reason to withhold the checkpoint
+            logger.warning("No model card: %s", error)
+        usual_modes(result)
+        _flush(result)
+        _rename(result, self.checkpoint)
         shutil.rmtree(self._states)
-        write_model_card(self.path, self.checkpoint)
+
+
+def tidy_finished(options: FinetuneOptions) -> bool:
+    """Clear away the states of a run that was killed just after its result was in place.
+
+    Returns:
+        Whether there was such a run.
+
+    Raises:
+        ValueError: when it had other options.
+    """
+    states = Path(options.output) / "resume"
+    if options.overwrite or not states.exists() or finished_result(options) is None:
+        return False
+    shutil.rmtree(states)
+    return True
 
 
 def _changes(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -246,26 +328,99 @@ def _changes(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def finished_result(options: FinetuneOptions) -> dict[str, Any] | None:
+def finished_result(
+    options: FinetuneOptions, data: Fingerprint | None = None
+) -> dict[str, Any] | None:
     """The record of the result in `options.output`; None where no run was finished.
 
+    Args:
+        options: of the run that is wanted there.
+        data: what it would train on; None does not look at it.
+
     Raises:
-        ValueError: when that run had other options.
+        ValueError: when that run had other options or other data, or its files are damaged.
     """
     folder = Path(options.output)
     if not (folder / "checkpoint").exists():
         return None
-    stored = yaml.safe_load((folder / "arguments.yaml").read_text(encoding="utf-8"))
+    ways_out = "Give the same options and data, another --output, or --overwrite."
+    stored = _read_yaml(folder / "arguments.yaml")
     if changed := _changes(stored, dataclasses.asdict(options)):
-        raise ValueError(
-            f"{folder} holds a finished run with {'; '.join(changed)}. Give the same options, "
-            "another --output, or --overwrite."
-        )
-    report = yaml.safe_load((folder / "report.yaml").read_text(encoding="utf-8"))
+        raise ValueError(f"{folder} holds a finished run with {'; '.join(changed)}. {ways_out}")
+    report = _read_yaml(folder / "report.yaml")
+    if not isinstance(report.get("result"), dict):
+        raise ValueError(f"{folder / 'report.yaml'} has no result of the run. {ways_out}")
+    if data is not None and report.get("dataset", {}).get("fingerprint") != data.digest:
+        raise ValueError(f"{folder} holds a finished run on other data. {ways_out}")
     return report["result"]
 
 
-def _write_whole(folder: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"Cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `name: value` lines.")
+    return content
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def _seal_state(folder: Path, content: dict[str, Any]) -> None:
+    """Write a state's progress.json, with a checksum of every file beside it and of itself."""
+    files = {
+        str(path.relative_to(folder)): _checksum(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    content = {**content, "files": files}
+    sealed = {"checksum": _digest(content), "state": content}
+    (folder / "progress.json").write_text(json.dumps(sealed), encoding="utf-8")
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """A state's progress.json, when it and all files beside it are as they were written.
+
+    Raises:
+        ValueError: when one is damaged.
+    """
+    damaged = ""
+    content: dict[str, Any] = {}
+    try:
+        sealed = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        content = sealed["state"]
+        if sealed["checksum"] != _digest(content):
+            damaged = "progress.json"
+        for name, checksum in content["files"].items():
+            if _checksum(folder / name) != checksum:
+                damaged = name
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        damaged = damaged or "progress.json, or a file that it lists"
+    if damaged:
+        raise ValueError(
+            f"The state {folder} is damaged ({damaged}). Remove that folder: the same command then "
+            "resumes from the state before it, or begins anew where there is none."
+        )
+    return content
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _write_folder(folder: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
     """Let every process write into a temporary folder, which then gets its name."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -276,6 +431,7 @@ def _write_whole(folder: Path, write: Callable[[Path], None], accelerator: Accel
         write(temporary)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            usual_modes(temporary)
             _flush(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             _rename(temporary, folder)
@@ -365,5 +521,5 @@ def plot_learning_curve(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")  # the name may be one of an unfinished file
     plt.close(figure)

@@ -18,15 +18,17 @@ from modeling_ast import (
 )
 from modeling_ast.conversion_ast import vision_config
 
+from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator, FrameGrid
-from ..data.labelled import LabelledAudio, open_labelled_audio
+from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
 from ..data.statistics import measure_sounds
 from ..data.windows import count_long_clips, describe_long_clips
 from ..evaluation.metrics import METRICS
 from .options import FinetuneOptions
 
 _MEASURED_CLIPS = 200  # for the normalisation of a model that comes without statistics
+_LARGER_START = "MIT/ast-finetuned-audioset-10-10-0.4593"
 
 Batch = dict[str, Tensor]
 
@@ -39,7 +41,7 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
         return open_annotated_audio(
             options.dataset, options.annotations, options, options.annotation_label_column
         )
-    data = open_labelled_audio(options.dataset, options)
+    data = open_labelled_audio(options.dataset, for_class_folders(options.dataset, options))
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
         raise ValueError(
             f"{options.dataset} has one label only ({data.label_names[0]!r}); a classifier needs "
@@ -138,7 +140,7 @@ def start_model(
         model = ASTForAudioFrameClassification.from_classifier(model)
     if extractor is None:
         extractor = ASTFeatureExtractor(
-            max_length=options.max_length, num_mel_bins=options.num_mel_bins
+            max_length=model.config.max_length, num_mel_bins=model.config.num_mel_bins
         )
         if options.mean is None or options.std is None:
             sounds = [row["audio"] for row in data.train.take(_MEASURED_CLIPS)]
@@ -169,11 +171,11 @@ def _load_model(
         "label2id": {name: index for index, name in enumerate(data.label_names)},
         "problem_type": problem_type,
     }
+    # What is not asked for is the checkpoint's; of weights without one, the config's default.
     geometry = {
-        "max_length": options.max_length,
-        "num_mel_bins": options.num_mel_bins,
-        "frequency_stride": options.frequency_stride,
-        "time_stride": options.time_stride,
+        name: value
+        for name in ("max_length", "num_mel_bins", "frequency_stride", "time_stride")
+        if (value := getattr(options, name)) is not None
     }
     training = {
         "time_patchout": options.time_patchout,
@@ -193,32 +195,45 @@ def _load_model(
             "initializer_range": options.hidden_size**-0.5,
         }
         return ASTForAudioClassification(ASTConfig(**size, **geometry, **labels, **training)), None
-    path = _vision_weights(options.model)
-    if path is not None:
-        config = vision_config(path, **geometry, **labels, **training)
-        return ASTForAudioClassification.from_vision_checkpoint(path, config), None
+    name, is_vision = find_weights(options.model)
+    if is_vision:
+        config = vision_config(Path(name), **geometry, **labels, **training)
+        return ASTForAudioClassification.from_vision_checkpoint(Path(name), config), None
     model_class: Any = ASTForAudioClassification
     if options.annotations is not None:  # also from a classifier's checkpoint, with a new head
         model_class = ASTForAudioFrameClassification
     model = model_class.from_pretrained(
-        options.model, ignore_mismatched_sizes=True, **geometry, **labels, **training
+        name, ignore_mismatched_sizes=True, **geometry, **labels, **training
     )
     return model, ASTFeatureExtractor.from_pretrained(
-        options.model, max_length=options.max_length, num_mel_bins=options.num_mel_bins
+        name, max_length=model.config.max_length, num_mel_bins=model.config.num_mel_bins
     )
 
 
-def _vision_weights(model: str) -> Path | None:
-    """Where the DeiT or ViT weights are that the option names; None when it names an AST."""
+def find_weights(model: str) -> tuple[str, bool]:
+    """Where the weights are that the option names, and whether they are a DeiT's or ViT's."""
     path = Path(model)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
-        return path  # bare weights, as timm leaves them
-    if AutoConfig.from_pretrained(model).model_type not in ("deit", "vit"):
-        return None
-    if path.is_dir():
-        return path
-    weights = ["config.json", "model.safetensors", "pytorch_model.bin"]
-    return Path(snapshot_download(model, allow_patterns=weights))
+        return model, True  # bare weights, as timm leaves them
+    name = resolve_checkpoint(model)
+    if AutoConfig.from_pretrained(name).model_type not in ("deit", "vit"):
+        return name, False
+    if not Path(name).is_dir():
+        weights = ["config.json", "model.safetensors", "pytorch_model.bin"]
+        name = snapshot_download(name, allow_patterns=weights)
+    return name, True
+
+
+def describe_start(options: FinetuneOptions) -> str:
+    """What the weights are that training starts from."""
+    if options.model == "scratch":
+        return "Start: random weights"
+    if options.model == DEFAULT_MODEL:
+        return (
+            f"Start: {DEFAULT_MODEL}, a small model that comes with the commands. A larger one may "
+            f"learn more: --model {_LARGER_START}"
+        )
+    return f"Start: {options.model}"
 
 
 def choose_trained_weights(model: ASTForAudioClassification, options: FinetuneOptions) -> Any:

@@ -30,6 +30,7 @@ from feature_extraction import (
 from modeling_ast import ASTFrameConfig
 from modeling_ast.loss_ast import classification_loss
 from modeling_ast.pooling_ast import pool_logits
+from modeling_ast.scores_ast import scores_from_logits
 
 from ..data.batches import Collator, FrameGrid, SkippedSounds, batches, rank_share, repeated
 from ..data.labelled import LabelledAudio
@@ -280,12 +281,12 @@ def _measured(
     """Loss, scores and target of each row."""
     if problem_type != "multi_label_classification":
         per_row = cross_entropy(logits, targets, reduction="none")
-        return per_row.tolist(), logits.softmax(dim=1).tolist(), targets.tolist()
+        return per_row.tolist(), scores_from_logits(logits, problem_type).tolist(), targets.tolist()
     references = targets.tolist()
     if targets.dim() == 1:
         targets = one_hot(targets, logits.shape[1])
     per_row = binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1)
-    return per_row.tolist(), logits.sigmoid().tolist(), references
+    return per_row.tolist(), scores_from_logits(logits, problem_type).tolist(), references
 
 
 def describe_epoch(record: dict[str, Any]) -> str:

@@ -1,11 +1,10 @@
 """The plain loop of `ast-finetune-accelerate`, from top to bottom."""
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from .options import FinetuneOptions
@@ -24,7 +23,6 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     accelerator = Accelerator(
         mixed_precision=precision(options), log_with=options.report_to, project_dir=options.output
     )
-    is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if accelerator.state.deepspeed_plugin is not None:  # it asks for a loader, or for this
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = options.batch_size
@@ -38,27 +36,15 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     optimizer = run.make_optimizer(run.model)
     scheduler = run.make_scheduler(optimizer)
     model, optimizer = accelerator.prepare(run.model, optimizer)
-    accelerator.register_for_checkpointing(scheduler)
     run.model = accelerator.unwrap_model(model)
-
-    def write_state(folder: Path) -> None:
-        accelerator.save_state(str(folder))
-        if run.average is not None and run.is_main:
-            torch.save(run.average.state_dict(), folder / "average.pt")
-
-    def write_result(folder: Path) -> None:
-        weights = accelerator.get_state_dict(model) if is_sharded else None
-        if run.is_main:
-            run.write_result(folder, weights)
-
-    state = run.folder.newest_state
-    if state is not None:
-        accelerator.load_state(str(state))
-        if run.average is not None:
-            run.average.load_state_dict(torch.load(state / "average.pt", weights_only=True))
-    run.begin(accelerator, is_sharded)
+    run.begin(accelerator)
     if options.report_to is not None:
         accelerator.init_trackers("ast")
+    if run.resumes is not None:
+        state = run.state(model, accelerator)
+        state.load_weights(run.resumes)
+        state.load_optimizer(run.resumes, optimizer, scheduler, accelerator.scaler)
+        state.load_random(run.resumes)
     progress = run.progress
     with tqdm(
         total=options.num_epochs * run.steps_per_epoch,
@@ -98,14 +84,14 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
                 bar.set_postfix(progress.figures())
                 bar.update()
                 if run.saves_at(progress.step):
-                    run.folder.save_state(accelerator, run.step, write_state)
+                    run.save_state(accelerator, model, optimizer, scheduler)
 
             run.average_after_epoch(epoch)
             rate = float(scheduler.get_last_lr()[-1])
-            record = run.end_epoch(model, accelerator, rate, write_result, say=bar.write)
+            record = run.end_epoch(model, accelerator, rate, say=bar.write)
             accelerator.log(trackable(record), step=epoch)
-            run.folder.save_state(accelerator, run.step, write_state)
+            run.save_state(accelerator, model, optimizer, scheduler)
 
-    last = run.finish(accelerator, write_result)
+    last = run.finish(model, accelerator)
     accelerator.end_training()
     return last

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 
 from .options import FinetuneOptions
 from .run import TrainingRun
@@ -45,10 +46,6 @@ class ASTTrainer(Trainer):
         self.run = run
         self.train_dataset = EpochBatches(run)
         self.add_callback(_EveryEpoch(self))
-
-    @property
-    def is_sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def get_train_dataloader(self) -> DataLoader:
         return DataLoader(self.train_dataset, batch_size=None)
@@ -96,7 +93,7 @@ class ASTTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """End an epoch: evaluate, record, keep the best."""
         rate = float(self.lr_scheduler.get_last_lr()[-1])
-        record = self.run.end_epoch(self.model, self.accelerator, rate, self.write_result)
+        record = self.run.end_epoch(self.model_wrapped, self.accelerator, rate)
         self.log(trackable(record))
         self.control.should_training_stop |= self.run.is_over
         self.control = self.callback_handler.on_evaluate(
@@ -104,21 +101,34 @@ class ASTTrainer(Trainer):
         )
         return record
 
-    def write_result(self, folder: Path) -> None:
-        weights = self.accelerator.get_state_dict(self.model_wrapped) if self.is_sharded else None
-        if self.args.should_save:
-            self.run.write_result(folder, weights)
+    # Trainer's own states are pickles, and it reads them without a look at what is missing. Ours
+    # replace them in the places where it writes and reads.
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Trainer's own checkpoint, in a folder that gets its name when it is whole."""
+        def write_more(folder: Path) -> None:
+            if self.run.is_main:
+                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
-        def write(folder: Path) -> None:
-            self.args.output_dir = str(folder)
-            super(ASTTrainer, self)._save_checkpoint(model, trial)
-            if self.run.average is not None and self.args.should_save:
-                torch.save(self.run.average.state_dict(), folder / "average.pt")
+        self.run.save_state(
+            self.accelerator, self.model_wrapped, self.optimizer, self.lr_scheduler, write_more
+        )
 
-        self.run.folder.save_state(self.accelerator, self.state.global_step, write)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        state = self.run.state(self.model if model is None else model, self.accelerator)
+        state.load_weights(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.run.state(self.model_wrapped, self.accelerator).load_optimizer(
+                Path(checkpoint), self.optimizer, self.lr_scheduler, self.accelerator.scaler
+            )
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Done with the optimizer."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.run.state(self.model, self.accelerator).load_random(Path(checkpoint))
 
 
 class _EveryEpoch(TrainerCallback):
@@ -157,6 +167,20 @@ class _Progress(ProgressCallback):
         pass
 
 
+def _check_trainer_state(path: Path, step: int) -> None:
+    """Trainer counts its steps in a file of its own, which must be sound and agree with ours.
+
+    Raises:
+        ValueError: when it is not, or does not.
+    """
+    try:
+        counted = TrainerState.load_from_json(str(path)).global_step
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be resumed from: {error}") from error
+    if counted != step:
+        raise ValueError(f"{path} cannot be resumed from: it is of step {counted}, not {step}.")
+
+
 def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """Run the whole fine-tuning, or the rest of it; returns the last epoch's record.
 
@@ -185,15 +209,11 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     trainer = ASTTrainer(run, args=arguments)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress(run))
-    run.begin(trainer.accelerator, trainer.is_sharded)
-    resume_from = None
-    state = run.folder.newest_state
-    if state is not None:
-        if run.average is not None:
-            run.average.load_state_dict(torch.load(state / "average.pt", weights_only=True))
-        (resume_from,) = map(str, state.glob("checkpoint-*"))
+    run.begin(trainer.accelerator)
+    if run.resumes is not None:
+        _check_trainer_state(run.resumes / TRAINER_STATE_NAME, run.step)
     if not run.is_over:
-        trainer.train(resume_from_checkpoint=resume_from)
-    elif resume_from is not None:
-        trainer._load_from_checkpoint(resume_from)
-    return run.finish(trainer.accelerator, trainer.write_result)
+        trainer.train(resume_from_checkpoint=str(run.resumes) if run.resumes else None)
+    elif run.resumes is not None:  # killed after its last epoch
+        trainer._load_from_checkpoint(str(run.resumes))
+    return run.finish(trainer.model_wrapped, trainer.accelerator)
