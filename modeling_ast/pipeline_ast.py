@@ -24,7 +24,7 @@ from transformers import AudioClassificationPipeline, Pipeline
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from .frames_ast import Stitcher, column_spans, count_columns
+from .frames_ast import column_spans, count_columns, stitch
 from .pooling_ast import check_pooling
 from .scores_ast import LabelScore, pool_windows, scores_from_logits, top_labels
 
@@ -321,15 +321,11 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         hop = self._column_samples
         if len(windows) > 1:
             hop = windows[1]["start"] - windows[0]["start"]
-        stitcher = Stitcher(hop // self._column_samples)
-        stitched = np.concatenate(
-            [
-                stitcher.add(
-                    self.columns_of_sound(of_window[0], window["samples"]), window["is_last"]
-                )
-                for window, of_window in zip(windows, scores, strict=True)
-            ]
-        )
+        of_sound = [
+            self.columns_of_sound(of_window[0], window["samples"])
+            for window, of_window in zip(windows, scores, strict=True)
+        ]
+        stitched = stitch(of_sound, hop // self._column_samples)
         duration = (windows[-1]["start"] + windows[-1]["samples"]) / rate
         spans = column_spans(
             len(stitched), config.time_stride, config.patch_size, duration=duration

@@ -142,7 +142,10 @@ def test_median_filter_of_events():
     ]
     assert len(find_events(windows)) == 3
     (event,) = find_events(windows, median_filter_s=0.3)
-    assert (event["start"], event["end"]) == (pytest.approx(0.6), pytest.approx(0.8))
+    assert (event["start"], event["end"]) == (
+        pytest.approx(0.5, abs=0.05),
+        pytest.approx(0.8, abs=0.05),
+    )
     with pytest.raises(ValueError, match="median_filter_s must be 0 or more"):
         find_events(windows, median_filter_s=-1)
 
