@@ -145,7 +145,8 @@ def test_a_detector_is_trained(door, recordings, tmp_path, capsys):
 
 def test_options_that_move_sound_away_from_its_labels_are_refused(recordings):
     for option, value in (
-        ("time_roll", 5), ("speed_perturbation", 0.1), ("windows_per_clip", 4), ("time_patchout", 1),
+        ("time_roll", 5), ("speed_perturbation", 0.1),
+        ("windows_per_clip", 4), ("time_patchout", 1),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"With --annotations, --{option} must be"):
             options_for(recordings, **{option: value})

@@ -13,6 +13,8 @@ is left out otherwise: that nothing is marked in it says nothing.
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,11 @@ from feature_extraction import AudioDecodingError, audio_duration
 
 from ..common.options import did_you_mean
 from .annotations import Annotation, read_annotations
-from .labelled import LabelledAudio, _held_out, _labels, _name, _negate
+from .fingerprint import ClassFingerprint, Fingerprint, checksum, short_name
+from .holdout import NO_LABEL, hold_out
+from .labelled import LabelledAudio, _labels, _name, _sound_key
 from .options import LabelledOptions
-from .sources import AUDIO_SUFFIXES, _table_stream, open_stream
+from .sources import AUDIO_SUFFIXES, _table_stream, data_files, hub_revision, open_stream
 
 logger = logging.getLogger(__name__)
 
@@ -53,80 +57,121 @@ def open_annotated_audio(
     splits = [options.train_split]
     if options.evaluation_split is not None:
         splits.append(options.evaluation_split)
+    if (options.fold_column is None) != (options.evaluation_fold is None):
+        raise ValueError("--fold_column and --evaluation_fold belong together.")
     streams = [_open_recordings(dataset, split, options) for split in splits]
-    held_out = None if len(splits) == 2 else _held_out(options)
     columns = streams[0].column_names or list(next(iter(streams[0]), {}))
     _check_columns(dataset, columns, options)
 
-    durations: dict[str, float | None] = {}
-    weak_labels: dict[str, list[str]] = {}
-    is_for_evaluation: dict[str, bool] = {}
-    has_labels = options.label_column in columns
+    recordings: dict[str, _Recording] = {}
     feature = (streams[0].features or {}).get(options.label_column)
     for number, stream in enumerate(streams):
         for row in stream:
             name = _name(row, options.audio_column)
-            if name in durations:
+            if name in recordings:
                 raise ValueError(f"{dataset} holds {name} twice; names tell recordings apart here.")
-            try:
-                durations[name] = audio_duration(row[options.audio_column])
-            except AudioDecodingError:
-                durations[name] = None  # is reported where it is decoded
-            is_for_evaluation[name] = number == 1 if held_out is None else held_out(row)
-            if has_labels:
-                values = _labels(row[options.label_column], options.label_separator)
-                weak_labels[name] = [_label_name(value, feature) for value in values]
-    found = read_annotations(annotations, durations, durations.get, label_column)
+            recordings[name] = _read_recording(row, number == 1, options, feature)
+    found = read_annotations(
+        annotations, recordings, lambda name: recordings[name].duration, label_column
+    )
     if problems := found.describe_problems():
         logger.warning("%s", problems)
-    for name in found.of_recording:
-        weak_labels.pop(name, None)
-    label_names = sorted({*found.label_names, *(n for of in weak_labels.values() for n in of)})
-    if left_out := len(durations) - len(found.of_recording) - len(weak_labels):
+    for name, events in found.of_recording.items():
+        recordings[name].events = events
+    known = {name: r for name, r in recordings.items() if r.labels is not None}
+    if len(known) < len(recordings):
         logger.warning(
             "Recordings left out, as nothing says what is heard in them: %d of %d. An empty file "
             "of annotations says that nothing is.",
-            left_out,
-            len(durations),
+            len(recordings) - len(known),
+            len(recordings),
         )
-    index = {name: position for position, name in enumerate(label_names)}
-    keep = partial(
-        _keep,
-        audio_column=options.audio_column,
-        events=found.of_recording,
-        weak_labels=weak_labels,
-        index=index,
-    )
-    is_known = partial(
-        _is_known, audio_column=options.audio_column, known={*found.of_recording, *weak_labels}
-    )
-    known = [stream.filter(is_known) for stream in streams]
-    if held_out is None:
-        train, evaluation = known
-    else:
-        train, evaluation = known[0].filter(partial(_negate, held_out)), known[0].filter(held_out)
-    counts = {False: Counter[str](), True: Counter[str]()}
-    clips: Counter[bool] = Counter()
-    for name in {*found.of_recording, *weak_labels}:
-        part = is_for_evaluation[name]
-        clips[part] += 1
-        counts[part].update(_labels_of(name, found.of_recording, weak_labels))
-    for part, title in ((False, "train"), (True, "evaluation")):
-        if not clips[part]:
+    if options.evaluation_split is None:
+        _hold_out(known, options)
+    label_names = sorted({label for r in known.values() for label in r.labels or ()})
+    classes = {name: ClassFingerprint() for name in label_names}
+    clips = {False: 0, True: 0}
+    for name, recording in known.items():
+        clips[recording.is_held_out] += 1
+        for label in recording.labels or ():
+            content = checksum(short_name(name), recording.events, label)
+            classes[label].add(content, is_train=not recording.is_held_out)
+    for is_held_out, title in ((False, "train"), (True, "evaluation")):
+        if not clips[is_held_out]:
             raise ValueError(
                 f"There are no annotated recordings in the {title} part of {dataset}. Check the "
                 "split, fold, group or fraction."
             )
+    index = {name: position for position, name in enumerate(label_names)}
+
+    def part(stream: IterableDataset, is_held_out: bool) -> IterableDataset:
+        of_part = {n: r for n, r in known.items() if r.is_held_out == is_held_out}
+        rows = stream.filter(partial(_is_among, audio_column=options.audio_column, names=of_part))
+        keep = partial(_keep, audio_column=options.audio_column, recordings=of_part, index=index)
+        return rows.map(keep, remove_columns=columns)
+
     return LabelledAudio(
-        train=train.map(keep, remove_columns=columns),
-        evaluation=evaluation.map(keep, remove_columns=columns),
+        train=part(streams[0], is_held_out=False),
+        evaluation=part(streams[-1], is_held_out=True),
         label_names=label_names,
-        train_counts=[counts[False][name] for name in label_names],
-        evaluation_counts=[counts[True][name] for name in label_names],
+        train_counts=[classes[name].train for name in label_names],
+        evaluation_counts=[classes[name].evaluation for name in label_names],
         problem_type="multi_label_classification",
         train_clips=clips[False],
         evaluation_clips=clips[True],
+        fingerprint=Fingerprint(classes, data_files(dataset, splits), hub_revision(dataset)),
     )
+
+
+@dataclass
+class _Recording:
+    """What is known of a recording."""
+
+    duration: float | None  # seconds
+    key: int  # of it, or of its group
+    is_held_out: bool
+    weak_labels: list[str] | None
+    events: list[Annotation] | None = None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """All that are heard in it; None where nothing says so."""
+        if self.events is None:
+            return self.weak_labels
+        return sorted({annotation.label for annotation in self.events})
+
+
+def _read_recording(
+    row: Row, is_held_out: bool, options: LabelledOptions, feature: Any
+) -> _Recording:
+    try:
+        duration = audio_duration(row[options.audio_column])
+    except AudioDecodingError:
+        duration = None  # is reported where it is decoded
+    if options.fold_column is not None:
+        is_held_out = str(row[options.fold_column]) == options.evaluation_fold
+    key = _sound_key(row[options.audio_column])
+    if options.group_column is not None:
+        key = checksum(row[options.group_column])
+    value = row.get(options.label_column)
+    weak_labels = None
+    if value not in (None, "", -1):
+        values = _labels(value, options.label_separator)
+        weak_labels = [_label_name(of_class, feature) for of_class in values]
+    return _Recording(duration, key, is_held_out, weak_labels)
+
+
+def _hold_out(recordings: dict[str, _Recording], options: LabelledOptions) -> None:
+    """Choose the evaluation part where no split and no fold does: a share of each class."""
+    if options.fold_column is not None:
+        return
+    groups: dict[int, Counter] = {}
+    for recording in recordings.values():
+        labels = recording.labels or [NO_LABEL]
+        groups.setdefault(recording.key, Counter()).update(labels)
+    held_out = hold_out(groups, options.evaluation_fraction)
+    for recording in recordings.values():
+        recording.is_held_out = recording.key in held_out
 
 
 def _open_recordings(dataset: str, split: str, options: LabelledOptions) -> IterableDataset:
@@ -162,32 +207,21 @@ def _label_name(value: Any, feature: Any) -> str:
     return feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
 
 
-def _labels_of(
-    name: str, events: dict[str, list[Annotation]], weak_labels: dict[str, list[str]]
-) -> list[str]:
-    if name in events:
-        return sorted({annotation.label for annotation in events[name]})
-    return weak_labels[name]
-
-
-def _is_known(row: Row, audio_column: str, known: set[str]) -> bool:
-    return _name(row, audio_column) in known
+def _is_among(row: Row, audio_column: str, names: Mapping[str, Any]) -> bool:
+    return _name(row, audio_column) in names
 
 
 def _keep(
-    row: Row,
-    audio_column: str,
-    events: dict[str, list[Annotation]],
-    weak_labels: dict[str, list[str]],
-    index: dict[str, int],
+    row: Row, audio_column: str, recordings: Mapping[str, _Recording], index: Mapping[str, int]
 ) -> Row:
     name = _name(row, audio_column)
-    of_recording = events.get(name)
+    recording = recordings[name]
+    events = recording.events
     return {
         "audio": row[audio_column],
-        "label": [index[label] for label in _labels_of(name, events, weak_labels)],
+        "label": [index[label] for label in recording.labels or ()],
         "name": name,
         "events": None
-        if of_recording is None
-        else [[start, end, index[label]] for start, end, label in of_recording],
+        if events is None
+        else [[start, end, index[label]] for start, end, label in events],
     }

@@ -245,6 +245,7 @@ def _score(
                     top_k=len(labels),
                     return_timestamps=True,
                     function_to_apply=function,
+                    window_pooling=options.window_pooling,
                 )
                 for classifier in classifiers
                 if sounds

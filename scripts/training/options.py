@@ -84,8 +84,8 @@ class FinetuneOptions(LabelledOptions):
 
     max_length: int | None = setting(
         None,
-        "frames heard at once: longer clips are read in windows, shorter ones padded; default, here "
-        "and below: the checkpoint's, or AST's (1024, 128, 10, 10)",
+        "frames heard at once: longer clips are read in windows, shorter ones padded; default, "
+        "here and below: the checkpoint's, or AST's (1024, 128, 10, 10)",
         group=_INPUT,
         at_least=1,
     )
