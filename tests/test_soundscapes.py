@@ -1,5 +1,7 @@
 """Soundscapes: events where they are said to be, at the level they are said to have."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -44,7 +46,7 @@ def test_events_are_where_and_as_loud_as_is_said(snr_db):
 def test_events_of_one_label_that_overlap_are_one():
     clips = [("a", tone(440.0, seed, 3.0)) for seed in range(8)]
     _, events = soundscape(clips, 8.0, (10, 10), RATE, np.random.default_rng(0))
-    assert all(a.end < b.start for a, b in zip(events, events[1:], strict=False))
+    assert all(a.end < b.start for a, b in pairwise(events))
 
 
 def test_soundscapes_train_a_detector(tmp_path):

@@ -33,7 +33,10 @@ def mix(sounds: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
 
 
 def mix_clips(options: MixOptions) -> list[Path]:
-    """Write the mixtures, a Parquet file per fold, and of soundscapes events.csv; returns the files.
+    """Write the mixtures, a Parquet file per fold, and events.csv of soundscapes.
+
+    Returns:
+        The files.
 
     Raises:
         ValueError: for a wrong path, column or option, or a sound that cannot be read.
