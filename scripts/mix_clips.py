@@ -9,7 +9,7 @@ Writes fold*.parquet: audio (FLAC), labels (a list), fold, sources (the names of
     python -m ast_scripts.mix_clips path/to/esc10 --output runs/soundscapes --soundscape_s 30
 
 With --soundscape_s they are soundscapes instead: the clips' loud stretches at random times, over
-one another too, in noise. events.csv says when each is heard; `ast-finetune --annotations` reads it.
+one another too, in noise. events.csv says when each is heard, for `ast-finetune --annotations`.
 """
 
 from collections.abc import Sequence
