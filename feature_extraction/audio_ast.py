@@ -6,10 +6,14 @@
     resampled       (samples,)             at `sampling_rate`, by soxr
 
 libsndfile decodes WAV, FLAC, Ogg Vorbis, Opus, MP3, AIFF and more, from 8 to 64 bits. Only what it
-cannot read, such as m4a and webm, goes through the `ffmpeg` program where there is one.
-`load_audio` returns a sound or a part of it, `stream_audio` yields it in blocks.
+cannot read, such as m4a and webm, comes through a pipe from the `ffmpeg` program.
+
+`load_audio` returns a sound or a part of it, `stream_audio` yields it in blocks. A small file can
+hold days of silence: `load_audio` has a limit, and `stream_audio` bounded memory. What the numbers
+may be says `levels_ast.py`.
 """
 
+import errno
 import http.client
 import io
 import logging
@@ -17,15 +21,26 @@ import math
 import os
 import re
 import shutil
+import stat
+import struct
 import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .levels_ast import (
+    LOUDEST,
+    integer_error,
+    integer_warning,
+    level_error,
+    level_warning,
+    warn_once,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +51,11 @@ _RESAMPLING_MARGIN_S = 0.1  # soxr's filter reaches less far
 _UNKNOWN_FRAMES = 1 << 62  # what a header of no length reads as, or more
 _RATES = (1000, 768_000)  # Hz; a header beyond them is damaged
 _DOWNLOAD_TIMEOUT_S = 30
+_MAX_DOWNLOAD = 1 << 32  # bytes
+_MAX_LOADED = 1 << 29  # samples of `load_audio`, 2 GB: 9.3 h at 16 kHz
+# What would steer a terminal or cannot be printed, in file names: control characters, bytes that
+# are no UTF-8, characters that turn the direction of writing.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # How the formats begin that libsndfile cannot read and ffmpeg can: (position, bytes, name).
 _FFMPEG_FORMATS = (
@@ -81,7 +101,8 @@ def load_audio(
 
     Raises:
         AudioDecodingError: when there is no such file, it is no audio, damaged in the middle, holds
-            no samples or NaN, or when the arguments are not as above.
+            no samples or NaN or values beyond 2**32, is longer than 2**29 samples (9.3 h at
+            16 kHz; read parts, or use `stream_audio`), or when the arguments are not as above.
     """
     sampling_rate = _check_rate(sampling_rate, "sampling_rate")
     _check_part(offset, duration)
@@ -108,7 +129,8 @@ def load_audio(
             raise AudioDecodingError(
                 f"{name} is {file.frames / rate:g} s long: nothing at offset {offset:g} s."
             )
-        samples = np.concatenate([*_mono_blocks(file, name, start, stop)])
+        blocks = _mono_blocks(file, name, start, stop)
+        samples = _joined(blocks, name, rate, max(rate, sampling_rate))
         skipped = start * sampling_rate // rate
         samples = _resample(samples, rate, sampling_rate)
         return samples[first - skipped : None if last is None else last - skipped]
@@ -170,6 +192,22 @@ def audio_duration(source: Any, sampling_rate: int = 16000) -> float | None:
         return file.frames / file.samplerate if file.frames < _UNKNOWN_FRAMES else None
 
 
+def _joined(blocks: Iterator[np.ndarray], name: str, rate: int, highest_rate: int) -> np.ndarray:
+    """All blocks together, as long as they fit the limit at both rates."""
+    most = _MAX_LOADED * rate // highest_rate
+    kept: list[np.ndarray] = []
+    held = 0
+    for block in blocks:
+        held += len(block)
+        if held > most:
+            raise AudioDecodingError(
+                f"{name} is longer than {most / rate:g} s, which is all that load_audio holds at "
+                "once. Read a part of it (offset, duration), or blocks of it (stream_audio)."
+            )
+        kept.append(block)
+    return np.concatenate(kept)
+
+
 def _check_rate(rate: Any, name: str) -> int:
     try:
         hertz = float(rate)
@@ -226,31 +264,48 @@ def _as_mono(samples: Any) -> np.ndarray:
         )
     if array.dtype.kind in "iu" and hasattr(samples, "dtype"):
         array = _scale_integers(array)
-    if array.ndim == 2:
-        if array.shape[0] > array.shape[1]:
-            raise AudioDecodingError(
-                f"Got an array of shape {array.shape}: channels come first here, (channels, "
-                "samples). Transpose it."
-            )
-        array = array.mean(axis=0)
-    array = array.astype(np.float32, copy=False)
-    _check_finite(array, "The array")
-    return array
+    if array.ndim == 2 and array.shape[0] > array.shape[1]:
+        raise AudioDecodingError(
+            f"Got an array of shape {array.shape}: channels come first here, (channels, "
+            "samples). Transpose it."
+        )
+    channels = np.atleast_2d(array).T  # (samples, channels)
+    warn_once("The array", level_warning(_check_level(channels, "The array")))
+    mono = array.mean(axis=0) if array.ndim == 2 else array
+    return mono.astype(np.float32, copy=False)
 
 
 def _scale_integers(array: np.ndarray) -> np.ndarray:
     """PCM of any integer type to -1..1; unsigned types have their zero in the middle, as in WAV."""
-    half = float(1 << (8 * array.dtype.itemsize - 1))
-    return array / half - 1.0 if array.dtype.kind == "u" else array / half
+    bits = 8 * array.dtype.itemsize
+    if wrong := integer_error(bits):
+        raise AudioDecodingError(f"The array {wrong}")
+    half = float(1 << (bits - 1))
+    scaled = array / half - 1.0 if array.dtype.kind == "u" else array / half
+    warn_once("The array", integer_warning(bits, float(np.abs(scaled).max())))
+    return scaled
 
 
-def _check_finite(samples: np.ndarray, name: str, start: int = 0) -> None:
-    if not np.isfinite(samples).all():
-        index = start + int(np.flatnonzero(~np.isfinite(samples))[0])
+def _check_level(samples: np.ndarray, name: str, start: int = 0) -> float:
+    """The largest magnitude in (samples, channels); an error if it is none that a sound has."""
+    peak = float(max(samples.max(), -samples.min()))  # NaN when any is
+    if wrong := level_error(peak):
+        is_bad = ~(np.abs(samples) <= LOUDEST).all(axis=1)
         raise AudioDecodingError(
-            f"{name} holds NaN or infinite values, the first at sample {index}. "
+            f"{name} {wrong}, the first at sample {start + int(np.argmax(is_bad))}. "
             "Repair it, for example with numpy.nan_to_num."
         )
+    return peak
+
+
+def _printable(name: str) -> str:
+    """A file's name as it may stand in a message."""
+
+    def escaped(found: re.Match) -> str:
+        code = ord(found[0])
+        return f"\\u{code:04x}" if 0x2000 < code < 0xD800 else f"\\x{code & 0xFF:02x}"
+
+    return _UNPRINTABLE.sub(escaped, name)
 
 
 @contextmanager
@@ -264,37 +319,50 @@ def _open(source: Any) -> Iterator[tuple[Any, str]]:
                 'A sound given as a dict needs "bytes", "path", or "array" and "sampling_rate"; '
                 f"got the keys {sorted(map(str, source))}."
             )
-        name = str(source.get("path") or "")
+        name = _printable(str(source.get("path") or ""))
         source = source["path"] if encoded is None else encoded
     if isinstance(source, (bytes, bytearray, memoryview)):
         name = name or f"sound of {len(source)} bytes"
         with _open_file(io.BytesIO(source), name) as file:
             yield file, name
     elif isinstance(source, str) and source.startswith(("http://", "https://")):
-        with _download(source) as path, _open_path(path, source) as file:
-            yield file, source
+        name = _printable(source)
+        with _download(source, name) as path, _open_path(path, name) as file:
+            yield file, name
     elif isinstance(source, (str, os.PathLike)):
-        if not os.path.exists(source):
-            name = os.fspath(source)
-            raise AudioDecodingError(
-                f"No such file: {name[:200]!r}" + ("…" if len(name) > 200 else "")
-            )
-        if os.path.isdir(source):
-            raise AudioDecodingError(f"{source} is a folder, expected an audio file.")
-        if not os.path.isfile(source):  # it would wait for somebody to write, or never end
-            raise AudioDecodingError(
-                f"{source} is a pipe or a device, expected a file: write the sound to a file first."
-            )
-        with _open_path(source, str(source)) as file:
-            yield file, str(source)
+        name = _printable(os.fsdecode(source))
+        _check_path(source, name)
+        with _open_path(source, name) as file:
+            yield file, name
     elif hasattr(source, "read"):
-        name = str(getattr(source, "name", "file object"))
+        name = _printable(str(getattr(source, "name", "file object")))
         with _open_file(_binary_file(source, name), name) as file:
             yield file, name
     else:
         raise AudioDecodingError(
             "Expected a path, an http(s) address, bytes, a binary file object, an array or a dict "
             f"with one of them, got {type(source).__name__}."
+        )
+
+
+def _check_path(path: str | os.PathLike, name: str) -> None:
+    """Refuse what is no regular file: to open a pipe would wait for who writes to it."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero in the name
+        mode = 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise AudioDecodingError(f"Cannot read {name}: {error.strerror}.") from error
+        mode = 0
+    if not mode:
+        raise AudioDecodingError(f"No such file: '{name[:200]}'" + "…" * (len(name) > 200))
+    if stat.S_ISDIR(mode):
+        raise AudioDecodingError(f"{name} is a folder, expected an audio file.")
+    if not stat.S_ISREG(mode):
+        raise AudioDecodingError(
+            f"{name} is a pipe, a socket or a device, expected an audio file. Open it yourself and "
+            "pass the file object: it is read to its end."
         )
 
 
@@ -313,7 +381,7 @@ def _binary_file(source: Any, name: str) -> Any:
 
 
 @contextmanager
-def _download(address: str) -> Iterator[Path]:
+def _download(address: str, name: str) -> Iterator[Path]:
     """The sound at an http(s) address as a temporary file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sound"
@@ -323,9 +391,12 @@ def _download(address: str) -> Iterator[Path]:
                 urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT_S) as response,
                 path.open("wb") as file,
             ):
-                shutil.copyfileobj(response, file)
+                while block := response.read(1 << 20):
+                    if file.tell() > _MAX_DOWNLOAD:
+                        raise ValueError(f"it has more than {_MAX_DOWNLOAD >> 20} MB")
+                    file.write(block)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise AudioDecodingError(f"Cannot download {address}: {error}") from error
+            raise AudioDecodingError(f"Cannot download {name}: {error}") from error
         yield path
 
 
@@ -344,32 +415,109 @@ def _open_file(file: Any, name: str) -> Iterator[Any]:
     """Open a binary file object with libsndfile, through ffmpeg where that must be."""
     import soundfile
 
-    try:
-        begin = file.read(16)
-        file.seek(-len(begin), os.SEEK_CUR)
-    except OSError as error:
-        raise AudioDecodingError(f"Cannot read {name}: {error.strerror or error}.") from error
+    reader = _Reader(file)
+    begin = reader.begin(name, 16)
     if not begin:
         raise AudioDecodingError(
             f"{name} is empty: it holds no bytes, expected an audio file. (A file object is read "
             "from where it stands: seek(0) to read it again.)"
         )
-    with ExitStack() as stack:
-        for position, pattern, format_name in _FFMPEG_FORMATS:
-            if begin[position:].startswith(pattern):
-                # Only here: to make and remove a folder can take longer than to decode a clip.
-                folder = stack.enter_context(tempfile.TemporaryDirectory())
-                file = _decode_with_ffmpeg(file, name, format_name, Path(folder))
+    for position, pattern, format_name in _FFMPEG_FORMATS:
+        if begin[position:].startswith(pattern):
+            with _decode_with_ffmpeg(file, name, format_name) as sound:
+                yield sound
+            return
+    try:
+        sound = soundfile.SoundFile(reader)
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        reader.check(name)
+        raise AudioDecodingError(
+            f"Cannot read {name} as audio: {_reason(error)}. Readable are WAV, FLAC, Ogg, "
+            f"Opus, MP3, AIFF and more; this begins with {begin[:12]!r}."
+        ) from error
+    with sound:
+        _check_rate(sound.samplerate, f"The sampling rate in the header of {name}")
+        yield sound
+
+
+class _Reader:
+    """A binary file for libsndfile, which takes what goes wrong for the file's end: it is kept."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self._error: Exception | None = None
+
+    def begin(self, name: str, size: int) -> bytes:
+        """The first bytes, which are read again afterwards."""
         try:
-            sound = soundfile.SoundFile(file)
-        except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-            raise AudioDecodingError(
-                f"Cannot read {name} as audio: {_reason(error)}. Readable are WAV, FLAC, Ogg, "
-                f"Opus, MP3, AIFF and more; this begins with {begin[:12]!r}."
-            ) from error
-        with sound:
-            _check_rate(sound.samplerate, f"The sampling rate in the header of {name}")
-            yield sound
+            begin = self._file.read(size)
+            self._file.seek(-len(begin), os.SEEK_CUR)
+        except OSError as error:
+            raise AudioDecodingError(f"Cannot read {name}: {error.strerror or error}.") from error
+        return begin
+
+    def check(self, name: str) -> None:
+        """Raise what went wrong."""
+        if self._error is not None:
+            reason = getattr(self._error, "strerror", None) or self._error
+            raise AudioDecodingError(f"Cannot read {name}: {reason}.") from self._error
+
+    def read(self, size: int) -> bytes:
+        return self._kept(self._file.read, size) or b""
+
+    def seek(self, *where: int) -> int:
+        return self._kept(self._file.seek, *where) or 0
+
+    def tell(self) -> int:
+        return self._kept(self._file.tell) or 0
+
+    def _kept(self, method: Any, *arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        # Whatever it is, a file object may be anybody's: libsndfile would swallow it.
+        except Exception as error:
+            self._error = self._error or error
+            return None
+
+
+class _FfmpegSound:
+    """What ffmpeg decodes, as it comes; stands where a `soundfile.SoundFile` does."""
+
+    format = "FFMPEG"
+    frames = 1 << 62  # nobody knows before the end
+    extra_info = ""
+    name = ""
+
+    def __init__(self, process: subprocess.Popen, name: str, messages: Any):
+        self._process, self._name, self._messages = process, name, messages
+        assert process.stdout is not None
+        self._pipe = process.stdout
+        # Sun's AU: a header of big-endian numbers, then the samples.
+        header = self._pipe.read(24)
+        if len(header) < 24:
+            raise AudioDecodingError(f"ffmpeg cannot decode {name}: {self._reason()}")
+        _, begin, _, _, self.samplerate, self.channels = struct.unpack(">6I", header)
+        self._pipe.read(begin - 24)
+
+    def seek(self, frames: int) -> None:
+        """Forward only, by decoding."""
+        while frames > 0 and len(block := self.read(min(frames, _BLOCK_VALUES))):
+            frames -= len(block)
+
+    def read(self, frames: int, *_: Any, **__: Any) -> np.ndarray:
+        """Up to `frames` samples, (samples, channels), float32; fewer at the end only."""
+        content = self._pipe.read(frames * self.channels * 4)
+        if len(content) < frames * self.channels * 4 and self._process.wait():
+            raise OSError(self._reason())
+        whole = len(content) // (4 * self.channels) * self.channels
+        samples = np.frombuffer(content, ">f4", whole).astype(np.float32)
+        return samples.reshape(-1, self.channels)
+
+    def _reason(self) -> str:
+        self._process.wait()
+        self._messages.seek(0)
+        lines = self._messages.read().decode(errors="replace").strip().splitlines()
+        return _printable(lines[-1]) if lines else "it says nothing"
 
 
 def _reason(error: Exception) -> str:
@@ -377,26 +525,34 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "error_string", error)).removesuffix(".")
 
 
-def _decode_with_ffmpeg(file: Any, name: str, format_name: str, folder: Path) -> Path:
-    """Decode what libsndfile cannot read into a temporary WAV file."""
+@contextmanager
+def _decode_with_ffmpeg(file: Any, name: str, format_name: str) -> Iterator[_FfmpegSound]:
+    """Decode what libsndfile cannot read, through a pipe: nothing decoded is ever on a disk."""
     if shutil.which("ffmpeg") is None:
         raise AudioDecodingError(
             f"{name} is {format_name}, which libsndfile cannot read. Install the ffmpeg program "
             "(apt install ffmpeg, brew install ffmpeg, winget install ffmpeg) or convert the file "
             "to WAV or FLAC."
         )
-    # A copy: ffmpeg seeks in it, which a pipe would not allow.
-    encoded = folder / "encoded"
-    with encoded.open("wb") as copy:
-        shutil.copyfileobj(file, copy)
-    decoded = folder / "decoded.wav"
-    command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file"]
-    command += ["-i", f"file:{encoded}", "-vn", "-c:a", "pcm_f32le", "-rf64", "auto", str(decoded)]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if result.returncode or not decoded.exists():
-        reason = result.stderr.strip().splitlines()[-1:] or ["it says nothing"]
-        raise AudioDecodingError(f"ffmpeg cannot decode {name} ({format_name}): {reason[0]}")
-    return decoded
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as messages:
+        # A copy: ffmpeg seeks in it, which a pipe would not allow, and it lies alone there.
+        encoded = Path(folder) / "encoded"
+        try:
+            with encoded.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+        except OSError as error:
+            raise AudioDecodingError(f"Cannot read {name}: {error.strerror or error}.") from error
+        command = ["ffmpeg", "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file"]
+        command += ["-i", f"file:{encoded}", "-vn", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages
+        ) as process:
+            try:
+                sound = _FfmpegSound(process, f"{name} ({format_name})", messages)
+                _check_rate(sound.samplerate, f"The sampling rate in the header of {name}")
+                yield sound
+            finally:
+                process.kill()  # it would go on to the end of the file
 
 
 def _mono_blocks(
@@ -408,28 +564,44 @@ def _mono_blocks(
     length = max(1, _BLOCK_VALUES // file.channels)
     position = max(0, start - _PREROLL)
     wanted = math.inf if stop is None else stop
-    yielded = False
+    yielded = has_warned = False
     try:
         if position:
             file.seek(position)
         while position < wanted:
             block = file.read(int(min(length, wanted - position)), "float32", always_2d=True)
+            _check_reading(file, name)
             if not len(block):
                 break
-            mono = block.mean(axis=1)[max(0, start - position) :]
             position += len(block)
-            if len(mono):
-                _check_finite(mono, name, position - len(mono))
+            block = block[max(0, start - position + len(block)) :]
+            if len(block):
+                peak = _check_level(block, name, position - len(block))
+                if not has_warned and (warning := level_warning(peak)):
+                    has_warned = True
+                    logger.warning("%s %s", name, warning)
                 yielded = True
-                yield mono
+                yield block.mean(axis=1)
     except (soundfile.SoundFileError, OSError) as error:
+        _check_reading(file, name)
         raise AudioDecodingError(
             f"{name} is damaged after {position / file.samplerate:g} s: {_reason(error)}."
         ) from error
+    if not yielded and position > 0:
+        raise AudioDecodingError(
+            f"{name} is {position / file.samplerate:g} s long: nothing at offset "
+            f"{start / file.samplerate:g} s."
+        )
     if not yielded:
         raise AudioDecodingError(f"{name} holds no samples.")
     if position < wanted:
         _check_end(file, name, position)
+
+
+def _check_reading(file: Any, name: str) -> None:
+    """Raise what libsndfile did not hear of, if anything."""
+    if isinstance(file.name, _Reader):
+        file.name.check(name)
 
 
 def _check_end(file: Any, name: str, samples: int) -> None:

@@ -7,7 +7,6 @@ input_values    (B, T, F)       (x - mean) / (2 * std)
 attention_mask  (B, T)          1 = sound, 0 = padding
 """
 
-import math
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
@@ -18,9 +17,13 @@ from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
-from .fbank_ast import frame_length, kaldi_fbank, num_frames, num_samples
+from .fbank_ast import FRAME_SHIFT_MS, frame_length, kaldi_fbank, num_frames, num_samples
+from .levels_ast import integer_error, integer_warning, level_error, level_warning, warn_once
 
 logger = logging.get_logger(__name__)
+
+_MAX_VALUES = 1 << 28  # of one spectrogram: 1 GB
+_LARGEST_STATISTIC = 1e6  # of log-mel values, which lie between -16 and 90
 
 
 class ASTFeatureExtractor(SequenceFeatureExtractor):
@@ -53,6 +56,9 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         return_attention_mask: bool = False,
         **kwargs,
     ):
+        for name in kwargs:  # they become attributes, and a file must not replace a method
+            if name.startswith("__") or callable(getattr(type(self), name, None)):
+                raise ValueError(f"An extractor has no setting {_shortened(name)}.")
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,
@@ -67,6 +73,20 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         self.std = std
         self._check_settings()
 
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in `transformers`.
+
+        Raises:
+            ValueError: for settings that no model has; they may be anybody's.
+        """
+        if not isinstance(feature_extractor_dict, dict):
+            raise ValueError(
+                "This is no feature extractor's file: expected a JSON object, got "
+                f"{_shortened(feature_extractor_dict)}."
+            )
+        return super().from_dict(feature_extractor_dict, **kwargs)
+
     def _check_settings(self) -> None:
         """Raise ValueError for settings that no model has: the file may be anybody's."""
         for name, least, most in (
@@ -75,16 +95,34 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             ("max_length", 1, 1_000_000),
         ):
             value = getattr(self, name)
-            if not (isinstance(value, Integral) and least <= int(value) <= most):
+            is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not (is_whole and least <= int(value) <= most):
                 raise ValueError(
-                    f"{name} must be a whole number from {least} to {most}, got {value!r}."
+                    f"{name} must be a whole number from {least} to {most}, got "
+                    f"{_shortened(value)}."
                 )
         for name in ("mean", "std", "padding_value"):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and math.isfinite(float(value))):
-                raise ValueError(f"{name} must be a finite number, got {value!r}.")
-        if self.std <= 0:
-            raise ValueError(f"std must be above 0, got {self.std!r}.")
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not (is_number and abs(value) <= _LARGEST_STATISTIC):
+                raise ValueError(
+                    f"{name} must be a number up to {_LARGEST_STATISTIC:g}, got "
+                    f"{_shortened(value)}."
+                )
+        if self.max_length * self.num_mel_bins > _MAX_VALUES:
+            raise ValueError(
+                f"max_length={self.max_length} x num_mel_bins={self.num_mel_bins} must be at most "
+                f"{_MAX_VALUES}: no model's spectrograms are larger."
+            )
+        if self.std < 1 / _LARGEST_STATISTIC:
+            raise ValueError(
+                f"std must be at least {1 / _LARGEST_STATISTIC:g}, got {_shortened(self.std)}."
+            )
+        for name in ("do_normalize", "return_attention_mask"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise ValueError(
+                    f"{name} must be true or false, got {_shortened(getattr(self, name))}."
+                )
 
     def __call__(
         self,
@@ -104,9 +142,10 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
                 divided by their type's range; numbers in lists are values as they are. A clip
                 shorter than one frame (25 ms) is extended to one with silence.
             sampling_rate: of the clips; pass it, so that a wrong one is noticed.
-            padding: "max_length": to `max_length` frames; "longest": to the longest clip;
-                False: not at all.
-            max_length: frames; the extractor's own unless given.
+            padding: "max_length": to `max_length` frames; "longest" or True: to the longest clip;
+                False: not at all. Third in place, it may be what `transformers`' extractor has
+                there, `return_tensors`: "pt" or "np".
+            max_length: frames, not samples; the extractor's own unless given.
             truncation: cut clips that are longer than `max_length` frames.
             return_attention_mask: None: with padding="longest", or as the extractor is set.
             return_tensors: "pt", "np", or None for a list with one array (T, F) per clip, or one
@@ -130,8 +169,14 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
                 f"The clip has a sampling rate of {sampling_rate} Hz, this extractor needs "
                 f"{self.sampling_rate} Hz. Resample it: load_audio(source, {self.sampling_rate})."
             )
+        if padding in ("pt", "np") and return_tensors in (None, padding):
+            padding, return_tensors = "max_length", "pt" if padding == "pt" else "np"
+        padding = "longest" if padding is True else padding
         if padding not in ("max_length", "longest", False):
-            raise ValueError(f"padding must be 'max_length', 'longest' or False, got {padding!r}.")
+            raise ValueError(
+                f"padding must be 'max_length', 'longest', True or False, got {padding!r}."
+            )
+        asked_length = max_length
         max_length = self.max_length if max_length is None else max_length
         if not isinstance(max_length, (int, np.integer)) or max_length < 1:
             raise ValueError(f"max_length must be a number of frames above 0, got {max_length!r}.")
@@ -143,6 +188,8 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             longest_used = num_samples(max_length, self.sampling_rate)
             waveforms = [waveform[:longest_used] for waveform in waveforms]
         lengths = [num_frames(len(waveform), self.sampling_rate) for waveform in waveforms]
+        if padding == "max_length" and asked_length is not None:
+            self._check_unit(asked_length, max(lengths))
         device = waveforms[0].device
 
         input_values: Tensor | list[Tensor]
@@ -183,6 +230,17 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors == "np":
             return BatchFeature({name: values.cpu().numpy() for name, values in stacked.items()})
         return BatchFeature(stacked)
+
+    def _check_unit(self, max_length: int, longest: int) -> None:
+        """Refuse a `max_length` that was meant in samples, as other extractors have it."""
+        if max_length >= self.sampling_rate // 2 and max_length > 8 * longest:
+            frames = max(1, num_frames(max_length, self.sampling_rate))
+            raise ValueError(
+                f"max_length={max_length} frames of {FRAME_SHIFT_MS} ms are "
+                f"{max_length * FRAME_SHIFT_MS / 1000:g} s, and the longest clip has {longest} "
+                f"frames. If samples were meant, pass max_length={frames}, or leave it out: then "
+                f"it is the model's, {self.max_length}."
+            )
 
     def load_audio(self, source: Any) -> np.ndarray:
         """Read a sound at this extractor's sampling rate: see `load_audio`."""
@@ -244,12 +302,13 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             if len(clip) < shortest:
                 clips[index] = torch.nn.functional.pad(clip, (0, shortest - len(clip)))
         # The largest magnitude is NaN or infinite when any is, and 7 times faster to find.
-        finite = torch.stack([clip.abs().amax().isfinite() for clip in clips]).tolist()
-        if not all(finite):
-            raise ValueError(
-                f"Clip {finite.index(False)} holds NaN or infinite samples. Repair it, for example "
-                "with numpy.nan_to_num, or leave it out."
-            )
+        for index, peak in enumerate(torch.stack([clip.abs().amax() for clip in clips]).tolist()):
+            if wrong := level_error(peak):
+                raise ValueError(
+                    f"Clip {index} {wrong}. Repair it, for example with numpy.nan_to_num, or leave "
+                    "it out."
+                )
+            warn_once(f"Clip {index}", level_warning(peak))
         return clips
 
     def _padded(self, waveforms: list[Tensor], attention_mask: Tensor) -> Tensor:
@@ -287,6 +346,11 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         return log_mel.sub_(self.mean).div_(2 * self.std) if self.do_normalize else log_mel
 
 
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
 def _first_clip(raw_speech: np.ndarray | Tensor | list) -> Any:
     """The first of a list of clips; what is no list itself."""
     if isinstance(raw_speech, (list, tuple)) and len(raw_speech):
@@ -317,9 +381,14 @@ def _as_floating(clip: np.ndarray | Tensor | list, name: str) -> Tensor:
     if clip.is_floating_point():
         return clip.detach().float()
     limits = torch.iinfo(clip.dtype)
+    if wrong := integer_error(limits.bits):
+        raise ValueError(f"{name} {wrong}")
     half = 2.0 ** (limits.bits - 1)
     # Unsigned PCM has its zero in the middle of the range, as 8-bit WAV files do.
-    return clip.float() / half - (1.0 if limits.min == 0 else 0.0)
+    scaled = clip.float() / half - (1.0 if limits.min == 0 else 0.0)
+    if limits.bits == 32 and scaled.numel():
+        warn_once(name, integer_warning(32, float(scaled.abs().max())))
+    return scaled
 
 
 ASTFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

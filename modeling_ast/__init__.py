@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForAudioFrameClassification,
 )
+from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from feature_extraction import ASTFeatureExtractor
@@ -39,6 +40,8 @@ AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
 AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
 AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
 AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
+# Extractors are found by their class's name, among transformers' own first: its entry must go.
+FEATURE_EXTRACTOR_MAPPING_NAMES.pop(ASTConfig.model_type, None)
 
 AutoConfig.register(ASTFrameConfig.model_type, ASTFrameConfig, exist_ok=True)
 AutoFeatureExtractor.register(ASTFrameConfig, ASTFeatureExtractor, exist_ok=True)
@@ -58,3 +61,6 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=AutoModelForAudioClassification,
     type="audio",
 )
+# With this, `pipe.save_pretrained` would name its code in the config, and nobody could make a
+# pipeline of the folder without trusting that code.
+del ASTAudioClassificationPipeline._registered_impl  # type: ignore[misc]

@@ -9,6 +9,9 @@ A `config.json` may come from anybody, so numbers that no AST has are refused he
 is built from them.
 """
 
+from .versions_ast import OLDEST  # noqa: F401  (first: in an older transformers the rest fails)
+
+# isort: split
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from transformers.activations import ACT2FN
 
 from .patch_grid_ast import NUM_SPECIAL_TOKENS, grid_shape
 from .pooling_ast import check_pooling
-from .weights_ast import check_weights
+from .weights_ast import check_json_files, check_weights
 
 _MAX_PARAMETERS = 2**31  # 25 times AST-base: 8 GiB in float32
 _MAX_LAYERS = 1000
@@ -28,6 +31,12 @@ _MAX_LABELS = 1_000_000
 _MAX_FRAMES = 1_000_000  # of 10 ms: almost 3 hours
 _MAX_MEL_BINS = 4096
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# Properties of the class that no config.json has, and that a hostile one must not replace.
+_NEVER_IN_A_FILE = {
+    *("__dict__", "__doc__", "__module__", "_auto_class", "attribute_map", "base_config_key"),
+    *("base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan"),
+    *("extra_config_files", "extra_files", "sub_configs", "sub_configs_defaults"),
+}
 
 
 @strict
@@ -66,6 +75,11 @@ class ASTConfig(PreTrainedConfig):
     window_pooling: str | None = None  # of a long clip's windows; None: mean, weighted by length
 
     def __post_init__(self, **kwargs):
+        if isinstance(self.id2label, dict):  # data sets name classes by numbers, too
+            self.id2label = {
+                index: str(name) if type(name) in (int, float) else name
+                for index, name in self.id2label.items()
+            }
         self._check_labels(kwargs.get("num_labels"))  # the base class makes a name for each
         super().__post_init__(**kwargs)
         self.check()
@@ -78,6 +92,7 @@ class ASTConfig(PreTrainedConfig):
             ValueError: also for a file with numbers or types that no AST has.
         """
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        check_json_files(folder)
         if (folder / "config.json").is_file():
             stored, _ = cls.get_config_dict(folder)
             cls.from_dict(stored, name_or_path=folder)  # checks
@@ -90,14 +105,18 @@ class ASTConfig(PreTrainedConfig):
         content = {k: v for k, v in config_dict.items() if k not in chosen_by_caller}
         if "per_layer_config" in content:
             raise ValueError("This is no config of an AST: its layers are all alike.")
+        for name in content:
+            if name in _NEVER_IN_A_FILE or callable(getattr(cls, name, None)):
+                raise ValueError(f"This is no config of an AST: it has no setting {name[:60]!r}.")
         try:
             folder = Path(kwargs.get("name_or_path", ""))  # AutoConfig passes it
             if (folder / "config.json").is_file():
+                check_json_files(folder)
                 check_weights(folder, cls(**content).num_encoder_parameters)
             return super().from_dict(content, **kwargs)
         except (StrictDataclassError, AttributeError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"This is no config of an AST: {reason}") from error
+            reason = _CONTROL_CHARACTERS.sub("?", " ".join(str(error).split()))
+            raise ValueError(f"This is no config of an AST: {reason[:300]}") from error
 
     def check(self) -> None:
         """Raise ValueError when the numbers, together, cannot make a model."""
@@ -124,14 +143,26 @@ class ASTConfig(PreTrainedConfig):
             ("num_hidden_layers", _MAX_LAYERS),
             ("max_length", _MAX_FRAMES),
             ("num_mel_bins", _MAX_MEL_BINS),
+            ("frequency_stride", _MAX_MEL_BINS),
+            ("time_stride", _MAX_FRAMES),
         ):
             if getattr(self, field) > most:
                 raise ValueError(
                     f"{field} must be at most {most}, got {getattr(self, field)}. No AST is like "
                     "that: do not trust this config."
                 )
+        for field in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "initializer_range",
+            "layer_norm_eps",
+        ):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"{field} must be from 0 to 1, got {getattr(self, field)}.")
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act must be one of transformers', got {self.hidden_act!r}.")
+            raise ValueError(
+                f"hidden_act must be one of transformers', got {self.hidden_act[:60]!r}."
+            )
         if self.window_pooling is not None:
             check_pooling(self.window_pooling)
         if not 0 <= self.label_smoothing < 1:
@@ -172,8 +203,8 @@ class ASTConfig(PreTrainedConfig):
         for count in (num_labels, named):
             if count is not None and not (isinstance(count, int) and 0 <= count <= _MAX_LABELS):
                 raise ValueError(
-                    f"num_labels must be a number up to {_MAX_LABELS}, got {count!r}. No AST has "
-                    "more: do not trust this config."
+                    f"num_labels must be a number up to {_MAX_LABELS}, got {repr(count)[:60]}. No "
+                    "AST has more: do not trust this config."
                 )
         for index, name in (self.id2label or {}).items():
             # Names are printed; one must not steer a terminal or end a line.

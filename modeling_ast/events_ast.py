@@ -160,7 +160,7 @@ def events_from_scores(
         first = np.flatnonzero(is_heard & (~was_heard | is_gap))
         goes_on = np.concatenate([is_heard[1:], [False]]) & is_followed_by_window
         last = np.flatnonzero(is_heard & ~goes_on)
-        for begin, end in zip(first, last, strict=True):
+        for begin, end in zip(first.tolist(), last.tolist(), strict=True):
             best = of_label[begin : end + 1].max()
             start, stop = spans[begin][0], spans[end][1]
             if not is_gap[begin]:

@@ -1,10 +1,14 @@
 """The training loss of audio classification: one mean over clips, however the batch is cut up.
 
-logits (B, labels), labels  ->  loss per clip (B,)  ->  scalar
+logits (B, labels), labels  ->  loss per clip (B,) or per output (B, labels)  ->  scalar
+
+A label of -100 is unknown, as everywhere in torch and `transformers`: it is left out of the mean.
 """
 
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+
+UNKNOWN = -100
 
 
 def classification_loss(
@@ -19,15 +23,17 @@ def classification_loss(
     Args:
         logits: (B, labels).
         labels: by `problem_type`:
-            "single_label_classification": class indices (B,), or probabilities (B, labels) from
-                mixup: cross-entropy;
+            "single_label_classification": class indices (B,) or (B, 1), or probabilities
+                (B, labels) from mixup: cross-entropy; a clip with a -100 is left out;
             "multi_label_classification": (B, labels) in 0..1: binary cross-entropy, mean over
-                labels;
-            "regression": (B,) or (B, labels): squared error, mean over outputs;
+                labels; each -100 is left out;
+            "regression": (B,) or (B, labels): squared error, mean over outputs; -100 is a value
+                like any other;
             None: the first for whole numbers, the second for others, regression for one output,
                 as `transformers` decides.
-        num_items_in_batch: elements of `labels` in the whole batch when this is one of several
-            accumulated parts: the parts' losses then add up to the whole batch's mean.
+        num_items_in_batch: elements of `labels`, those of -100 left out, in the whole batch when
+            this is one of several accumulated parts: the parts' losses then add up to the whole
+            batch's mean.
         label_smoothing: the part e of a target that is spread evenly (Szegedy et al., arXiv
             1512.00567): over the K labels, y (1 - e) + e / K, or, multi-label, over yes and no,
             y (1 - e) + e / 2. Regression has none.
@@ -44,6 +50,8 @@ def classification_loss(
             problem_type = "single_label_classification"
 
     if problem_type == "single_label_classification":
+        if labels.shape == (len(logits), 1) and not labels.is_floating_point():
+            labels = labels[:, 0]
         shapes: tuple[tuple[int, ...], ...] = (logits.shape[:1], logits.shape)
     elif problem_type == "multi_label_classification":
         shapes = (logits.shape,)
@@ -62,18 +70,21 @@ def classification_loss(
             + "."
         )
 
+    # Loss and validity per clip (B,) or per output (B, labels).
+    is_known = labels != UNKNOWN
     if problem_type == "single_label_classification":
         if labels.dim() == 2:
+            is_known = is_known.all(dim=-1)
             labels = labels.to(logits)
-        per_clip = cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        loss = cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     elif problem_type == "multi_label_classification":
         targets = labels.to(logits) * (1 - label_smoothing) + label_smoothing / 2
-        per_label = binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        per_clip = per_label.mean(dim=-1)
+        loss = binary_cross_entropy_with_logits(logits, targets, reduction="none")
     else:
-        targets = labels.to(logits).reshape(logits.shape)
-        per_clip = mse_loss(logits, targets, reduction="none").mean(dim=-1)
+        loss = mse_loss(logits, labels.to(logits).reshape(logits.shape), reduction="none")
+        is_known = is_known.new_ones(loss.shape)
+    loss = loss.where(is_known, 0.0)
     if num_items_in_batch is None:
-        return per_clip.mean()
-    elements_per_clip = labels.numel() // labels.shape[0]
-    return per_clip.sum() * elements_per_clip / num_items_in_batch
+        return loss.sum() / is_known.sum().clamp(min=1)
+    elements = labels.numel() // loss.numel()  # of `labels` behind each loss
+    return loss.sum() * elements / num_items_in_batch

@@ -29,7 +29,6 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ast import ASTConfig
 from .conversion_ast import ConvertibleMixin
-from .loss_ast import classification_loss
 from .patch_grid_ast import (
     NUM_SPECIAL_TOKENS,
     count_valid_columns,
@@ -54,6 +53,7 @@ class ASTPatchEmbeddings(nn.Module):
         )
 
     def forward(self, input_values: Tensor) -> Tensor:
+        input_values = input_values.to(self.projection.weight.dtype)
         image = input_values.transpose(1, 2).unsqueeze(1)  # (B, 1, F, T): frequency is the height
         return self.projection(image).flatten(2).transpose(1, 2)  # (B, rows * columns, D)
 
@@ -85,7 +85,7 @@ class ASTEmbeddings(nn.Module):
             if attention_mask.shape != (batch_size, frames):
                 raise ValueError(
                     f"attention_mask must have one value per frame, shape {(batch_size, frames)}, "
-                    f"got {tuple(attention_mask.shape)}."
+                    f"got {tuple(attention_mask.shape)}. Labels are passed by name: labels=…"
                 )
             valid_columns = count_valid_columns(
                 attention_mask, config.patch_size, config.time_stride
@@ -94,7 +94,7 @@ class ASTEmbeddings(nn.Module):
             # The one patch of a clip below 16 frames reaches into its padding.
             input_values = input_values.masked_fill(attention_mask[:, :, None] == 0, 0.0)
 
-        patches = self.patch_embeddings(input_values.to(self.patch_embeddings.projection.weight))
+        patches = self.patch_embeddings(input_values)
         patches = patches + run_time_positions(
             self.position_embeddings, config.trained_grid, grid, valid_columns
         )
@@ -350,7 +350,8 @@ class ASTMLPHead(nn.Module):
     def __init__(self, config: ASTConfig):
         super().__init__()
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dense = nn.Linear(config.hidden_size, config.num_labels)
+        size = (config.hidden_size, config.num_labels)
+        self.dense = nn.Linear(*size) if config.num_labels else nn.Identity()
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.dense(self.layernorm(pooled))
@@ -379,7 +380,7 @@ class ASTForAudioClassification(ConvertibleMixin, ASTPreTrainedModel):
         Args:
             input_values, attention_mask, **kwargs: see `ASTModel.forward`.
             labels: what `config.problem_type` asks for, see `classification_loss`; in training,
-                smoothed by `config.label_smoothing`.
+                smoothed by `config.label_smoothing`. Or what `model.loss_function`, if set, takes.
             num_items_in_batch: labels in the whole batch when `input_values` is one of several
                 accumulated parts of it; `Trainer` passes it.
 
@@ -390,13 +391,10 @@ class ASTForAudioClassification(ConvertibleMixin, ASTPreTrainedModel):
         logits = self.classifier(encoded.pooler_output)
         loss = None
         if labels is not None:
-            loss = classification_loss(
-                logits,
-                labels,
-                self.config.problem_type,
-                num_items_in_batch,
-                self.config.label_smoothing if self.training else 0.0,
+            options = (
+                {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
             )
+            loss = self.loss_function(labels, logits, self.config, **options)
         return SequenceClassifierOutput(
             loss=loss,
             logits=logits,

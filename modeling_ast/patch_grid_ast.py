@@ -15,6 +15,7 @@ patch, behind the two that belong to the class and the distillation token:
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from transformers.utils.import_utils import is_tracing
 
 NUM_SPECIAL_TOKENS = 2  # class and distillation token, DeiT's pair
 
@@ -41,10 +42,23 @@ def grid_shape(
 def count_valid_columns(attention_mask: Tensor, patch_size: int, time_stride: int) -> Tensor:
     """Patch columns that hold nothing but sound, per clip: (B, T) of 0/1 -> (B,), at least 1.
 
-    The mask must be right-padded: ones, then zeros. A clip shorter than one patch keeps its first
-    column, so that its sound is heard at all and its logits still do not depend on the padding.
+    A clip shorter than one patch keeps its first column, so that its sound is heard at all and its
+    logits still do not depend on the padding.
+
+    Raises:
+        ValueError: when a clip's mask is not ones, then zeros. (Not while a graph is traced, which
+            cannot depend on values.)
     """
     valid_frames = attention_mask.long().sum(dim=1)
+    if not is_tracing(attention_mask):
+        frames = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        is_right_padded = (attention_mask == (frames < valid_frames[:, None])).all(dim=1)
+        if not is_right_padded.all():
+            clip = int(is_right_padded.int().argmin())
+            raise ValueError(
+                f"The attention_mask of clip {clip} is not ones, then zeros: sound comes first, "
+                "padding last (ASTFeatureExtractor(padding='longest') pads so)."
+            )
     return ((valid_frames - patch_size).clamp(min=0) // time_stride) + 1
 
 

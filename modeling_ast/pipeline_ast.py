@@ -13,14 +13,20 @@ logits      (1, columns, labels)    per window
 scores      (columns, labels)       of the whole sound, stitched where windows overlap, then pooled
 """
 
+import contextlib
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from transformers import AudioClassificationPipeline, Pipeline
+from transformers import (
+    AudioClassificationPipeline,
+    AutoModelForAudioClassification,
+    Pipeline,
+)
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -87,11 +93,16 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         AudioDecodingError: for a sound that cannot be read.
     """
 
-    # Ours, set by `modeling_ast`: without remote code, transformers loads its own extractor.
+    # Ours, set by `modeling_ast`, for who hands over transformers' own, which reads no files.
     feature_extractor_class: ClassVar[type | None] = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        is_native = type(self.model).__module__.startswith("transformers.")
+        if self.is_ast and is_native and self.model.name_or_path:
+            # `pipeline` falls back on transformers' class when ours refuses a checkpoint: why?
+            with contextlib.suppress(OSError):
+                AutoModelForAudioClassification.from_pretrained(self.model.name_or_path)
         ours = self.feature_extractor_class
         if self.is_ast and ours is not None and not isinstance(self.feature_extractor, ours):
             self.feature_extractor = ours(**self.feature_extractor.to_dict())
@@ -126,6 +137,23 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         # The stock pipeline is no ChunkPipeline.
         iterator_of = ChunkPipeline if self.is_ast else Pipeline
         return iterator_of.get_iterator(self, *args, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, with_code: bool = False, **kwargs: Any
+    ) -> None:
+        """As in `transformers`: model and extractor, for any pipeline to load.
+
+        Args:
+            with_code: also write this pipeline's code and name it in the config, so that
+                `trust_remote_code=True` runs it; without that, `pipeline` then refuses the folder.
+        """
+        if with_code:
+            auto_class = {"pt": (AutoModelForAudioClassification,), "type": "audio"}
+            self._registered_impl = {"audio-classification": {"impl": type(self), **auto_class}}
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.__dict__.pop("_registered_impl", None)
 
     def _sanitize_parameters(
         self,

@@ -43,7 +43,7 @@ def check_pooling(pooling: str) -> None:
     """Raise ValueError for a word that is no pooling."""
     if pooling not in WINDOW_POOLINGS:
         raise ValueError(
-            f"window_pooling must be one of {', '.join(WINDOW_POOLINGS)}, got {pooling!r}."
+            f"window_pooling must be one of {', '.join(WINDOW_POOLINGS)}, got {pooling[:60]!r}."
         )
 
 

@@ -11,15 +11,24 @@ to the new grid by the original code's rule (`resize_position_table`).
 import copy
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, initialization
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_ast import ASTConfig
+from .loss_ast import classification_loss
+from .naming_ast import (
+    NATIVE_TO_OURS,
+    fit_adapter_config,
+    read_adapter_config,
+    rename_state_dict,
+)
 from .patch_grid_ast import resize_position_table
 
 _GEOMETRY = ("max_length", "num_mel_bins", "frequency_stride", "time_stride")
@@ -58,6 +67,32 @@ class ASTPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(self._with_our_fields(config), *args, **kwargs)
+        self.register_load_state_dict_pre_hook(rename_state_dict)
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        """What `forward` calls with labels, logits, config, and `num_items_in_batch` when given.
+
+        As in `transformers`, another function may be set here; a module, too.
+        """
+        own = self._modules.get("loss_function") or self.__dict__.get("_loss_function")
+        return own or self._classification_loss
+
+    @loss_function.setter
+    def loss_function(self, function: Callable[..., Tensor]) -> None:
+        self._loss_function = function
+
+    def _classification_loss(
+        self,
+        labels: Tensor,
+        logits: Tensor,
+        config: ASTConfig,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        smoothing = config.label_smoothing if self.training else 0.0
+        return classification_loss(
+            logits, labels, config.problem_type, num_items_in_batch, smoothing
+        )
 
     @classmethod
     def _with_our_fields(cls, config: Any) -> Any:
@@ -88,17 +123,19 @@ class ASTPreTrainedModel(PreTrainedModel):
         The four default to the checkpoint's own. They may also come in a `config`, which is how
         `AutoModel.from_pretrained(name, max_length=…)` hands them on. A config's other fields must
         be the checkpoint's. A new number of labels: `num_labels=…, ignore_mismatched_sizes=True`.
+        Layers may have the checkpoints' names or `transformers` 5's, see `naming_ast`.
 
         Raises:
-            ValueError: when a spectrogram of that geometry is smaller than one patch, or for a
-                config that no AST has (see `ASTConfig.from_pretrained`).
+            ValueError: when a spectrogram of that geometry is smaller than one patch, when weights
+                of the encoder are missing, or for a config that no AST has (see
+                `ASTConfig.from_pretrained`).
         """
         asked = {name: kwargs.pop(name) for name in _GEOMETRY if kwargs.get(name) is not None}
         config = kwargs.get("config")
         if isinstance(config, str | os.PathLike):
             config = cls.config_class.from_pretrained(config)
         if pretrained_model_name_or_path is None or (config is None and not asked):
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            return cls._load(pretrained_model_name_or_path, *model_args, **kwargs)
 
         hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
@@ -109,10 +146,56 @@ class ASTPreTrainedModel(PreTrainedModel):
             kwargs["config"] = config = copy.deepcopy(cls._with_our_fields(config))
             for name in _GEOMETRY:
                 setattr(config, name, getattr(source, name))
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        loaded: Any = cls._load(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         model._fit_geometry({name: getattr(source, name) for name in _GEOMETRY} | asked)
         return loaded
+
+    @classmethod
+    def _load(cls, name: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """`transformers`' own loading, of either naming, whole or not at all."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        takes_all_sizes = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs["key_mapping"] = NATIVE_TO_OURS | (kwargs.get("key_mapping") or {})
+        model, info = super().from_pretrained(
+            name, *model_args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        if info["mismatched_keys"] and not takes_all_sizes:
+            weight, stored, wanted = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"{name}: {weight} has shape {tuple(stored)} in the weights and {tuple(wanted)} by "
+                "the config. For another number of labels pass ignore_mismatched_sizes=True."
+            )
+        # Otherwise it would save with the names that it has read.
+        model._weight_conversions = [
+            conversion
+            for conversion in getattr(model, "_weight_conversions", None) or []
+            if conversion.source_patterns[0] not in NATIVE_TO_OURS
+        ]
+        encoder = "" if model.base_model is model else f"{cls.base_model_prefix}."
+        missing = sorted(key for key in info["missing_keys"] if key.startswith(encoder))
+        if missing and not getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                f"{name} lacks {len(missing)} weights of the encoder, {missing[0]} …: it is no "
+                "whole checkpoint of an AST. (A new head is made when only the head's are missing.)"
+            )
+        return (model, info) if wants_info else model
+
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers`, for PEFT adapters that name the layers as we do or as it does."""
+        config = kwargs.get("peft_config")
+        if config is None and peft_model_id is not None:
+            hub_arguments = {
+                **(getattr(kwargs.get("load_config"), "download_kwargs", None) or {}),
+                **(kwargs.get("adapter_kwargs") or {}),
+            }
+            config = read_adapter_config(peft_model_id, **hub_arguments)
+            kwargs["peft_config"] = config
+        if config is not None:
+            fit_adapter_config(config, [name for name, _ in self.named_modules()])
+        if kwargs.get("load_config") is None:
+            kwargs["weight_mapping"] = get_model_conversion_mapping(self, NATIVE_TO_OURS)
+        return super().load_adapter(peft_model_id, *args, **kwargs)
 
     @torch.no_grad()
     def _fit_geometry(self, geometry: dict[str, int]) -> None:

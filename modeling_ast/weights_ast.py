@@ -1,10 +1,75 @@
-"""A look at a checkpoint folder's weights before anything is built: headers only, no tensor."""
+"""A look at a checkpoint folder before anything is built: its JSON files, its weights' headers."""
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+# What `transformers` takes for granted, before any class can check its own settings.
+_TYPES: dict[str, type] = {
+    "architectures": list,
+    "auto_map": dict,
+    "custom_pipelines": dict,
+    "dtype": str,
+    "feature_extractor_type": str,
+    "model_type": str,
+    "processor_class": str,
+    "quantization_config": dict,
+    "torch_dtype": str,
+    "transformers_version": str,
+}
+_LONGEST_TEXT = 200
+
+
+def check_settings(content: Any, source: Any) -> None:
+    """Refuse settings, as read from JSON, that no class's own check would ever see.
+
+    Raises:
+        ValueError: when they are no object, or names of classes and files are something else.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{source} holds no settings: expected a JSON object of names and values.")
+    for name, expected in _TYPES.items():
+        value = content.get(name)
+        texts = [value]
+        if expected is list and isinstance(value, list):
+            texts = value
+        elif name == "auto_map" and isinstance(value, dict):  # a name, or a tokenizer's two
+            texts = [
+                v for entry in value.values() for v in (entry if type(entry) is list else [entry])
+            ]
+        elif expected is dict:
+            texts = []
+        is_text = all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts)
+        if value is not None and not (isinstance(value, expected) and is_text):
+            kinds: dict[type, str] = {
+                list: "a list of texts",
+                dict: "an object",
+                str: "a short text",
+            }
+            kind = kinds[expected]
+            raise ValueError(f"{source}: {name} must be {kind}, got {repr(value)[:60]}.")
+
+
+def check_json_files(folder: Path) -> None:
+    """`check_settings` for a folder's config and feature extractor, those that it has.
+
+    Call it before one of `transformers`' Auto classes or `pipeline` reads a folder of somebody
+    else's: they expect no such mistakes.
+    """
+    for name in ("config.json", "preprocessor_config.json", "processor_config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is no JSON file: {error}") from error
+        check_settings(content, file)
+        if "feature_extractor" in content:
+            check_settings(content["feature_extractor"], file)
 
 
 def check_weights(folder: Path, num_encoder_parameters: int) -> None:

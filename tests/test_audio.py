@@ -1,5 +1,6 @@
 """load_audio and stream_audio: every source and format, parts, blocks, and bad input."""
 
+import errno
 import functools
 import http.server
 import io
@@ -20,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_extraction import AudioDecodingError, load_audio, stream_audio
+from feature_extraction import AudioDecodingError, audio_ast, levels_ast, load_audio, stream_audio
 from feature_extraction.audio_ast import _PREROLL
 
 
@@ -310,27 +311,75 @@ def test_without_ffmpeg(monkeypatch, tmp_path):
             load_audio(encoded)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the stand-in for ffmpeg is a shell script")
+STAND_IN = pytest.mark.skipif(os.name == "nt", reason="the stand-in for ffmpeg is a shell script")
+
+
+def stand_in_for_ffmpeg(folder, monkeypatch, script: str) -> None:
+    program = folder / "ffmpeg"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@STAND_IN
 def test_through_a_stand_in_for_ffmpeg(monkeypatch, tmp_path):
     """The stand-in shows that the program is asked, with what, and that its answer is read."""
-    soundfile.write(tmp_path / "answer.wav", noise(4800, 2), 48000, subtype="FLOAT")
-    program = tmp_path / "ffmpeg"
-    program.write_text(
-        f'#!/bin/sh\necho "$@" >{tmp_path}/arguments\n'
-        f'for last; do :; done\n/bin/cp {tmp_path}/answer.wav "$last"\n'
+    sound = noise(4800, 2)
+    soundfile.write(tmp_path / "answer.au", sound, 48000, subtype="FLOAT")
+    stand_in_for_ffmpeg(
+        tmp_path, monkeypatch, f'echo "$@" >{tmp_path}/arguments; /bin/cat {tmp_path}/answer.au'
     )
-    program.chmod(program.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "sound.m4a").write_bytes(M4A)
+    expected = load_audio({"array": sound.T, "sampling_rate": 48000})
+    np.testing.assert_allclose(load_audio(io.BytesIO(M4A)), expected, atol=1e-6)
     for source in (M4A, tmp_path / "sound.m4a"):
-        assert len(load_audio(source)) == 1600
-        assert len(load_audio(source, offset=0.05)) == 800
-    assert len(load_audio(io.BytesIO(M4A))) == 1600
-    assert "-protocol_whitelist file -i file:" in (tmp_path / "arguments").read_text()
+        np.testing.assert_allclose(load_audio(source), expected, atol=1e-6)
+        np.testing.assert_allclose(load_audio(source, offset=0.05), expected[800:], atol=1e-6)
+        part = load_audio(source, offset=0.02, duration=0.03)
+        np.testing.assert_allclose(part, expected[320:800], atol=1e-3)
+    with pytest.raises(AudioDecodingError, match=r"is 0\.1 s long: nothing at offset 0\.[23]"):
+        load_audio(M4A, offset=0.3)
+    arguments = (tmp_path / "arguments").read_text()
+    assert "-protocol_whitelist file -i file:" in arguments
+    assert arguments.endswith("-f au pipe:1\n")
 
-    program.write_text("#!/bin/sh\necho moov atom not found >&2\nexit 1\n")
+    stand_in_for_ffmpeg(tmp_path, monkeypatch, "echo moov atom not found >&2; exit 1")
     with pytest.raises(AudioDecodingError, match=r"ffmpeg cannot decode .*MP4/M4A.*moov atom not"):
         load_audio(M4A)
+    stand_in_for_ffmpeg(
+        tmp_path, monkeypatch, f"/bin/cat {tmp_path}/answer.au; echo broken >&2; exit 1"
+    )
+    with pytest.raises(AudioDecodingError, match=r"is damaged after .* s: broken"):
+        load_audio(M4A)
+
+
+@STAND_IN
+def test_what_ffmpeg_decodes_is_bounded(monkeypatch, tmp_path):
+    """A stand-in that never ends, as a small file that holds days of silence seems to do."""
+    soundfile.write(tmp_path / "answer.au", noise(16000), 16000, subtype="FLOAT")
+    script = f"/bin/cat {tmp_path}/answer.au; exec /bin/cat /dev/zero"
+    stand_in_for_ffmpeg(tmp_path, monkeypatch, script)
+    assert len(load_audio(M4A, duration=2)) == 32000
+    blocks = stream_audio(M4A, block_length_s=1)
+    assert [next(blocks)[0] for _ in range(5)] == [0, 16000, 32000, 48000, 64000]
+    blocks.close()
+    monkeypatch.setattr(audio_ast, "_MAX_LOADED", 1 << 20)
+    with pytest.raises(
+        AudioDecodingError,
+        match=r"longer than 65\.536 s, which is all that load_audio holds.*\(stream_audio\)",
+    ):
+        load_audio(M4A)
+
+
+def test_the_limit_is_for_any_format_and_both_rates(monkeypatch):
+    monkeypatch.setattr(audio_ast, "_MAX_LOADED", 4000)
+    sound = encode(noise(3000), 8000)
+    assert len(load_audio(sound, 8000)) == 3000
+    for source, rate in ((sound, 16000), (encode(noise(5000), format="FLAC"), 8000)):
+        with pytest.raises(AudioDecodingError, match="which is all that load_audio holds at once"):
+            load_audio(source, rate)
+        assert load_audio(source, rate, duration=0.1).shape == (0.1 * rate,)
+        assert sum(len(block) for _, block in stream_audio(source, rate)) > 4000 / 2
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed")
@@ -461,6 +510,139 @@ def test_nan_in_a_file_or_an_array(value):
     for source in (encode(waveform, subtype="FLOAT"), waveform):
         with pytest.raises(AudioDecodingError, match=r"NaN or infinite.*first at sample 300"):
             load_audio(source)
+
+
+@pytest.mark.parametrize("value", [1e19, -3e38, 2.0**33])
+def test_absurd_values_are_the_file_s_error(value, tmp_path):
+    waveform = noise(30_000)[:, 0]
+    waveform[[3, 20_000]] = 0, value
+    for rate in (16000, 44100):  # also before it is resampled
+        path = tmp_path / f"{rate}.wav"
+        path.write_bytes(encode(waveform, rate, subtype="FLOAT"))
+        message = (
+            rf"{rate}\.wav holds values up to .*, and full scale is 1, the first at sample 20000"
+        )
+        with pytest.raises(AudioDecodingError, match=message):
+            load_audio(path)
+        with pytest.raises(AudioDecodingError, match=message):
+            list(stream_audio(path, block_length_s=0.1))
+        assert len(load_audio(path, duration=0.1)) == 1600  # what comes before it is sound
+    stereo = np.stack([waveform, -waveform])  # whose mean would be none the wiser
+    for array in (waveform, waveform.astype(np.float64), stereo, torch.from_numpy(stereo)):
+        with pytest.raises(
+            AudioDecodingError, match=r"The array holds values up to .* sample 20000"
+        ):
+            load_audio({"array": array, "sampling_rate": 44100})
+    path.write_bytes(encode(stereo.T, subtype="FLOAT"))
+    with pytest.raises(AudioDecodingError, match="the first at sample 20000"):
+        load_audio(path)
+    path.write_bytes(encode(np.full(100, 1e300), subtype="DOUBLE"))
+    with pytest.raises(AudioDecodingError, match="NaN or infinite values, the first at sample 0"):
+        load_audio(path)
+
+
+def test_integers_as_floats_are_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr(levels_ast, "_warned", set())
+    loud = noise(1000)[:, 0] * 40_000
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(load_audio(encode(loud, subtype="FLOAT")), loud)
+    (record,) = caplog.records
+    assert "sound of " in record.getMessage()
+    assert "integers as floats, by the look of it. Divide them by" in record.getMessage()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            load_audio(loud)
+            load_audio((loud).astype(np.int32))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2  # each once
+    assert "16-bit numbers in 32-bit integers, by the look of it: 96 dB below full sc" in said[1]
+    caplog.clear()
+    monkeypatch.setattr(levels_ast, "_warned", set())
+    for quiet in (noise(1000)[:, 0] * 30, np.zeros(9, np.int32), np.full(9, 256, np.int32)):
+        load_audio(quiet)
+    load_audio((noise(1000)[:, 0] * 2**31).astype(np.int32))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_integers_of_64_bits_are_no_sound(dtype):
+    with pytest.raises(AudioDecodingError, match=r"integers of 64 bits.*astype\(numpy\.int16\)"):
+        load_audio(np.arange(900, dtype=dtype))
+
+
+class BadDisk(io.BytesIO):
+    """Reads up to a place, and then fails as a broken disk does."""
+
+    def __init__(self, content: bytes, good: int):
+        super().__init__(content)
+        self.good = good
+
+    def read(self, size=-1):
+        if self.tell() + max(size, 0) > self.good:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+    def readinto(self, buffer):
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+@pytest.mark.parametrize("good", [0, 20, 60_000])
+@pytest.mark.parametrize("container", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_read_error_names_the_file(monkeypatch, tmp_path, capfd, container, good):
+    path = tmp_path / "sound"
+    path.write_bytes(encode(noise(64_000), format=container) + bytes(60_000))
+    original = open
+
+    def opens(file, *arguments, **options):
+        content = original(file, *arguments, **options)
+        return BadDisk(content.read(), good) if file == path else content
+
+    monkeypatch.setattr("builtins.open", opens)
+    for read in (load_audio, lambda path: list(stream_audio(path, block_length_s=1))):
+        with pytest.raises(AudioDecodingError, match=r"Cannot read .*sound: Input/output error\."):
+            read(path)
+    assert "Traceback" not in capfd.readouterr().err  # of a callback, as cffi prints it
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", "/dev/zero"):
+        with pytest.raises(
+            AudioDecodingError, match="is a pipe, a socket or a device, expected an"
+        ):
+            load_audio(path)
+    # Who opens it knows what it is.
+    sound = encode(noise(2000))
+    read_end, write_end = os.pipe()
+    os.write(write_end, sound)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        assert len(load_audio(pipe)) == 2000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names here are Unicode")
+def test_a_name_that_is_no_utf_8(tmp_path, caplog):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\x1b[2J.wav")
+    sound = encode(noise(16000), subtype="FLOAT")
+    with open(name, "wb") as file:
+        file.write(sound)
+    assert len(load_audio(name)) == 16000
+    assert sum(len(block) for _, block in stream_audio(name)) == 16000
+    with open(name, "wb") as file:
+        file.write(sound[:40_000])
+    with caplog.at_level(logging.WARNING):
+        load_audio(name)
+    with open(name, "wb") as file:
+        file.write(b"no sound")
+    with pytest.raises(AudioDecodingError) as raised:
+        load_audio(name)
+    for message in (str(raised.value), caplog.text):
+        message.encode()  # can be printed
+        assert r"caf\xe9\x1b[2J.wav" in message
 
 
 def test_text_file_object(tmp_path):

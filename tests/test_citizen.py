@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch._dynamo.testing import CompileCounter
-from transformers import AutoModel
+from transformers import AutoModel, pipeline
 from transformers.models.audio_spectrogram_transformer import (
     modeling_audio_spectrogram_transformer as native,
 )
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTForAudioClassification, ASTModel, modeling_ast
+from modeling_ast import ASTForAudioClassification, ASTModel, modeling_ast, naming_ast
 
-from .conftest import REPOSITORY, tiny_model
+from .conftest import REPOSITORY, tiny_model, tiny_native_config
 
 
 def masked_batch(frames: int = 128, valid: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,6 +223,244 @@ def test_lora_on_query_and_value_trains_and_reloads(tmp_path):
         # transformers' own way: the adapter's folder is enough.
         direct = ASTForAudioClassification.from_pretrained(tmp_path / "adapter")
         assert direct(spectrogram, mask).logits.shape == (2, 5)
+
+
+# Both namings of the layers
+
+
+def native_model(**overrides):
+    torch.manual_seed(3)
+    model = native.ASTForAudioClassification(tiny_native_config(initializer_range=0.2, **overrides))
+    with torch.no_grad():
+        model.audio_spectrogram_transformer.embeddings.position_embeddings.normal_(0, 0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("geometry", [{}, {"max_length": 256}])
+def test_native_s_names_are_read_from_a_folder(tmp_path, geometry):
+    theirs = native_model()
+    theirs.save_pretrained(tmp_path / "native", save_original_format=False)
+    names = load_file(tmp_path / "native" / "model.safetensors")
+    assert any(".attention.q_proj." in name for name in names)  # else this tests nothing
+    ours = ASTForAudioClassification.from_pretrained(tmp_path / "native", **geometry)
+    spectrogram = torch.randn(2, 128, 64)
+    if not geometry:
+        with torch.no_grad():
+            torch.testing.assert_close(ours(spectrogram).logits, theirs(spectrogram).logits)
+    # What we write has the checkpoints' names, whatever was read.
+    ours.save_pretrained(tmp_path / "ours")
+    assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(tiny_model().state_dict())
+    encoder, info = ASTModel.from_pretrained(tmp_path / "native", output_loading_info=True)
+    assert not info["missing_keys"]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encoder(spectrogram).pooler_output,
+            theirs.audio_spectrogram_transformer(spectrogram).pooler_output,
+        )
+
+
+def test_native_s_state_dict_is_read(tmp_path):
+    theirs, ours = native_model(), tiny_model()
+    state = theirs.state_dict()
+    before = set(state)
+    ours.load_state_dict(state)
+    assert set(state) == before  # the caller's dict is left alone
+    spectrogram = torch.randn(2, 128, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(spectrogram).logits, theirs(spectrogram).logits)
+    ours.load_state_dict(copy.deepcopy(ours).state_dict())
+    encoder = ASTModel(ours.config)
+    encoder.load_state_dict(theirs.audio_spectrogram_transformer.state_dict())
+    wrapped = torch.nn.Sequential(tiny_model())
+    wrapped.load_state_dict({f"0.{name}": tensor for name, tensor in state.items()})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        ours.load_state_dict({name: t for name, t in state.items() if "q_proj" not in name})
+
+
+def test_names_go_there_and_back():
+    for name in native_model().state_dict():
+        ours = naming_ast.our_name(name)
+        assert naming_ast.native_name(ours) == name
+        assert naming_ast.our_name(ours) == ours
+        assert naming_ast.native_name(name) == name
+    assert {naming_ast.our_name(n) for n in native_model().state_dict()} == set(
+        tiny_model().state_dict()
+    )
+
+
+def test_a_checkpoint_without_its_encoder_is_refused(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    # As many numbers, of which the encoder's have other names.
+    damaged = {name.replace("intermediate", "intermediary"): t for name, t in weights.items()}
+    save_file(damaged, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for cls in (ASTForAudioClassification, ASTModel):
+        with pytest.raises(ValueError, match=r"lacks 4 weights of the encoder, .*intermediate.* …"):
+            cls.from_pretrained(tmp_path)
+    # Without a head, a new one is made.
+    model.audio_spectrogram_transformer.save_pretrained(tmp_path / "encoder")
+    headed, info = ASTForAudioClassification.from_pretrained(
+        tmp_path / "encoder", num_labels=7, output_loading_info=True
+    )
+    assert headed.classifier.dense.weight.shape == (7, 48)
+    assert all(name.startswith("classifier.") for name in info["missing_keys"])
+
+
+NATIVE_TARGETS = {
+    "names": ["q_proj", "v_proj"],
+    "the MLP's end": ["fc2"],
+    "attention's output": ["o_proj"],
+    "one layer's": ["layers.1.mlp.fc1"],
+    "a regular expression": r".*layers\.\d+\.attention\.[qk]_proj",
+    "also a name of both": ["projection", "q_proj"],
+}
+
+
+def trained_adapter(model, targets, folder, **options):
+    """LoRA adapters with weights that make a difference, saved."""
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, target_modules=targets, modules_to_save=["classifier"], **options)
+    )
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(folder)
+    return adapted.eval()
+
+
+@pytest.mark.parametrize("targets", NATIVE_TARGETS.values(), ids=NATIVE_TARGETS)
+def test_native_s_adapters_are_read(tmp_path, targets):
+    native_model().save_pretrained(tmp_path / "base")
+    base = native.ASTForAudioClassification.from_pretrained(tmp_path / "base")
+    options = {"rank_pattern": {r"layers\.0\.attention\.q_proj": 2}}
+    theirs = trained_adapter(base, targets, tmp_path / "adapter", **options)
+    spectrogram = torch.randn(2, 128, 64)
+    with torch.no_grad():
+        expected = theirs(spectrogram).logits
+        plain = ASTForAudioClassification.from_pretrained(tmp_path / "base")
+        assert not torch.allclose(plain(spectrogram).logits, expected, atol=0.01)
+        plain.load_adapter(str(tmp_path / "adapter"))
+        torch.testing.assert_close(plain(spectrogram).logits, expected)
+        direct = ASTForAudioClassification.from_pretrained(tmp_path / "adapter")
+        torch.testing.assert_close(direct(spectrogram).logits, expected)
+        # PEFT's own door takes our names.
+        naming_ast.rename_adapter(tmp_path / "adapter", tmp_path / "ours", native=False)
+        base = ASTForAudioClassification.from_pretrained(tmp_path / "base")
+        reloaded = PeftModel.from_pretrained(base, tmp_path / "ours")
+        torch.testing.assert_close(reloaded(spectrogram).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "targets", [["query", "value"], ["dense"], r".*\.layer\.1\.output\.dense"], ids=str
+)
+def test_our_adapters_go_to_native(tmp_path, targets):
+    native_model().save_pretrained(tmp_path / "base")
+    base = ASTForAudioClassification.from_pretrained(tmp_path / "base")
+    ours = trained_adapter(base, targets, tmp_path / "adapter")
+    naming_ast.rename_adapter(tmp_path / "adapter", tmp_path / "native")
+    spectrogram = torch.randn(2, 128, 64)
+    with torch.no_grad():
+        expected = ours(spectrogram).logits
+        base = native.ASTForAudioClassification.from_pretrained(tmp_path / "base")
+        reloaded = PeftModel.from_pretrained(base, tmp_path / "native")
+        torch.testing.assert_close(reloaded(spectrogram).logits, expected)
+        theirs = native.ASTForAudioClassification.from_pretrained(tmp_path / "base")
+        theirs.load_adapter(str(tmp_path / "native"))
+        torch.testing.assert_close(theirs(spectrogram).logits, expected)
+        again = ASTForAudioClassification.from_pretrained(tmp_path / "native")
+        torch.testing.assert_close(again(spectrogram).logits, expected)
+
+
+def test_a_folder_without_an_adapter_is_no_adapter(tmp_path):
+    with pytest.raises(ValueError, match=r"is no PEFT adapter: expected adapter_config\.json and"):
+        naming_ast.rename_adapter(tmp_path, tmp_path / "out")
+
+
+def test_a_refused_checkpoint_is_not_run_by_native_instead(tmp_path):
+    """`pipeline` tries transformers' own class when ours raises."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    damaged = {name.replace("intermediate", "intermediary"): t for name, t in weights.items()}
+    save_file(damaged, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 4 weights of the encoder"):
+        pipeline("audio-classification", model=str(tmp_path))
+
+
+def test_a_head_of_another_size_is_refused_unless_asked_for(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"classifier\.dense\.bias has shape \(5,\) in the weights and \(7,\) by the config\. "
+        "For another number of labels pass ignore_mismatched_sizes=True",
+    ):
+        ASTForAudioClassification.from_pretrained(tmp_path, num_labels=7)
+    model = ASTForAudioClassification.from_pretrained(
+        tmp_path, num_labels=7, ignore_mismatched_sizes=True
+    )
+    assert model.classifier.dense.weight.shape == (7, 48)
+
+
+# Calls as transformers' own takes them
+
+
+def test_a_mask_that_is_not_right_padded_is_refused():
+    model = tiny_model()
+    spectrogram, mask = masked_batch()
+    for wrong in (mask.flip(1), mask * 2, (1.0 - mask) * -torch.inf, mask.roll(1, dims=1)):
+        wrong = torch.nan_to_num(wrong, nan=0.0) if wrong.is_floating_point() else wrong
+        with pytest.raises(ValueError, match=r"of clip [01] is not ones, then zeros: sound comes"):
+            model(spectrogram, wrong)
+    expected = model(spectrogram, mask).logits
+    for same in (mask.bool(), mask.float(), mask.int()):
+        assert torch.equal(model(spectrogram, same).logits, expected)
+    nothing = torch.zeros_like(mask)  # a clip without any sound is its padding
+    assert model(spectrogram, nothing).logits.isfinite().all()
+
+
+def test_labels_in_the_mask_s_place_are_named():
+    model, spectrogram = tiny_model(), torch.randn(2, 128, 64)
+    with pytest.raises(ValueError, match=r"\(2, 128\), got \(2,\)\. Labels are passed by name"):
+        model(spectrogram, torch.tensor([0, 1]))
+
+
+def test_no_labels_are_no_head():
+    config = tiny_native_config(num_labels=0)
+    theirs = native.ASTForAudioClassification(config).eval()
+    ours = ASTForAudioClassification(config).eval()
+    ours.load_state_dict(theirs.state_dict())
+    spectrogram = torch.randn(2, 128, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(spectrogram).logits, theirs(spectrogram).logits)
+
+
+def test_classes_named_by_numbers(tmp_path):
+    names = {0: 7, 1: 2.5, 2: "c", 3: 3, 4: 4}
+    theirs = native.ASTForAudioClassification(tiny_native_config(id2label=names))
+    theirs.save_pretrained(tmp_path)
+    model = ASTForAudioClassification.from_pretrained(tmp_path)
+    assert model.config.id2label == {0: "7", 1: "2.5", 2: "c", 3: "3", 4: "4"}
+
+
+# Weights elsewhere
+
+
+def test_offloaded_weights(tmp_path):
+    from accelerate import cpu_offload, disk_offload
+
+    spectrogram, mask = masked_batch()
+    model = tiny_model()
+    state = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        expected = model(spectrogram, mask).logits
+        for offload in (cpu_offload, lambda model: disk_offload(model, str(tmp_path))):
+            model = tiny_model()
+            model.load_state_dict(state)
+            torch.testing.assert_close(offload(model)(spectrogram, mask).logits, expected)
 
 
 def test_auto_model_gives_the_encoder(tmp_path):

@@ -10,11 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TensorType
 from transformers.models.audio_spectrogram_transformer import (
     feature_extraction_audio_spectrogram_transformer as native,
 )
 
-from feature_extraction import ASTFeatureExtractor, load_audio
+from feature_extraction import ASTFeatureExtractor, levels_ast, load_audio
 from feature_extraction.fbank_ast import num_frames
 
 from .conftest import REPOSITORY, shared
@@ -221,6 +222,53 @@ def test_the_clips_are_left_alone(extractor):
     np.testing.assert_array_equal(waveform, before)
 
 
+# Called as other extractors are
+
+
+def test_padding_true_is_longest(extractor):
+    clips = [clip(9000), clip(500)]
+    got = extractor(clips, RATE, padding=True, return_tensors="pt")
+    expected = extractor(clips, RATE, padding="longest", return_tensors="pt")
+    assert list(got) == list(expected)
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+
+
+@pytest.mark.parametrize("kind", ["pt", "np", TensorType.PYTORCH])
+def test_return_tensors_third_in_place(extractor, kind):
+    theirs = native.ASTFeatureExtractor(max_length=100, num_mel_bins=64)
+    got, expected = extractor(clip(9000), RATE, kind), theirs(clip(9000), RATE, kind)
+    assert list(got) == list(expected)
+    assert type(got["input_values"]) is type(expected["input_values"])
+    np.testing.assert_allclose(got["input_values"], expected["input_values"], atol=1e-4)
+
+
+def test_a_long_max_length_that_clips_need_is_taken(extractor):
+    long = extractor(clip(RATE * 21), RATE, max_length=16000, return_tensors="pt")
+    assert long["input_values"].shape == (1, 16000, 64)
+    longest = extractor(clip(900), RATE, padding="longest", max_length=16000)
+    assert longest["input_values"][0].shape == (4, 64)
+    assert extractor(clip(900), RATE, max_length=2048)["input_values"][0].shape == (2048, 64)
+
+
+def test_loudness_is_looked_at(extractor, caplog, monkeypatch):
+    monkeypatch.setattr(levels_ast, "_warned", set())
+    with pytest.raises(ValueError, match=r"Clip 1 holds values up to 1e\+19, and full scale is 1"):
+        extractor([clip(900), clip(900) / clip(900).max() * np.float32(1e19)], RATE)
+    for integers in (np.arange(900), torch.arange(900), [np.arange(900)]):
+        with pytest.raises(ValueError, match=r"holds integers of 64 bits.*astype\(numpy\.int16\)"):
+            extractor(integers, RATE)
+    with caplog.at_level("WARNING"):
+        for _ in range(3):
+            extractor(clip(900) * 32768, RATE)
+            extractor((clip(900) * 32768).tolist(), RATE)
+            extractor((clip(900) * 32768).astype(np.int32), RATE)
+            extractor(torch.from_numpy(clip(900) * 32768).int(), RATE)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "integers as floats" in said[0]
+    assert "16-bit numbers in 32-bit integers" in said[1]
+
+
 # Bad input
 
 
@@ -268,7 +316,7 @@ def test_bad_clips(extractor, raw_speech, message):
 def test_not_finite(extractor, value):
     clips = [clip(900), clip(500), clip(900)]
     clips[1][100] = value
-    with pytest.raises(ValueError, match=r"Clip 1 holds NaN or infinite samples\. Repair it"):
+    with pytest.raises(ValueError, match=r"Clip 1 holds NaN or infinite values\. Repair it"):
         extractor(clips, RATE)
 
 
@@ -280,8 +328,14 @@ def test_not_finite(extractor, value):
             ValueError,
             r"rate of 44100 Hz, this extractor needs 16000 Hz\. Resample it: load_audio\(",
         ),
-        ({"padding": True}, ValueError, "padding must be 'max_length', 'longest' or False, got Tr"),
-        ({"padding": "pt"}, ValueError, "padding must be .* got 'pt'"),
+        ({"padding": "left"}, ValueError, "padding must be .*, True or False, got 'left'"),
+        ({"padding": "pt", "return_tensors": "np"}, ValueError, "padding must be .* got 'pt'"),
+        (
+            {"max_length": 16000},
+            ValueError,
+            r"max_length=16000 frames of 10 ms are 160 s, and the longest clip has 4 frames\. If "
+            r"samples were meant, pass max_length=98, or leave it out: then it is the model's, 100",
+        ),
         ({"max_length": 0}, ValueError, "max_length must be a number of frames above 0, got 0"),
         ({"max_length": 9.5}, ValueError, "max_length must be a number of frames above 0, got 9.5"),
         ({"return_tensors": "tf"}, ValueError, "must be 'pt', 'np' or None, got 'tf'"),

@@ -30,9 +30,10 @@ LABELS = ["dog", "rooster", "rain", "clock_tick", "sneezing"]
 MODEL_CODE = {
     *("configuration_ast.py", "modeling_ast.py", "patch_grid_ast.py", "pretrained_ast.py"),
     *("conversion_ast.py", "loss_ast.py", "patchout_ast.py", "token_merging_ast.py"),
-    *("weights_ast.py", "pooling_ast.py"),
+    *("naming_ast.py", "versions_ast.py", "weights_ast.py"),
+    "pooling_ast.py",
 }
-FEATURE_CODE = {"feature_extraction_ast.py", "fbank_ast.py", "audio_ast.py"}
+FEATURE_CODE = {"feature_extraction_ast.py", "fbank_ast.py", "audio_ast.py", "levels_ast.py"}
 COMPLETE = MODEL_CODE | FEATURE_CODE | {"config.json", "preprocessor_config.json"}
 COMPLETE |= {"model.safetensors", "README.md"}
 

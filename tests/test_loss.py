@@ -87,7 +87,7 @@ def test_labels_of_another_shape_are_refused():
     ):
         classification_loss(torch.randn(4, 3), torch.zeros(4), "multi_label_classification")
     with pytest.raises(ValueError, match=r"must be \(4,\) or \(4, 3\)\."):
-        classification_loss(torch.randn(4, 3), torch.zeros(4, 1).long(), LABEL_TYPES[0])
+        classification_loss(torch.randn(4, 3), torch.zeros(4, 1), LABEL_TYPES[0])
     with pytest.raises(ValueError, match="problem_type is 'ranking'"):
         classification_loss(torch.randn(4, 3), torch.zeros(4), "ranking")
 
@@ -95,11 +95,100 @@ def test_labels_of_another_shape_are_refused():
 LABEL_TYPES = ["single_label_classification", "multi_label_classification", "regression"]
 
 
+def test_one_column_of_classes_is_one_class_per_clip():
+    logits, classes = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    for problem_type in (None, "single_label_classification"):
+        assert classification_loss(
+            logits, classes[:, None], problem_type, num_items_in_batch=4
+        ) == classification_loss(logits, classes, problem_type, num_items_in_batch=4)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_minus_100_are_left_out(smoothing):
+    logits = torch.randn(6, 3)
+    known = torch.tensor([0, 2, 3, 5])
+    hard, soft, multi = torch.randint(0, 3, (6,)), torch.rand(6, 3).softmax(-1), torch.rand(6, 3)
+    for labels, problem_type in (
+        (hard, "single_label_classification"),
+        (soft, "single_label_classification"),
+        (multi, "multi_label_classification"),
+    ):
+        expected = classification_loss(logits[known], labels[known], problem_type, None, smoothing)
+        labels = labels.clone()
+        labels[[1, 4]] = -100
+        got = classification_loss(logits, labels, problem_type, None, smoothing)
+        torch.testing.assert_close(got, expected)
+    # As torch and transformers have it.
+    hard[[1, 4]] = -100
+    torch.testing.assert_close(
+        classification_loss(logits, hard), torch.nn.functional.cross_entropy(logits, hard)
+    )
+    # Several labels: what is unknown of a clip takes nothing from the rest of it.
+    multi[2, 1] = -100
+    mask = torch.ones(6, 3)
+    mask[2, 1] = 0
+    each = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, multi * (1 - smoothing) + smoothing / 2, reduction="none"
+    )
+    torch.testing.assert_close(
+        classification_loss(logits, multi, label_smoothing=smoothing), (each * mask).sum() / 17
+    )
+    # A value like any other where values are learnt.
+    torch.testing.assert_close(
+        classification_loss(logits, torch.full((6, 3), -100.0), "regression"),
+        (logits + 100).square().mean(),
+    )
+
+
+def test_nothing_known_is_no_loss():
+    logits = torch.randn(2, 3, requires_grad=True)
+    for labels in (torch.full((2,), -100), torch.full((2, 3), -100.0)):
+        loss = classification_loss(logits, labels)
+        loss.backward()
+        assert loss == 0
+        assert not logits.grad.any()
+
+
+def test_a_loss_function_that_is_set_is_used():
+    model = tiny_model("single_label_classification")
+    spectrogram, labels = torch.randn(2, 32, 16), torch.tensor([0, 1])
+    calls = []
+
+    def f(labels, logits, config, **kwargs):
+        calls.append(kwargs)
+        return logits.sum() + 7
+
+    model.loss_function = f
+    output = model(spectrogram, labels=labels)
+    assert output.loss == output.logits.sum() + 7
+    model(spectrogram, labels=labels, num_items_in_batch=2)
+    assert calls == [{}, {"num_items_in_batch": 2}]
+
+    class Module(torch.nn.Module):
+        def forward(self, labels, logits, config):
+            return logits.sum() + 8
+
+    other = tiny_model("single_label_classification")
+    other.loss_function = Module()
+    output = other(spectrogram, labels=labels)
+    assert output.loss == output.logits.sum() + 8
+
+
+UNKNOWN_LABELS = {
+    "single_label_classification, some unknown": lambda: torch.tensor(
+        [0, -100, 2, 1, 0, -100, 1, 1]
+    ),
+    "multi_label_classification, some unknown": lambda: torch.rand(8, 3).where(
+        torch.arange(24).reshape(8, 3) % 5 > 0, -100.0
+    ),
+}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [*LABELS, *UNKNOWN_LABELS])
 def test_accumulated_gradients_are_the_whole_batch_s(kind, smoothing):
     spectrograms = torch.randn(8, 32, 16)
-    labels = LABELS[kind]()
+    labels = {**LABELS, **UNKNOWN_LABELS}[kind]()
     model = tiny_model(kind, label_smoothing=smoothing)
     model(spectrograms, labels=labels).loss.backward()
     expected = gradients(model)
@@ -107,7 +196,9 @@ def test_accumulated_gradients_are_the_whole_batch_s(kind, smoothing):
     model.zero_grad()
     for part in ([0, 1, 2], [3], [4, 5, 6, 7]):  # uneven on purpose
         loss = model(
-            spectrograms[part], labels=labels[part], num_items_in_batch=labels.numel()
+            spectrograms[part],
+            labels=labels[part],
+            num_items_in_batch=(labels != -100).sum(),  # as `Trainer` counts
         ).loss
         loss.backward()
     torch.testing.assert_close(gradients(model), expected, atol=1e-6, rtol=1e-4)

@@ -2,13 +2,22 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification, pipeline
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoProcessor,
+    pipeline,
+)
 from transformers.models.audio_spectrogram_transformer import (
     modeling_audio_spectrogram_transformer as native,
 )
@@ -137,6 +146,24 @@ with torch.no_grad():
     assert (logits - native_logits).abs().max() <= 1e-5
 
 
+def test_an_older_transformers_is_named(our_folder, tmp_path):
+    """With a stand-in for it: code that travels is imported where nobody ran pip for it."""
+    (tmp_path / "transformers").mkdir()
+    (tmp_path / "transformers/__init__.py").write_text("__version__ = '4.57.3'")
+    shutil.copytree(our_folder, tmp_path / "checkpoint")
+    result = subprocess.run(
+        [sys.executable, "-c", "import checkpoint.configuration_ast"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    oldest = re.search(r"transformers>=([\d.]+)", (REPOSITORY / "setup.cfg").read_text())[1]
+    assert f"needs transformers {oldest} or newer, here is 4.57.3: pip" in result.stderr
+    template = (REPOSITORY / "hub_configs/model_card_template.md").read_text()
+    assert f"needs transformers {oldest} or newer" in template
+
+
 @pytest.mark.parametrize("writer", ["native_folder", "our_folder"])
 def test_auto_classes_give_ours(writer, request, native_logits, input_values):
     folder = request.getfixturevalue(writer)
@@ -146,10 +173,28 @@ def test_auto_classes_give_ours(writer, request, native_logits, input_values):
     assert type(model) is ASTForAudioClassification
     with torch.no_grad():
         assert (model(input_values).logits - native_logits).abs().max() <= 1e-5
+    for auto_class in (AutoFeatureExtractor, AutoProcessor):
+        extractor = auto_class.from_pretrained(folder)
+        assert type(extractor) is ASTFeatureExtractor
+        assert extractor(torch.randn(8000), 16000, "longest").input_values[0].shape == (48, 64)
     classifier = pipeline("audio-classification", model=str(folder))
     assert type(classifier) is ASTAudioClassificationPipeline
     assert type(classifier.model) is ASTForAudioClassification
     assert type(classifier.feature_extractor) is ASTFeatureExtractor
+
+
+def test_a_saved_pipeline_is_loaded_again(our_folder, tmp_path):
+    classifier = pipeline("audio-classification", model=str(our_folder), top_k=2)
+    sound = torch.randn(16000, generator=torch.Generator().manual_seed(0)).numpy() / 10
+    classifier.save_pretrained(tmp_path / "plain")
+    assert "custom_pipelines" not in json.loads((tmp_path / "plain/config.json").read_text())
+    again = pipeline("audio-classification", model=str(tmp_path / "plain"), top_k=2)
+    assert again(sound) == classifier(sound)
+    # On request with its code, which nobody has to trust by default.
+    classifier.save_pretrained(tmp_path / "with_code", with_code=True)
+    named = json.loads((tmp_path / "with_code/config.json").read_text())["custom_pipelines"]
+    assert named["audio-classification"]["impl"] == "pipeline_ast.ASTAudioClassificationPipeline"
+    assert (tmp_path / "with_code/pipeline_ast.py").is_file()
 
 
 def test_saved_again_stays_complete(native_folder, tmp_path):

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoFeatureExtractor, AutoProcessor, pipeline
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast.weights_ast import check_json_files
 from scripts.data.sources import open_stream
 
 from .conftest import REPOSITORY
@@ -129,13 +130,53 @@ def _make_pipeline(folder: Path):
         {"std": 0},
         {"std": float("nan")},
         {"padding_value": None},
+        {"num_mel_bins": True},
+        {"num_mel_bins": 2**31},
+        {"max_length": 10**6, "num_mel_bins": 4096},
+        {"do_normalize": "no"},
+        {"return_attention_mask": [1]},
+        {"std": 1e-300},
+        {"mean": 1e300},
     ],
 )
 def test_hostile_preprocessor_config_is_refused(native_folder, tmp_path, changes):
     folder = checkpoint(native_folder, tmp_path / "hostile", "preprocessor_config.json", **changes)
-    (name,) = changes
-    with pytest.raises(ValueError, match=f"{name} must be"):
+    name = next(iter(changes))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = "max_length=.* must be" if len(changes) > 1 else f"{name} must be"
+    for load in (
+        ASTFeatureExtractor.from_pretrained,
+        AutoFeatureExtractor.from_pretrained,
+        _make_pipeline,
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(folder)
+    with pytest.raises(ValueError, match="Unrecognized processing class"):  # its own words
+        AutoProcessor.from_pretrained(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("name", ["__dict__", "__call__", "_waveforms", "stream_audio", "to_dict"])
+def test_settings_do_not_replace_methods(native_folder, tmp_path, name):
+    folder = checkpoint(
+        native_folder, tmp_path / "hostile", "preprocessor_config.json", **{name: 1}
+    )
+    with pytest.raises(ValueError, match=f"An extractor has no setting '{name}'"):
         ASTFeatureExtractor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "null", '"a"', "{", '{"auto_map": 1}', '{"model_type": []}', "[" * 10**5]
+)
+def test_files_that_hold_no_settings(native_folder, tmp_path, content):
+    """transformers expects none, so they are looked at before it reads them."""
+    for file in ("config.json", "preprocessor_config.json"):
+        folder = checkpoint(native_folder, tmp_path / file)
+        (folder / file).write_text(content)
+        with pytest.raises(ValueError, match=r"\.json.*(no JSON|holds no settings|must be an? )"):
+            check_json_files(folder)
+        with pytest.raises((ValueError, OSError)):
+            ASTConfig.from_pretrained(folder)
 
 
 def test_largest_real_models_are_not_refused():

@@ -50,7 +50,7 @@ def write_repository(
     extractor = ASTFeatureExtractor.from_pretrained(checkpoint)
     if with_pipeline:
         classifier = ASTAudioClassificationPipeline(model=model, feature_extractor=extractor)
-        classifier.save_pretrained(target)
+        classifier.save_pretrained(target, with_code=True)
     else:
         model.config.__dict__.pop("custom_pipelines", None)
         model.save_pretrained(target)
