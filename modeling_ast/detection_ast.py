@@ -40,6 +40,10 @@ class ASTFrameConfig(ASTConfig):
     # known, and wherever one answer for the whole clip is asked for.
     window_pooling: str | None = "linear_softmax"
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.problem_type = "multi_label_classification"  # several labels may be heard at once
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Also of a classifier's config: without what no frame model has."""
@@ -47,7 +51,6 @@ class ASTFrameConfig(ASTConfig):
             config_dict = {k: v for k, v in config_dict.items() if k not in _OF_CLASSIFIERS}
             if config_dict.get("window_pooling", "") is None:
                 del config_dict["window_pooling"]
-            config_dict["problem_type"] = "multi_label_classification"
         return super().from_dict(config_dict, **kwargs)
 
     def check(self) -> None:

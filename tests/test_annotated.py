@@ -113,13 +113,13 @@ def test_batches_of_strong_and_weak_labels():
     weak = {"audio": sound, "label": [1], "name": "b", "events": None}
     batch = Collator(EXTRACTOR, 2, frames=GRID)([strong, weak])
     assert batch["labels"].shape == (2, 5, 2)
-    assert batch["labels"][0, :, 0].tolist() == [1, 0, 0, -1, -1]  # 0.4 s: three columns of sound
+    assert batch["labels"][0, :, 0].tolist() == [1, 1, 0, -1, -1]  # 0.4 s: three columns of sound
     assert (batch["labels"][1] == -1).all()
     assert batch["clip_labels"].tolist() == [[-1, -1], [0, 1]]
 
     unknown = FrameGrid(10, 16, unmarked_is_unknown=True)
     batch = Collator(EXTRACTOR, 2, frames=unknown)([strong])
-    assert batch["labels"][0].tolist() == [[1, 0], *[[-1, -1]] * 4]
+    assert batch["labels"][0].tolist() == [*[[1, 0]] * 2, *[[-1, -1]] * 3]
 
     mixed = Collator(EXTRACTOR, 2, mixup_rate=1.0, frames=GRID)([strong, weak])
     assert mixed["labels"].shape == (2, 5, 2)

@@ -194,6 +194,11 @@ def test_plain_transformers_does_not_know_a_frame_checkpoint(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] not in known
 
 
+def test_labels_do_not_exclude_each_other():
+    for given in (None, "single_label_classification"):
+        assert ASTFrameConfig(problem_type=given).problem_type == "multi_label_classification"
+
+
 def test_window_pooling_is_a_field_of_every_config():
     assert ASTConfig().window_pooling is None
     assert ASTConfig(window_pooling="max").window_pooling == "max"

@@ -25,12 +25,14 @@ Row = dict[str, Any]
 def tiling(duration: float, window_s: float) -> list[float]:
     """Starts, in seconds, of the fewest windows that cover a clip, evenly spread.
 
-    One that ends where the clip ends is the last; the overlap, if any, is shared by all.
+    The last one ends where the clip ends, or less than 10 ms before; all overlap alike.
     """
     count = max(1, math.ceil((duration - _SHORTEST_REST_S) / window_s))
     if count == 1:
         return [0.0]
-    return [index * (duration - window_s) / (count - 1) for index in range(count)]
+    # Never farther apart than they are long: what is left out is at the end, below a frame's step.
+    step = min((duration - window_s) / (count - 1), window_s)
+    return [index * step for index in range(count)]
 
 
 def training_windows(
