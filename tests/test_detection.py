@@ -195,8 +195,8 @@ def test_plain_transformers_does_not_know_a_frame_checkpoint(tmp_path):
 
 
 def test_labels_do_not_exclude_each_other():
-    for given in (None, "single_label_classification"):
-        assert ASTFrameConfig(problem_type=given).problem_type == "multi_label_classification"
+    for asked in (None, "single_label_classification"):
+        assert ASTFrameConfig(problem_type=asked).problem_type == "multi_label_classification"
 
 
 def test_window_pooling_is_a_field_of_every_config():

@@ -125,6 +125,8 @@ def test_onnx(tmp_path, frame_folder):
     pytest.importorskip("onnxruntime")
     model = ASTForAudioFrameClassification.from_pretrained(frame_folder)
     extractor = ASTFeatureExtractor.from_pretrained(frame_folder)
+    if extractor.return_attention_mask:
+        pytest.skip("an export takes seconds: once is enough")
     files = export_onnx(model, extractor, tmp_path, ["fp32"])
     sound = noise(4.1)
     expected = pipeline("audio-classification", model=frame_folder)(sound, return_timestamps=True)

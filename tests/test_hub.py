@@ -315,6 +315,7 @@ def test_dry_run_sends_nothing(hub, run_folder, capsys, monkeypatch):
         "learning_curve.png",
         "pipeline_ast.py",
         "scores_ast.py",
+        "frames_ast.py",
     }
     assert hub.requests == []
 

@@ -167,7 +167,7 @@ def _hold_out(recordings: dict[str, _Recording], options: LabelledOptions) -> No
         return
     groups: dict[int, Counter] = {}
     for recording in recordings.values():
-        labels = recording.labels or [NO_LABEL]
+        labels: list[Any] = list(recording.labels or ()) or [NO_LABEL]
         groups.setdefault(recording.key, Counter()).update(labels)
     held_out = hold_out(groups, options.evaluation_fraction)
     for recording in recordings.values():

@@ -198,7 +198,12 @@ def _read_rows(file: Path, label_column: str | None) -> Iterator[_Row]:
     if not text.strip():
         return
     delimiter = next((mark for mark in ("\t", ";") if mark in lines[0]), ",")
-    rows = csv.reader(lines, delimiter=delimiter, quoting=_quoting(delimiter))
+    # What separates by tabs does not quote: a label may be 5" or "A".
+    rows = csv.reader(
+        lines,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
+    )
     header = [name.strip() for name in next(rows)]
     if _is_number(header[0]):
         if delimiter != "\t":
@@ -245,11 +250,6 @@ def _audacity_rows(lines: Sequence[str]) -> Iterator[_Row]:
         if text.strip() and not text.startswith("\\"):
             start, end, label = [*text.split("\t", 2), "", ""][:3]
             yield _Row(line, None, start.strip(), end.strip(), label.strip())
-
-
-def _quoting(delimiter: str) -> int:
-    # What separates by tabs does not quote: a label may be 5" or "A".
-    return csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
 
 
 def _column(place: dict[str, int], names: Sequence[str]) -> int | None:

@@ -177,7 +177,7 @@ def _load_model(
         for name in ("max_length", "num_mel_bins", "frequency_stride", "time_stride")
         if (value := getattr(options, name)) is not None
     }
-    training = {
+    training: dict[str, Any] = {
         "time_patchout": options.time_patchout,
         "frequency_patchout": options.frequency_patchout,
         "label_smoothing": options.label_smoothing,
