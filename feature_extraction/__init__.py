@@ -11,12 +11,14 @@ from .augmentation_ast import (
     spec_augment,
     time_shift,
 )
-from .fbank_ast import kaldi_fbank
-from .feature_extraction_ast import ASTFeatureExtractor
+from .fbank_ast import LogMel, kaldi_fbank
+from .feature_extraction_ast import ASTFamilyFeatureExtractor, ASTFeatureExtractor
 
 __all__ = [
+    "ASTFamilyFeatureExtractor",
     "ASTFeatureExtractor",
     "AudioDecodingError",
+    "LogMel",
     "add_noise",
     "audio_duration",
     "augmentation_generator",

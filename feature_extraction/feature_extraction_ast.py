@@ -1,12 +1,13 @@
 """ASTFeatureExtractor: waveforms to the normalised log-mel spectrograms that AST reads.
 
 waveforms       B x (samples,)  mono, at `sampling_rate`, full scale is -1..1
-log-mel         B x (T, F)      `kaldi_fbank`, 100 frames per second
+log-mel         B x (T, F)      `LogMel`, AST: Kaldi's filterbank, 100 frames per second
 padded          (B, T, F)       with `padding_value`, before the normalisation as published
-input_values    (B, T, F)       (x - mean) / (2 * std)
+input_values    (B, T, F)       (x - mean) / (2 * std), or an affine map of its own for each bin
 attention_mask  (B, T)          1 = sound, 0 = padding
 """
 
+import math
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
@@ -14,13 +15,30 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 
-from .fbank_ast import FRAME_SHIFT_MS, frame_length, kaldi_fbank, num_frames, num_samples
+from .fbank_ast import LOG_FLOOR, LOWEST_FREQUENCY, PREEMPHASIS, LogMel
 from .levels_ast import integer_error, integer_warning, level_error, level_warning, warn_once
 
 logger = logging.get_logger(__name__)
+# Settings that `transformers`' own extractor does not have, with the values that it computes with.
+_FILTERBANK = {
+    "win_length": None,
+    "hop_length": None,
+    "n_fft": None,
+    "frequency_min": LOWEST_FREQUENCY,
+    "frequency_max": None,
+    "mel_scale": "kaldi",
+    "preemphasis": PREEMPHASIS,
+    "center": False,
+    "periodic_window": False,
+    "compression": "log",
+    "mel_floor": LOG_FLOOR,
+    "dynamic_range": None,
+}
+_NATIVE = {**_FILTERBANK, "remove_mean": False, "bin_scale": None, "bin_offset": None}
 
 _MAX_VALUES = 1 << 28  # of one spectrogram: 1 GB
 _LARGEST_STATISTIC = 1e6  # of log-mel values, which lie between -16 and 90
@@ -33,12 +51,22 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         feature_size: kept for the file format.
         sampling_rate: of the waveforms, in Hz.
         num_mel_bins: F.
-        max_length: T that clips are padded or cut to, in frames of 10 ms.
+        max_length: T that clips are padded or cut to, in frames (AST: of 10 ms).
         padding_value: log-mel value of padding frames.
         do_normalize: subtract `mean`, divide by twice `std`.
         mean, std: of the training data's log-mel values; the defaults are AudioSet's.
         return_attention_mask: whether calls return the mask unless they say otherwise. Published
             checkpoints were trained without one and expect none.
+        win_length, hop_length, n_fft, frequency_min, frequency_max, mel_scale, preemphasis, center,
+            periodic_window, compression, mel_floor, dynamic_range: the filterbank's numbers, see
+            `LogMel`; the defaults are AST's.
+        remove_mean: subtract each clip's mean first. Kaldi does so frame by frame in any case; what
+            rounding leaves shows in filters that hardly hear anything.
+        bin_scale, bin_offset: (F,) numbers each, `log-mel * scale + offset` in place of mean and
+            std, as CED's batch normalisation of the spectrogram.
+
+    `transformers`' own extractor computes what has AST's defaults. A file with others names
+    `ASTFamilyFeatureExtractor`, so that plain `transformers` does not compute something else.
     """
 
     model_input_names = ["input_values", "attention_mask"]
@@ -54,6 +82,21 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         mean: float = -4.2677393,
         std: float = 4.5689974,
         return_attention_mask: bool = False,
+        win_length: int | None = None,
+        hop_length: int | None = None,
+        n_fft: int | None = None,
+        frequency_min: float = LOWEST_FREQUENCY,
+        frequency_max: float | None = None,
+        mel_scale: str = "kaldi",
+        preemphasis: float = PREEMPHASIS,
+        center: bool = False,
+        periodic_window: bool = False,
+        compression: str = "log",
+        mel_floor: float = LOG_FLOOR,
+        dynamic_range: float | None = None,
+        remove_mean: bool = False,
+        bin_scale: list[float] | None = None,
+        bin_offset: list[float] | None = None,
         **kwargs,
     ):
         for name in kwargs:  # they become attributes, and a file must not replace a method
@@ -71,6 +114,21 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         self.do_normalize = do_normalize
         self.mean = mean
         self.std = std
+        self.win_length = win_length
+        self.hop_length = hop_length
+        self.n_fft = n_fft
+        self.frequency_min = frequency_min
+        self.frequency_max = frequency_max
+        self.mel_scale = mel_scale
+        self.preemphasis = preemphasis
+        self.center = center
+        self.periodic_window = periodic_window
+        self.compression = compression
+        self.mel_floor = mel_floor
+        self.dynamic_range = dynamic_range
+        self.remove_mean = remove_mean
+        self.bin_scale = bin_scale
+        self.bin_offset = bin_offset
         self._check_settings()
 
     @classmethod
@@ -123,6 +181,47 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(
                     f"{name} must be true or false, got {_shortened(getattr(self, name))}."
                 )
+        for name in ("win_length", "hop_length", "n_fft"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, Integral) and int(value) >= 1):
+                raise ValueError(f"{name} must be a number of samples, got {value!r}.")
+        for name in ("frequency_min", "frequency_max", "preemphasis", "mel_floor", "dynamic_range"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) or (value is None and _NATIVE[name] is None)):
+                raise ValueError(f"{name} must be a number, got {value!r}.")
+        self.filterbank  # noqa: B018  (checks its numbers)
+        for name in ("bin_scale", "bin_offset"):
+            values = getattr(self, name)
+            if (values is None) != (self.bin_scale is None):
+                raise ValueError("bin_scale and bin_offset must both be given, or neither.")
+            if values is not None and not (
+                isinstance(values, (list, tuple))
+                and len(values) == self.num_mel_bins
+                and all(isinstance(v, Real) and math.isfinite(float(v)) for v in values)
+            ):
+                raise ValueError(
+                    f"{name} must be one finite number for each of {self.num_mel_bins} mel bins."
+                )
+
+    @property
+    def filterbank(self) -> LogMel:
+        """The filterbank of these settings."""
+        numbers = {name: getattr(self, name) for name in _FILTERBANK}
+        return LogMel(int(self.sampling_rate), int(self.num_mel_bins), **numbers)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether `transformers`' own extractor computes the same."""
+        return all(getattr(self, name) == value for name, value in _NATIVE.items())
+
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        for name, value in _NATIVE.items():
+            if content.get(name) == value:
+                content.pop(name, None)
+        kind = ASTFeatureExtractor if self.is_native else ASTFamilyFeatureExtractor
+        content["feature_extractor_type"] = kind.__name__
+        return content
 
     def __call__(
         self,
@@ -140,7 +239,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             raw_speech: one clip (samples,) or a batch, (B, samples) or a list of clips of any
                 lengths; numpy, tensors on any device, or lists. Arrays of integers are PCM and
                 divided by their type's range; numbers in lists are values as they are. A clip
-                shorter than one frame (25 ms) is extended to one with silence.
+                shorter than one frame (AST: 25 ms) is extended to one with silence.
             sampling_rate: of the clips; pass it, so that a wrong one is noticed.
             padding: "max_length": to `max_length` frames; "longest" or True: to the longest clip;
                 False: not at all. Third in place, it may be what `transformers`' extractor has
@@ -184,10 +283,12 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"return_tensors must be 'pt', 'np' or None, got {return_tensors!r}.")
 
         waveforms = self._waveforms(raw_speech)
+        filterbank = self.filterbank
+        lengths = [filterbank.num_frames(len(waveform)) for waveform in waveforms]
         if truncation:
-            longest_used = num_samples(max_length, self.sampling_rate)
+            longest_used = filterbank.samples_used(max_length)
             waveforms = [waveform[:longest_used] for waveform in waveforms]
-        lengths = [num_frames(len(waveform), self.sampling_rate) for waveform in waveforms]
+            lengths = [min(length, max_length) for length in lengths]
         if padding == "max_length" and asked_length is not None:
             self._check_unit(asked_length, max(lengths))
         device = waveforms[0].device
@@ -200,7 +301,10 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
                     f"The clips have {sorted(set(lengths))} frames and cannot be one tensor; use "
                     "padding='longest' or 'max_length', or return_tensors=None."
                 )
-            input_values = [self._normalize(self._log_mel(waveform)) for waveform in waveforms]
+            input_values = [
+                self._normalize(self._log_mel(waveform, length))
+                for waveform, length in zip(waveforms, lengths, strict=True)
+            ]
             attention_mask = [torch.ones(n, dtype=torch.long, device=device) for n in lengths]
         else:
             frames = max(lengths) if padding == "longest" else max(max_length, *lengths)
@@ -234,10 +338,11 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
     def _check_unit(self, max_length: int, longest: int) -> None:
         """Refuse a `max_length` that was meant in samples, as other extractors have it."""
         if max_length >= self.sampling_rate // 2 and max_length > 8 * longest:
-            frames = max(1, num_frames(max_length, self.sampling_rate))
+            frames = max(1, self.filterbank.num_frames(max_length))
+            shift_s = self.filterbank.frame_shift / self.sampling_rate
             raise ValueError(
-                f"max_length={max_length} frames of {FRAME_SHIFT_MS} ms are "
-                f"{max_length * FRAME_SHIFT_MS / 1000:g} s, and the longest clip has {longest} "
+                f"max_length={max_length} frames of {1000 * shift_s:g} ms are "
+                f"{max_length * shift_s:g} s, and the longest clip has {longest} "
                 f"frames. If samples were meant, pass max_length={frames}, or leave it out: then "
                 f"it is the model's, {self.max_length}."
             )
@@ -256,7 +361,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
 
     def _waveforms(self, raw_speech: np.ndarray | Tensor | list) -> list[Tensor]:
         """One clip or a batch as float32 tensors (samples,), finite, of at least one frame."""
-        shortest = frame_length(self.sampling_rate)
+        shortest = self.filterbank.shortest
         if isinstance(raw_speech, (np.ndarray, Tensor)):
             shape = tuple(raw_speech.shape)
             if len(shape) == 2 and shape[1] < shortest < shape[0]:
@@ -299,6 +404,8 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
                     "not empty. Average the channels of a stereo clip first: clip.mean(axis=0) "
                     "for (channels, samples)."
                 )
+            if self.remove_mean:
+                clips[index] = clip = clip - clip.mean()
             if len(clip) < shortest:
                 clips[index] = torch.nn.functional.pad(clip, (0, shortest - len(clip)))
         # The largest magnitude is NaN or infinite when any is, and 7 times faster to find.
@@ -323,32 +430,51 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         shape = (*attention_mask.shape, self.num_mel_bins)
         return fill(waveforms[0].new_full(shape, self.padding_value), waveforms, attention_mask)
 
-    def _fill_clip_by_clip(self, features: Tensor, waveforms: list[Tensor], _: Tensor) -> Tensor:
-        for row, waveform in zip(features, waveforms, strict=True):
-            frames = num_frames(len(waveform), self.sampling_rate)
-            kaldi_fbank(waveform, self.sampling_rate, self.num_mel_bins, out=row[:frames])
+    def _fill_clip_by_clip(
+        self, features: Tensor, waveforms: list[Tensor], attention_mask: Tensor
+    ) -> Tensor:
+        filterbank = self.filterbank
+        lengths = attention_mask.sum(dim=1).tolist()
+        for row, waveform, length in zip(features, waveforms, lengths, strict=True):
+            if filterbank.num_frames(len(waveform)) == length:
+                filterbank(waveform, out=row[:length])
+            else:
+                row[:length] = self._log_mel(waveform, length)
             self._normalize(row)
         return features
 
     def _fill_together(
         self, features: Tensor, waveforms: list[Tensor], attention_mask: Tensor
     ) -> Tensor:
+        filterbank = self.filterbank
         # Whole frames never see the silence that is put after their clip.
-        log_mel = self._log_mel(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True))
-        features[:, : log_mel.shape[1]] = log_mel
+        extended = [filterbank.extend(waveform[None])[0] for waveform in waveforms]
+        log_mel = filterbank.of_extended(pad_sequence(extended, batch_first=True))
+        frames = min(log_mel.shape[1], features.shape[1])
+        features[:, :frames] = filterbank.limit(log_mel[:, :frames], attention_mask[:, :frames])
         features.masked_fill_(~attention_mask[:, :, None], self.padding_value)
         return self._normalize(features)
 
-    def _log_mel(self, waveform: Tensor) -> Tensor:
-        return kaldi_fbank(waveform, self.sampling_rate, self.num_mel_bins)
+    def _log_mel(self, waveform: Tensor, frames: int) -> Tensor:
+        """(samples,) -> (frames, F), its first frames: those at the cut see what follows it."""
+        filterbank = self.filterbank
+        log_mel = filterbank.of_extended(filterbank.extend(waveform[None]))[0, :frames]
+        return filterbank.limit(log_mel)
 
     def _normalize(self, log_mel: Tensor) -> Tensor:
+        if self.bin_scale is not None:
+            scale, offset = (log_mel.new_tensor(v) for v in (self.bin_scale, self.bin_offset))
+            return log_mel.mul_(scale).add_(offset)
         return log_mel.sub_(self.mean).div_(2 * self.std) if self.do_normalize else log_mel
 
 
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:60] + "…"
+
+
+class ASTFamilyFeatureExtractor(ASTFeatureExtractor):
+    """The same, by a name that plain `transformers` does not know: see `ASTFeatureExtractor`."""
 
 
 def _first_clip(raw_speech: np.ndarray | Tensor | list) -> Any:

@@ -1,10 +1,13 @@
 """Audio Spectrogram Transformer for `transformers`.
 
 Importing this package makes the Auto classes and `pipeline("audio-classification")` use it for
-every AST checkpoint (`model_type` "audio-spectrogram-transformer"), whoever wrote it.
+every AST checkpoint (`model_type` "audio-spectrogram-transformer"), whoever wrote it, and for those
+of its descendants that were converted (`model_type` "ast-family").
 """
 
 from transformers import (
+    CONFIG_MAPPING,
+    FEATURE_EXTRACTOR_MAPPING,
     AutoConfig,
     AutoFeatureExtractor,
     AutoModel,
@@ -14,9 +17,10 @@ from transformers import (
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from feature_extraction import ASTFeatureExtractor
+from feature_extraction import ASTFamilyFeatureExtractor, ASTFeatureExtractor
 
-from .configuration_ast import ASTConfig
+from .configuration_ast import FAMILY_MODEL_TYPE, ASTConfig
+from .conversion_ast import convert_checkpoint
 from .detection_ast import ASTForAudioFrameClassification, ASTFrameConfig
 from .events_ast import find_events
 from .explanation_ast import attention_rollout, class_relevance, plot_relevance
@@ -32,16 +36,21 @@ __all__ = [
     "ASTModel",
     "attention_rollout",
     "class_relevance",
+    "convert_checkpoint",
     "find_events",
     "plot_relevance",
 ]
 
 AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
+# One class for both types, which `AutoConfig.register` does not allow.
+CONFIG_MAPPING.register(FAMILY_MODEL_TYPE, ASTConfig, exist_ok=True)
 AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
 AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
 AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
 # Extractors are found by their class's name, among transformers' own first: its entry must go.
 FEATURE_EXTRACTOR_MAPPING_NAMES.pop(ASTConfig.model_type, None)
+# Found by its name, which files give.
+FEATURE_EXTRACTOR_MAPPING.register(FAMILY_MODEL_TYPE, ASTFamilyFeatureExtractor, exist_ok=True)
 
 AutoConfig.register(ASTFrameConfig.model_type, ASTFrameConfig, exist_ok=True)
 AutoFeatureExtractor.register(ASTFrameConfig, ASTFeatureExtractor, exist_ok=True)

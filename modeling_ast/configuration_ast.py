@@ -3,7 +3,10 @@
 The fields and their defaults are those of `transformers`' own ASTConfig, so a `config.json` written
 by either side is read by the other. The defaults describe the AudioSet model of the paper
 (arXiv 2104.01778, section 2.1): ViT-base, 16 x 16 patches that overlap by 6, 1024 frames of 10 ms.
-The last six fields are ours; with their defaults the model is exactly `transformers`' own.
+The fields after `num_mel_bins` are ours; with their defaults the model is exactly `transformers`'
+own. Six of them describe AST's descendants (PaSST, SSAST, AudioMAE, CED, Dasheng). A model that
+`transformers`' AST would compute otherwise is written with another `model_type`, `ast-family`:
+plain `transformers` then says that it does not know it.
 
 A `config.json` may come from anybody, so numbers that no AST has are refused here, before anything
 is built from them.
@@ -12,6 +15,7 @@ is built from them.
 from .versions_ast import OLDEST  # noqa: F401  (first: in an older transformers the rest fails)
 
 # isort: split
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .patch_grid_ast import NUM_SPECIAL_TOKENS, grid_shape
+from .patch_grid_ast import grid_shape
 from .pooling_ast import check_pooling
 from .weights_ast import check_json_files, check_weights
 
@@ -30,6 +34,12 @@ _MAX_LAYERS = 1000
 _MAX_LABELS = 1_000_000
 _MAX_FRAMES = 1_000_000  # of 10 ms: almost 3 hours
 _MAX_MEL_BINS = 4096
+FAMILY_MODEL_TYPE = "ast-family"  # in files of models that transformers' AST cannot compute
+# Values of fields that choose, `transformers`' own first.
+_CHOICES = {
+    "pooling": ("special_tokens", "patches"),
+    "final_norm": ("before_pooling", "after_pooling", "none"),
+}
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Properties of the class that no config.json has, and that a hostile one must not replace.
 _NEVER_IN_A_FILE = {
@@ -62,7 +72,7 @@ class ASTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     qkv_bias: bool = True
-    patch_size: int = 16  # frames and mel bins per patch: patches are square
+    patch_size: int = 16  # mel bins per patch, and frames unless `time_patch_size` says otherwise
     frequency_stride: int = 10  # mel bins between neighbouring patches
     time_stride: int = 10  # frames between neighbouring patches
     max_length: int = 1024  # frames (10 ms each) that the position table was made for
@@ -73,6 +83,12 @@ class ASTConfig(PreTrainedConfig):
     merged_tokens_per_layer: int = 0  # inference: tokens merged away per layer (arXiv 2210.09461)
     label_smoothing: float | int = 0.0  # training: part of the target spread over all labels
     window_pooling: str | None = None  # of a long clip's windows; None: mean, weighted by length
+    num_special_tokens: int = 2  # 2: class and distillation token, 1: class token, 0: patches only
+    pooling: str = "special_tokens"  # mean of these tokens, or of the "patches": rows, then time
+    final_norm: str = "before_pooling"  # or "after_pooling" (the head then has no norm), or "none"
+    time_patch_size: int | None = None  # frames per patch where it is not square
+    head_norm_eps: float | None = None  # epsilon of the head's norm where it is another
+    native_features: bool = True  # False: spectrograms that `transformers`' extractor cannot make
 
     def __post_init__(self, **kwargs):
         if isinstance(self.id2label, dict):  # data sets name classes by numbers, too
@@ -99,10 +115,22 @@ class ASTConfig(PreTrainedConfig):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        content, kwargs = super().get_config_dict(*args, **kwargs)
+        return cls._of_one_type(content), kwargs
+
+    @classmethod
+    def _of_one_type(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """A file's content, whichever of our two types it has: `to_dict` decides again."""
+        is_family = content.get("model_type") == FAMILY_MODEL_TYPE
+        return {**content, "model_type": cls.model_type} if is_family else content
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # Left out: what a file must not choose, as it can name code to download from the Hub.
         chosen_by_caller = ("attn_implementation", "experts_implementation")
         content = {k: v for k, v in config_dict.items() if k not in chosen_by_caller}
+        content = cls._of_one_type(content)
         if "per_layer_config" in content:
             raise ValueError("This is no config of an AST: its layers are all alike.")
         for name in content:
@@ -128,8 +156,9 @@ class ASTConfig(PreTrainedConfig):
             "patch_size",
             "frequency_stride",
             "time_stride",
+            "time_patch_size",
         ):
-            if getattr(self, field) < 1:
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
         for field in (
             "time_patchout",
@@ -159,6 +188,21 @@ class ASTConfig(PreTrainedConfig):
         ):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be from 0 to 1, got {getattr(self, field)}.")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{field} must be one of {', '.join(choices)}, got {getattr(self, field)!r}."
+                )
+        if self.num_special_tokens not in (0, 1, 2):
+            raise ValueError(
+                f"num_special_tokens must be 0, 1 or 2, got {self.num_special_tokens}."
+            )
+        if self.num_special_tokens == 0 and self.pooling == "special_tokens":
+            raise ValueError(
+                "A model without special tokens cannot pool them: set pooling='patches'."
+            )
+        if self.head_norm_eps is not None and not 0 < self.head_norm_eps < 1:
+            raise ValueError(f"head_norm_eps must be between 0 and 1, got {self.head_norm_eps}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(
                 f"hidden_act must be one of transformers', got {self.hidden_act[:60]!r}."
@@ -174,11 +218,12 @@ class ASTConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be divisible by num_attention_heads "
                 f"({self.num_attention_heads})."
             )
-        if self.max_length < self.patch_size or self.num_mel_bins < self.patch_size:
+        patch_bins, patch_frames = self.patch_shape
+        if self.max_length < patch_frames or self.num_mel_bins < patch_bins:
             raise ValueError(
                 f"A spectrogram of max_length={self.max_length} frames and "
                 f"num_mel_bins={self.num_mel_bins} is smaller than one patch of "
-                f"{self.patch_size} x {self.patch_size}."
+                f"{patch_frames} x {patch_bins}."
             )
         if self.num_encoder_parameters > _MAX_PARAMETERS:
             raise ValueError(
@@ -219,9 +264,32 @@ class ASTConfig(PreTrainedConfig):
         attention = 4 * width * width + (3 * width if self.qkv_bias else 0) + width
         mlp = 2 * width * inner + inner + width
         layer = attention + mlp + 4 * width  # two LayerNorms
-        tokens = NUM_SPECIAL_TOKENS + (NUM_SPECIAL_TOKENS + rows * columns)
-        patches = self.patch_size**2 + 1
-        return self.num_hidden_layers * layer + (tokens + patches + 2) * width
+        tokens = 2 * self.num_special_tokens + rows * columns
+        patches = math.prod(self.patch_shape) + 1
+        final_norm = 0 if self.final_norm == "none" else 2
+        return self.num_hidden_layers * layer + (tokens + patches + final_norm) * width
+
+    @property
+    def is_native(self) -> bool:
+        """Whether `transformers`' own AST computes this model exactly."""
+        return (
+            (self.num_special_tokens, self.pooling) == (2, "special_tokens")
+            and self.final_norm == "before_pooling"
+            and self.time_patch_size in (None, self.patch_size)
+            and self.head_norm_eps in (None, self.layer_norm_eps)
+            and self.native_features
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        if not self.is_native:
+            content["model_type"] = FAMILY_MODEL_TYPE
+        return content
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Mel bins and frames of a patch."""
+        return self.patch_size, self.time_patch_size or self.patch_size
 
     @property
     def trained_grid(self) -> tuple[int, int]:
@@ -231,7 +299,7 @@ class ASTConfig(PreTrainedConfig):
     def grid_shape(self, frames: int, mel_bins: int) -> tuple[int, int]:
         """Rows and columns of the patch grid of a spectrogram."""
         return grid_shape(
-            frames, mel_bins, self.patch_size, self.frequency_stride, self.time_stride
+            frames, mel_bins, self.patch_shape, self.frequency_stride, self.time_stride
         )
 
 

@@ -22,7 +22,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification, ASTModel
-from .patch_grid_ast import NUM_SPECIAL_TOKENS, count_valid_columns
+from .patch_grid_ast import count_valid_columns
 from .pooling_ast import check_pooling, pool_logits, pool_scores
 from .pretrained_ast import ASTPreTrainedModel
 
@@ -155,7 +155,9 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
         encoded = self.audio_spectrogram_transformer(input_values, attention_mask, **kwargs)
         _, columns = config.grid_shape(*input_values.shape[1:])
         # Row by row; in training, whole rows may be missing.
-        patches = encoded.last_hidden_state[:, NUM_SPECIAL_TOKENS:].unflatten(1, (-1, columns))
+        patches = encoded.last_hidden_state[:, config.num_special_tokens :].unflatten(
+            1, (-1, columns)
+        )
         logits = self.frame_classifier(patches.mean(dim=1))  # (B, columns, labels)
         loss = None
         if labels is not None or clip_labels is not None:
@@ -175,7 +177,9 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
         _, columns = self.config.grid_shape(*input_values.shape[1:])
         if attention_mask is None:
             return input_values.new_ones(len(input_values), columns, dtype=torch.bool)
-        valid = count_valid_columns(attention_mask, self.config.patch_size, self.config.time_stride)
+        valid = count_valid_columns(
+            attention_mask, self.config.patch_shape[1], self.config.time_stride
+        )
         return torch.arange(columns, device=valid.device) < valid[:, None]
 
     def pool(self, logits: Tensor, is_sound: Tensor | None = None) -> Tensor:

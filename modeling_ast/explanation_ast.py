@@ -1,11 +1,12 @@
 """Where in the spectrogram an AST looks: attention rollout and gradient-weighted attention.
 
-attentions      layers x (B, heads, S, S)   S = 2 + rows * columns tokens
+attentions      layers x (B, heads, S, S)   S = special tokens + rows * columns
 relevance       (B, S, S)                   how much of each input token is in each output token
-of the clip     (B, rows * columns)         the two special tokens' mean, as the model pools
+of the clip     (B, rows * columns)         over output tokens as the model pools them
 map             (B, F, T)                   spread over the patches' frames and bins, sum 1
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn.functional import fold
 
 from feature_extraction.fbank_ast import mel_bin
 
-from .patch_grid_ast import NUM_SPECIAL_TOKENS, count_valid_columns, patch_mask
+from .patch_grid_ast import count_valid_columns, patch_mask
 
 _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
 
@@ -49,7 +50,7 @@ def attention_rollout(
     relevance = identity
     for attention in attentions:
         relevance = (attention.float().mean(dim=1) + identity) / 2 @ relevance
-    return _to_spectrogram(relevance, model.config, input_values, attention_mask)
+    return _to_spectrogram(relevance, model.base_model, input_values, attention_mask)
 
 
 def class_relevance(
@@ -93,7 +94,7 @@ def class_relevance(
     for attention, gradient in zip(output.attentions, gradients, strict=True):
         weighted = (attention.detach() * gradient).float().clamp(min=0).mean(dim=1)
         relevance = relevance + weighted @ relevance
-    return _to_spectrogram(relevance, model.config, input_values, attention_mask)
+    return _to_spectrogram(relevance, model.base_model, input_values, attention_mask)
 
 
 def plot_relevance(
@@ -149,20 +150,22 @@ def _showing_attention(model: Any) -> Iterator[None]:
 
 
 def _to_spectrogram(
-    relevance: Tensor, config: Any, input_values: Tensor, attention_mask: Tensor | None
+    relevance: Tensor, encoder: Any, input_values: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
+    config = encoder.config
+    special, patch = config.num_special_tokens, config.patch_shape
     _, frames, mel_bins = input_values.shape
-    clip = relevance[:, :NUM_SPECIAL_TOKENS, NUM_SPECIAL_TOKENS:].mean(dim=1)  # (B, N)
-    is_valid = torch.ones_like(clip)
+    is_valid = torch.ones_like(relevance[:, 0])  # (B, S)
     if attention_mask is not None:
-        columns = count_valid_columns(attention_mask, config.patch_size, config.time_stride)
-        is_valid *= patch_mask(columns, *config.grid_shape(frames, mel_bins))
+        columns = count_valid_columns(attention_mask, patch[1], config.time_stride)
+        is_valid[:, special:] *= patch_mask(columns, *config.grid_shape(frames, mel_bins))
+    clip = encoder.pool(relevance, is_valid)[:, special:]  # (B, N)
+    is_valid = is_valid[:, special:]
     # Patches overlap: a bin gets the mean of the patches of sound that cover it.
-    patch = (config.patch_size, config.patch_size)
     stride = (config.frequency_stride, config.time_stride)
 
     def spread(values: Tensor) -> Tensor:
-        blocks = values[:, None, :].expand(-1, config.patch_size**2, -1)
+        blocks = values[:, None, :].expand(-1, math.prod(patch), -1)
         return fold(blocks, (mel_bins, frames), patch, stride=stride)[:, 0]  # (B, F, T)
 
     image = spread(clip * is_valid) / spread(is_valid).clamp(min=1)

@@ -23,6 +23,7 @@ import copy
 import importlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,6 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, pad
 
 from feature_extraction import ASTFeatureExtractor
-from feature_extraction.fbank_ast import (
-    LOG_FLOOR,
-    filterbank_matrices,
-    frame_length,
-    frame_shift,
-)
 
 from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification
@@ -131,37 +126,73 @@ class WaveformClassifier(nn.Module):
 
     spectrum: Tensor
     mel_filters: Tensor
+    bin_scale: Tensor
+    bin_offset: Tensor
 
     def __init__(self, model: ASTForAudioClassification, feature_extractor: ASTFeatureExtractor):
         super().__init__()
         self.classifier = SpectrogramClassifier(model)
-        rate = feature_extractor.sampling_rate
-        spectrum, mel_filters = filterbank_matrices(rate, feature_extractor.num_mel_bins)
+        self.filterbank = feature_extractor.filterbank
+        spectrum, mel_filters = self.filterbank.matrices()
         # Kernels (out, in, width). As a convolution the mel filters too stay as they are when the
         # matrices of the model are quantised.
         self.register_buffer("spectrum", spectrum.T[:, None].contiguous())
         self.register_buffer("mel_filters", mel_filters.T[:, :, None].contiguous())
-        self.frame_length, self.frame_shift = frame_length(rate), frame_shift(rate)
+        self.removes_mean = feature_extractor.remove_mean
         self.mean, self.scale = 0.0, 1.0
         if feature_extractor.do_normalize:
             self.mean, self.scale = feature_extractor.mean, 2 * feature_extractor.std
-        if feature_extractor.return_attention_mask:
-            # What the model puts in place of padding in the one patch of a shorter clip.
-            self.shortest, self.padding_value = model.config.patch_size, 0.0
-        else:
-            self.shortest = feature_extractor.max_length
-            self.padding_value = (feature_extractor.padding_value - self.mean) / self.scale
+        self.has_bins = feature_extractor.bin_scale is not None
+        if self.has_bins:
+            self.register_buffer("bin_scale", torch.tensor(feature_extractor.bin_scale))
+            self.register_buffer("bin_offset", torch.tensor(feature_extractor.bin_offset))
+        # Without padding in training, the silence that the model puts in place of padding in the
+        # one patch of a shorter clip.
+        self.is_masked = feature_extractor.return_attention_mask
+        self.shortest = feature_extractor.max_length
+        self.padding_value = feature_extractor.padding_value
+        if self.is_masked:
+            self.shortest = model.config.patch_shape[1]
 
     def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        missing = torch.sym_max(self.frame_length - waveform.shape[1], 0)
-        waveform = pad(waveform, (0, missing))
-        parts = conv1d(waveform[:, None], self.spectrum, stride=self.frame_shift)
+        bank = self.filterbank
+        if self.removes_mean:
+            waveform = waveform - waveform.mean(dim=1, keepdim=True)
+        missing = torch.sym_max(bank.shortest - waveform.shape[1], 0)
+        waveform = pad(waveform, (0, missing))[:, None]  # (B, 1, samples)
+        if bank.center:
+            if bank.preemphasis:
+                waveform = waveform[..., 1:] - bank.preemphasis * waveform[..., :-1]
+            waveform = pad(waveform, bank.reflected, mode="reflect")
+        parts = conv1d(waveform, self.spectrum, stride=bank.frame_shift)
         real, imaginary = parts.chunk(2, dim=1)  # (B, FFT bins, T)
         mel = conv1d(real.square() + imaginary.square(), self.mel_filters)  # (B, F, T)
-        log_mel = mel.clamp(min=LOG_FLOOR).log().transpose(1, 2)
-        input_values = (log_mel - self.mean) / self.scale
-        missing = torch.sym_max(self.shortest - input_values.shape[1], 0)
-        return self.classifier(pad(input_values, (0, 0, 0, missing), value=self.padding_value))
+        log_mel = self._compress(mel).transpose(1, 2)
+        if self.is_masked:
+            return self.classifier(self._padded(self._normalize(log_mel), 0.0))
+        return self.classifier(self._normalize(self._padded(log_mel, self.padding_value)))
+
+    def _compress(self, mel: Tensor) -> Tensor:
+        bank = self.filterbank
+        if bank.compression == "log_offset":
+            return (mel + bank.mel_floor).log()
+        log_mel = mel.clamp(min=bank.mel_floor).log()
+        if bank.compression == "log":
+            return log_mel
+        log_mel = log_mel * (10 / math.log(10))
+        if bank.dynamic_range is None:
+            return log_mel
+        loudest = log_mel.amax(dim=(1, 2), keepdim=True)
+        return torch.maximum(log_mel, loudest - bank.dynamic_range)
+
+    def _normalize(self, log_mel: Tensor) -> Tensor:
+        if self.has_bins:
+            return log_mel * self.bin_scale + self.bin_offset
+        return (log_mel - self.mean) / self.scale
+
+    def _padded(self, features: Tensor, value: float) -> Tensor:
+        missing = torch.sym_max(self.shortest - features.shape[1], 0)
+        return pad(features, (0, 0, 0, missing), value=value)
 
 
 def import_optional(name: str) -> Any:
@@ -194,7 +225,11 @@ def _write_graph(classifier: nn.Module, path: Path, metadata: dict[str, str]) ->
         import_optional(package)
     batch = torch.export.Dim("batch", min=1)
     if isinstance(classifier, WaveformClassifier):
-        name, example, axis = "waveform", torch.zeros(2, 2 * classifier.frame_length), "samples"
+        name, example, axis = (
+            "waveform",
+            torch.zeros(2, 2 * classifier.filterbank.shortest),
+            "samples",
+        )
     else:
         config: Any = classifier.model.config  # type: ignore[union-attr]
         name, axis = "input_values", "frames"

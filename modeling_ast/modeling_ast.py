@@ -13,6 +13,10 @@ save, and `transformers`' own AST reads what this one writes.
 T and F are free at run time: the position table is cut or stretched to the spectrogram at hand. A
 frame mask (B, T) excludes padding from attention, so a clip's logits do not depend on its padding.
 
+AST's descendants (PaSST, SSAST, AudioMAE, CED, Dasheng) are the same encoder with other numbers: no
+or one special token, the mean over patches, the last LayerNorm elsewhere, patches that are not
+square. `ASTConfig` has these numbers; the shapes here are those of its defaults.
+
 Less work: patchout leaves out some of the N patches in training, token merging joins similar ones
 between attention and MLP of each layer at inference. Both are off by default.
 """
@@ -28,15 +32,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ast import ASTConfig
-from .conversion_ast import ConvertibleMixin
-from .patch_grid_ast import (
-    NUM_SPECIAL_TOKENS,
-    count_valid_columns,
-    patch_mask,
-    run_time_positions,
-)
+from .patch_grid_ast import count_valid_columns, patch_mask, run_time_positions
 from .patchout_ast import drop_patches
-from .pretrained_ast import ASTPreTrainedModel
+from .pretrained_ast import ASTPreTrainedModel, ConvertibleMixin
 from .token_merging_ast import merge_tokens, size_bias, start_merging
 
 
@@ -48,7 +46,7 @@ class ASTPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(
             in_channels=1,
             out_channels=config.hidden_size,
-            kernel_size=config.patch_size,
+            kernel_size=config.patch_shape,
             stride=(config.frequency_stride, config.time_stride),
         )
 
@@ -59,17 +57,18 @@ class ASTPatchEmbeddings(nn.Module):
 
 
 class ASTEmbeddings(nn.Module):
-    """Patches plus the two special tokens, with positions added."""
+    """Patches plus the special tokens, with positions added."""
 
     def __init__(self, config: ASTConfig):
         super().__init__()
         self.config = config
         rows, columns = config.trained_grid
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.special_tokens = ("cls_token", "distillation_token")[: config.num_special_tokens]
+        for name in self.special_tokens:
+            setattr(self, name, nn.Parameter(torch.zeros(1, 1, config.hidden_size)))
         self.patch_embeddings = ASTPatchEmbeddings(config)
         self.position_embeddings = nn.Parameter(
-            torch.zeros(1, NUM_SPECIAL_TOKENS + rows * columns, config.hidden_size)
+            torch.zeros(1, config.num_special_tokens + rows * columns, config.hidden_size)
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -88,24 +87,31 @@ class ASTEmbeddings(nn.Module):
                     f"got {tuple(attention_mask.shape)}. Labels are passed by name: labels=…"
                 )
             valid_columns = count_valid_columns(
-                attention_mask, config.patch_size, config.time_stride
+                attention_mask, config.patch_shape[1], config.time_stride
             )
             is_valid = patch_mask(valid_columns, *grid)
-            # The one patch of a clip below 16 frames reaches into its padding.
+            # The one patch of a clip that is shorter than it reaches into its padding.
             input_values = input_values.masked_fill(attention_mask[:, :, None] == 0, 0.0)
 
         patches = self.patch_embeddings(input_values)
         patches = patches + run_time_positions(
-            self.position_embeddings, config.trained_grid, grid, valid_columns
+            self.position_embeddings,
+            config.trained_grid,
+            grid,
+            valid_columns,
+            config.num_special_tokens,
         )
         patchout = (config.frequency_patchout, config.time_patchout, config.unstructured_patchout)
         if self.training and any(patchout):
             patches, is_valid = drop_patches(patches, is_valid, grid, *patchout)
-        special = torch.cat([self.cls_token, self.distillation_token], dim=1)
-        special = special + self.position_embeddings[:, :NUM_SPECIAL_TOKENS]
-        tokens = torch.cat([special.expand(batch_size, -1, -1), patches], dim=1)
-        if is_valid is not None:
-            is_valid = nn.functional.pad(is_valid, (NUM_SPECIAL_TOKENS, 0), value=True)
+        tokens = patches
+        count = config.num_special_tokens
+        if count:
+            special = torch.cat([getattr(self, name) for name in self.special_tokens], dim=1)
+            special = special + self.position_embeddings[:, :count]
+            tokens = torch.cat([special.expand(batch_size, -1, -1), patches], dim=1)
+            if is_valid is not None:
+                is_valid = nn.functional.pad(is_valid, (count, 0), value=True)
         return self.dropout(tokens), is_valid
 
 
@@ -233,7 +239,11 @@ class ASTLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + attended
         if sizes is not None:
             hidden_states, sizes = merge_tokens(
-                hidden_states, keys, sizes, self.config.merged_tokens_per_layer
+                hidden_states,
+                keys,
+                sizes,
+                self.config.merged_tokens_per_layer,
+                self.config.num_special_tokens,
             )
         # LayerNorm's and activation's results, 5 of the 16 values that training would keep, are
         # computed again (arXiv 2205.05198), the products not: `checkpoint` stops at their inputs.
@@ -262,7 +272,9 @@ class ASTModel(ASTPreTrainedModel):
         super().__init__(config)
         self.embeddings = ASTEmbeddings(self.config)
         self.encoder = ASTEncoder(self.config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm: nn.Module = nn.Identity()
+        if config.final_norm != "none":
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -280,7 +292,7 @@ class ASTModel(ASTPreTrainedModel):
         """
         Args:
             input_values: (B, T, F) normalised log-mel spectrograms, any T and F of at least one
-                patch (16 x 16).
+                patch.
             attention_mask: (B, T), 1 for frames of sound, 0 for padding, which must come last.
                 None: every frame counts, as `transformers`' AST has it.
             output_attentions: also return the weights (B, heads, 2 + N, 2 + N) of every layer;
@@ -335,21 +347,55 @@ class ASTModel(ASTPreTrainedModel):
                 all_hidden_states += (hidden_states,)
             if output_attentions:
                 all_attentions += (weights,)
-        last_hidden_state = self.layernorm(hidden_states)
+        norm_comes_last = config.final_norm == "after_pooling"
+        last_hidden_state = hidden_states if norm_comes_last else self.layernorm(hidden_states)
+        pooled = self.pool(last_hidden_state, token_mask if sizes is None else sizes)
         return BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,
-            pooler_output=last_hidden_state[:, :NUM_SPECIAL_TOKENS].mean(dim=1),
+            pooler_output=self.layernorm(pooled) if norm_comes_last else pooled,
             hidden_states=all_hidden_states if output_hidden_states else None,
             attentions=all_attentions if output_attentions else None,
         )
 
+    def pool(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
+        """One vector per clip, as `config.pooling` says.
+
+        Args:
+            tokens: (B, S, …), the special ones first.
+            weights: (B, S) of the tokens in a mean over patches: 0 for padding, the number of
+                patches in a merged one. None: all alike.
+
+        Returns:
+            (B, …).
+        """
+        special = self.config.num_special_tokens
+        if self.config.pooling == "special_tokens":
+            return tokens[:, :special].mean(dim=1)
+        patches = tokens[:, special:]
+        if weights is None:
+            return patches.mean(dim=1)
+        share = weights[:, special:].to(tokens.dtype)
+        share = share / share.sum(dim=1, keepdim=True)
+        return (patches * share.unflatten(1, (-1, *[1] * (tokens.dim() - 2)))).sum(dim=1)
+
+    def patch_grid(self, tokens: Tensor, frames: int, mel_bins: int) -> Tensor:
+        """Tokens (B, S, …) of spectrograms (B, frames, mel_bins) -> patches (B, rows, columns, …).
+
+        For tokens in their places: without patchout and without token merging.
+        """
+        grid = self.config.grid_shape(frames, mel_bins)
+        return tokens[:, self.config.num_special_tokens :].unflatten(1, grid)
+
 
 class ASTMLPHead(nn.Module):
-    """The classification head: LayerNorm (epsilon as in the encoder) and one linear layer."""
+    """The classification head: LayerNorm, unless the encoder ends with it, and one linear layer."""
 
     def __init__(self, config: ASTConfig):
         super().__init__()
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm: nn.Module = nn.Identity()
+        if config.final_norm != "after_pooling":
+            eps = config.layer_norm_eps if config.head_norm_eps is None else config.head_norm_eps
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=eps)
         size = (config.hidden_size, config.num_labels)
         self.dense = nn.Linear(*size) if config.num_labels else nn.Identity()
 

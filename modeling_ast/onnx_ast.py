@@ -85,7 +85,7 @@ class OnnxModel:
         inputs = input_values.numpy()
         lengths = np.full(len(inputs), inputs.shape[1])
         if attention_mask is not None:
-            shortest = 1 if self.input_name == "waveform" else self.config.patch_size
+            shortest = 1 if self.input_name == "waveform" else self.config.patch_shape[1]
             inputs = inputs * attention_mask.numpy().reshape(
                 *attention_mask.shape, *[1] * (inputs.ndim - 2)
             )

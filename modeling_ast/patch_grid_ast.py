@@ -1,15 +1,15 @@
 """Geometry of the patch grid: how a spectrogram is cut, which patches are sound, where they sit.
 
-A spectrogram of T frames x F mel bins is cut into square patches of `patch_size`, one every
-`time_stride` frames and every `frequency_stride` bins (paper, section 2.1):
+A spectrogram of T frames x F mel bins is cut into patches of `patch_shape` (mel bins, frames), one
+every `time_stride` frames and every `frequency_stride` bins (paper, section 2.1):
 
-    rows    = (F - patch_size) // frequency_stride + 1      (frequency)
-    columns = (T - patch_size) // time_stride + 1           (time)
+    rows    = (F - mel bins of a patch) // frequency_stride + 1
+    columns = (T - frames of a patch) // time_stride + 1
 
 Patches are numbered row by row: patch = row * columns + column. A position table has one vector per
-patch, behind the two that belong to the class and the distillation token:
+patch, behind those of the special tokens (AST: two, class and distillation token):
 
-    table (1, 2 + rows * columns, D)
+    table (1, special + rows * columns, D)
 """
 
 import torch
@@ -17,29 +17,32 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers.utils.import_utils import is_tracing
 
-NUM_SPECIAL_TOKENS = 2  # class and distillation token, DeiT's pair
-
 
 def grid_shape(
-    frames: int, mel_bins: int, patch_size: int, frequency_stride: int, time_stride: int
+    frames: int,
+    mel_bins: int,
+    patch_shape: tuple[int, int],
+    frequency_stride: int,
+    time_stride: int,
 ) -> tuple[int, int]:
     """Rows and columns of the patch grid of a spectrogram.
 
     Raises:
         ValueError: when the spectrogram is smaller than one patch.
     """
-    if frames < patch_size or mel_bins < patch_size:
+    patch_bins, patch_frames = patch_shape
+    if frames < patch_frames or mel_bins < patch_bins:
         raise ValueError(
             f"Got a spectrogram of {frames} frames x {mel_bins} mel bins, smaller than one patch "
-            f"of {patch_size} x {patch_size}. Pad the features to at least {patch_size} frames "
+            f"of {patch_frames} x {patch_bins}. Pad the features to at least {patch_frames} frames "
             "(ASTFeatureExtractor(padding='max_length') does)."
         )
-    rows = (mel_bins - patch_size) // frequency_stride + 1
-    columns = (frames - patch_size) // time_stride + 1
+    rows = (mel_bins - patch_bins) // frequency_stride + 1
+    columns = (frames - patch_frames) // time_stride + 1
     return rows, columns
 
 
-def count_valid_columns(attention_mask: Tensor, patch_size: int, time_stride: int) -> Tensor:
+def count_valid_columns(attention_mask: Tensor, patch_frames: int, time_stride: int) -> Tensor:
     """Patch columns that hold nothing but sound, per clip: (B, T) of 0/1 -> (B,), at least 1.
 
     A clip shorter than one patch keeps its first column, so that its sound is heard at all and its
@@ -59,7 +62,7 @@ def count_valid_columns(attention_mask: Tensor, patch_size: int, time_stride: in
                 f"The attention_mask of clip {clip} is not ones, then zeros: sound comes first, "
                 "padding last (ASTFeatureExtractor(padding='longest') pads so)."
             )
-    return ((valid_frames - patch_size).clamp(min=0) // time_stride) + 1
+    return ((valid_frames - patch_frames).clamp(min=0) // time_stride) + 1
 
 
 def patch_mask(valid_columns: Tensor, rows: int, columns: int) -> Tensor:
@@ -68,22 +71,24 @@ def patch_mask(valid_columns: Tensor, rows: int, columns: int) -> Tensor:
     return is_valid[:, None, :].expand(-1, rows, -1).flatten(1)
 
 
-def resize_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resize_position_table(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], num_special_tokens: int = 2
+) -> Tensor:
     """Fit a position table to another grid when a checkpoint is loaded.
 
     The rule of the original code (`ASTModel.__init__`): an axis that gets shorter is cut from the
     middle, one that gets longer is interpolated (bilinear, corners not aligned), time first.
 
     Args:
-        table: (1, 2 + old rows * old columns, D).
+        table: (1, special + old rows * old columns, D).
         old, new: (rows, columns).
 
     Returns:
-        (1, 2 + new rows * new columns, D); the two special tokens' vectors are copied.
+        (1, special + new rows * new columns, D); the special tokens' vectors are copied.
     """
     if old == new:
         return table
-    special, patches = table[:, :NUM_SPECIAL_TOKENS], table[:, NUM_SPECIAL_TOKENS:]
+    special, patches = table[:, :num_special_tokens], table[:, num_special_tokens:]
     grid = patches.transpose(1, 2).unflatten(2, old)  # (1, D, rows, columns)
     grid = _cut_or_interpolate(grid, axis=3, length=new[1])
     grid = _cut_or_interpolate(grid, axis=2, length=new[0])
@@ -104,6 +109,7 @@ def run_time_positions(
     trained: tuple[int, int],
     grid: tuple[int, int],
     valid_columns: Tensor | None,
+    num_special_tokens: int = 2,
 ) -> Tensor:
     """Patch positions for the spectrograms at hand, whose grid may differ from the trained one.
 
@@ -112,7 +118,7 @@ def run_time_positions(
     its positions do not depend on what it is batched with.
 
     Args:
-        table: (1, 2 + rows * columns, D) for the `trained` grid (rows, columns).
+        table: (1, special + rows * columns, D) for the `trained` grid (rows, columns).
         grid: (rows, columns) of this batch.
         valid_columns: (B,) columns of sound per clip; None: all of them.
 
@@ -121,8 +127,8 @@ def run_time_positions(
     """
     rows, columns = grid
     if rows != trained[0]:
-        table = resize_position_table(table, trained, (rows, trained[1]))
-    positions = table[:, NUM_SPECIAL_TOKENS:].unflatten(1, (rows, trained[1]))
+        table = resize_position_table(table, trained, (rows, trained[1]), num_special_tokens)
+    positions = table[:, num_special_tokens:].unflatten(1, (rows, trained[1]))
     # A number that is not known while a graph is exported takes the general way, which for a
     # shorter clip comes to the same.
     if not isinstance(columns, torch.SymInt) and columns <= trained[1]:

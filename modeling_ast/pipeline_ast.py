@@ -36,8 +36,7 @@ from .scores_ast import LabelScore, pool_windows, scores_from_logits, top_labels
 
 _MODEL_TYPE = "audio-spectrogram-transformer"
 _FRAME_MODEL_TYPE = "ast-frame-classification"
-_FRAMES_PER_SECOND = 100
-_LAST_FRAME_S = 0.015  # the last 25 ms frame extends 15 ms beyond its hop
+_SHORTEST_S = 0.01  # of a window: one frame's step, as AST has it
 
 
 def cut_windows(
@@ -184,7 +183,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             if seconds is not None:
                 if not 0 < seconds < math.inf:
                     raise ValueError(f"{name} must be a positive number of seconds, got {seconds}.")
-                if seconds < 1 / _FRAMES_PER_SECOND:
+                if seconds < _SHORTEST_S:
                     raise ValueError(f"{name} must be at least one frame, 0.01 s, got {seconds}.")
                 preprocess_params[name] = seconds
         if return_timestamps is not None:
@@ -234,18 +233,17 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         nothing is made of them.
         """
         extractor = self.feature_extractor
-        rate = extractor.sampling_rate
+        rate, filterbank = extractor.sampling_rate, extractor.filterbank
         max_length = self.model.config.max_length
         chunk, hop = self.window_samples(chunk_length_s, hop_length_s)
         # A checkpoint trained with masks gets its windows unpadded but for one patch; one trained
         # on padded spectrograms, as all published ones were, gets them padded.
         if extractor.return_attention_mask:
-            padded_length = self.model.config.patch_size
+            padded_length = self.model.config.patch_shape[1]
         else:
-            frames = int((chunk / rate - _LAST_FRAME_S) * _FRAMES_PER_SECOND)
-            padded_length = max(max_length, frames)
-        # Less than a frame's step (10 ms) beyond a window holds no further frame.
-        shortest_rest = rate // _FRAMES_PER_SECOND
+            padded_length = max(max_length, filterbank.num_frames(chunk))
+        # Less than a frame's step beyond a window holds no further frame.
+        shortest_rest = filterbank.frame_shift
         windows = cut_windows(extractor.stream_audio(sound), chunk, hop, shortest_rest)
         for start, samples, is_last in itertools.islice(windows, first_window, None):
             features = extractor(
@@ -303,8 +301,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
     @property
     def _column_samples(self) -> int:
         """From one column of a frame model to the next."""
-        rate = self.feature_extractor.sampling_rate
-        return self.model.config.time_stride * rate // _FRAMES_PER_SECOND
+        return self.model.config.time_stride * self.feature_extractor.filterbank.frame_shift
 
     def window_samples(
         self, chunk_length_s: float | None = None, hop_length_s: float | None = None
@@ -315,8 +312,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         """
         rate = self.feature_extractor.sampling_rate
         if chunk_length_s is None:
-            length_s = self.model.config.max_length / _FRAMES_PER_SECOND + _LAST_FRAME_S
-            chunk = int(length_s * rate)
+            chunk = self.feature_extractor.filterbank.num_samples(self.model.config.max_length)
         else:
             chunk = round(chunk_length_s * rate)
         hop = chunk // 2 if hop_length_s is None else round(hop_length_s * rate)
@@ -337,9 +333,10 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
     def columns_of_sound(self, scores: torch.Tensor, samples: int) -> np.ndarray:
         """A window's scores (columns, labels), without columns that hold padding."""
-        config, rate = self.model.config, self.feature_extractor.sampling_rate
-        frames = int((samples / rate - _LAST_FRAME_S) * _FRAMES_PER_SECOND + 1e-6)
-        return scores[: count_columns(frames, config.time_stride, config.patch_size)].cpu().numpy()
+        config = self.model.config
+        frames = self.feature_extractor.filterbank.num_frames(samples)
+        columns = count_columns(frames, config.time_stride, config.patch_shape[1])
+        return scores[:columns].cpu().numpy()
 
     def _columns(
         self, windows: list[dict[str, Any]], scores: list[torch.Tensor]
@@ -356,7 +353,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         stitched = stitch(of_sound, hop // self._column_samples)
         duration = (windows[-1]["start"] + windows[-1]["samples"]) / rate
         spans = column_spans(
-            len(stitched), config.time_stride, config.patch_size, duration=duration
+            len(stitched), config.time_stride, config.patch_shape[1], duration=duration
         )
         return [(start, end) for start, end in spans.tolist()], torch.from_numpy(stitched)
 

@@ -9,6 +9,7 @@ to the new grid by the original code's rule (`resize_position_table`).
 """
 
 import copy
+import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -140,7 +141,8 @@ class ASTPreTrainedModel(PreTrainedModel):
         hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
         # Through the class, so that fields which the file leaves out have their defaults.
-        source = cls.config_class(**{name: stored[name] for name in _GEOMETRY if name in stored})
+        fields = (*_GEOMETRY, "patch_size", "time_patch_size")
+        source = cls.config_class(**{name: stored[name] for name in fields if name in stored})
         if config is not None:
             asked = {**{name: getattr(config, name) for name in _GEOMETRY}, **asked}
             kwargs["config"] = config = copy.deepcopy(cls._with_our_fields(config))
@@ -210,7 +212,10 @@ class ASTPreTrainedModel(PreTrainedModel):
         )
         if self.config.trained_grid != old_grid:
             table = resize_position_table(
-                embeddings.position_embeddings, old_grid, self.config.trained_grid
+                embeddings.position_embeddings,
+                old_grid,
+                self.config.trained_grid,
+                self.config.num_special_tokens,
             )
             embeddings.position_embeddings = nn.Parameter(table)
 
@@ -223,6 +228,113 @@ class ASTPreTrainedModel(PreTrainedModel):
         if getattr(self.config, "custom_pipelines", None) and not pipeline.is_file():
             del self.config.custom_pipelines
         super().save_pretrained(save_directory, *args, **kwargs)
+        # safetensors writes for the owner only; whoever may read the config may read the weights.
+        config = Path(save_directory) / "config.json"
+        if config.is_file():  # not where only one process writes
+            for weights in Path(save_directory).glob("*.safetensors"):
+                weights.chmod(config.stat().st_mode)
         if getattr(self.config, "custom_pipelines", None):
             for file in (pipeline, *get_relative_import_files(pipeline)):
                 shutil.copy(file, save_directory)
+
+
+class ConvertibleMixin:
+    """What `ASTForAudioClassification` can start from, and be turned into.
+
+    The readers of other code bases' files belong to the installed package, `conversion_ast.py`:
+    they do not travel with checkpoints.
+    """
+
+    @classmethod
+    def from_vision_checkpoint(cls, path: str | os.PathLike, config: ASTConfig) -> Any:
+        """Start from a vision transformer trained on images (paper, section 2.2).
+
+        The patch weights of the three colour channels are summed (as the original code does; the
+        paper says averaged), the position table is fitted to the spectrogram's grid, and a
+        checkpoint with a class token only gives it to both special tokens. The head stays random.
+
+        Args:
+            path: DeiT or ViT weights: a timm-layout `.pth` or `.safetensors` file, or a
+                `transformers` DeiT/ViT folder.
+            config: the AST to build; its width, depth and patch size must be the checkpoint's.
+
+        Raises:
+            ValueError: when the checkpoint is of another kind or does not fit `config`.
+        """
+        model: Any = cls(config)  # type: ignore[call-arg]
+        state = _conversion().read_vision_checkpoint(path, config)
+        model.audio_spectrogram_transformer.load_state_dict(state)
+        return model
+
+    @classmethod
+    def from_original_checkpoint(
+        cls,
+        path: str | os.PathLike,
+        *,
+        frequency_stride: int = 10,
+        time_stride: int = 10,
+        max_length: int = 1024,
+        num_mel_bins: int = 128,
+        num_attention_heads: int | None = None,
+        **config_fields: Any,
+    ) -> Any:
+        """Read a `.pth` of the original AST code (github.com/YuanGongND/ast), of any size.
+
+        Width, depth, patch size and number of labels are read from the weights; what cannot be is
+        asked for. LayerNorm's epsilon is 1e-6 throughout (the original's head has 1e-5: a
+        difference of about 1e-5 in the logits).
+
+        Args:
+            path: the file, with or without the `module.` that `DataParallel` writes before names.
+            frequency_stride, time_stride: `fstride` and `tstride` of the original code.
+            max_length: `input_tdim`, in frames of 10 ms.
+            num_mel_bins: `input_fdim`.
+            num_attention_heads: needed only for widths other than the original's 192, 384 and 768.
+            **config_fields: of `ASTConfig`: `id2label`, `problem_type`, ….
+
+        Raises:
+            ValueError: when the file is no AST checkpoint, or its position table has another size
+                than these numbers give; the message names strides and lengths that would fit. Also
+                when the file is a pickle that would run code.
+        """
+        config, state = _conversion().read_original_checkpoint(
+            path,
+            frequency_stride=frequency_stride,
+            time_stride=time_stride,
+            max_length=max_length,
+            num_mel_bins=num_mel_bins,
+            num_attention_heads=num_attention_heads,
+            **config_fields,
+        )
+        model: Any = cls(config)  # type: ignore[call-arg]
+        model.load_state_dict(state)
+        return model.eval()
+
+    def to_original_state_dict(self) -> dict[str, Tensor]:
+        """The weights under the original code's names, bit for bit; see `conversion_ast.py`.
+
+        The original code reads them with `strict=False`, as the two unused image heads are absent;
+        `ast-convert` adds these as zeros. It rebuilds the model from `fstride`, `tstride`,
+        `input_tdim`, `input_fdim` and a size, tiny224, small224 or base384.
+
+        Raises:
+            ValueError: for a model that the original code cannot compute.
+        """
+        model: Any = self
+        if not model.config.is_native:
+            raise ValueError(
+                "The original AST code cannot compute this model: its special tokens, pooling, "
+                "patches or spectrograms are others."
+            )
+        return _conversion().ast_to_original(model.state_dict())
+
+
+def _conversion() -> Any:
+    try:
+        # By name: an import statement would make this file need the package wherever it is copied.
+        return importlib.import_module("modeling_ast.conversion_ast")
+    except ImportError as error:
+        raise ValueError(
+            "Files of other code bases are read by the installed package only, not by the code "
+            "beside a checkpoint: pip install audio-spectrogram-transformer."
+        ) from error

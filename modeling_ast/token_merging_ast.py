@@ -1,17 +1,15 @@
 """Token merging (ToMe, Bolya et al., arXiv 2210.09461): fewer tokens from layer to layer.
 
-    tokens (B, 2 + N, D), sizes (B, 2 + N)  ->  (B, 2 + N - r, D), (B, 2 + N - r)
+    tokens (B, S, D), sizes (B, S)  ->  (B, S - r, D), (B, S - r)       S = special + N
 
 A token's size is the number of patches in it; 0 marks padding. Sound stands first in each clip,
-padding last. The two special tokens are never merged. Which of a clip's tokens are merged depends
+padding last. Special tokens are never merged. Which of a clip's tokens are merged depends
 on its own sound only, so its logits do not depend on what it is batched with.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-
-from .patch_grid_ast import NUM_SPECIAL_TOKENS
 
 
 def start_merging(tokens: Tensor, is_valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -31,7 +29,9 @@ def size_bias(sizes: Tensor, dtype: torch.dtype) -> Tensor:
     return sizes.log().to(dtype)[:, None, None, :]
 
 
-def merge_tokens(tokens: Tensor, keys: Tensor, sizes: Tensor, merged: int) -> tuple[Tensor, Tensor]:
+def merge_tokens(
+    tokens: Tensor, keys: Tensor, sizes: Tensor, merged: int, num_special_tokens: int = 2
+) -> tuple[Tensor, Tensor]:
     """Merge the `merged` most similar pairs of each clip, at most half of its tokens.
 
     Bipartite soft matching (the paper's section 3, "Bipartite Soft Matching"): every second token
@@ -39,7 +39,7 @@ def merge_tokens(tokens: Tensor, keys: Tensor, sizes: Tensor, merged: int) -> tu
     token is the mean of its patches and stays in its place.
 
     Args:
-        tokens: (B, S, D), two special tokens first, padding last.
+        tokens: (B, S, D), special tokens first, padding last.
         keys: (B, heads, S, head size): the layer's attention keys, whose cosine, averaged over
             heads, is the similarity.
         sizes: (B, S), 0 for padding.
@@ -49,14 +49,14 @@ def merge_tokens(tokens: Tensor, keys: Tensor, sizes: Tensor, merged: int) -> tu
         tokens (B, S - r, D), sizes (B, S - r). A clip with fewer than 2 r tokens of sound merges
         half of them; what it lacks is padding.
     """
-    special, tokens = tokens[:, :NUM_SPECIAL_TOKENS], tokens[:, NUM_SPECIAL_TOKENS:]
-    special_sizes, sizes = sizes[:, :NUM_SPECIAL_TOKENS], sizes[:, NUM_SPECIAL_TOKENS:]
+    special, tokens = tokens[:, :num_special_tokens], tokens[:, num_special_tokens:]
+    special_sizes, sizes = sizes[:, :num_special_tokens], sizes[:, num_special_tokens:]
     count = tokens.shape[1]
     merged = min(merged, count // 2)
     if merged == 0:
         return torch.cat([special, tokens], dim=1), torch.cat([special_sizes, sizes], dim=1)
 
-    key = normalize(keys[:, :, NUM_SPECIAL_TOKENS:].float().mean(dim=1), dim=-1)
+    key = normalize(keys[:, :, num_special_tokens:].float().mean(dim=1), dim=-1)
     similarity = key[:, ::2] @ key[:, 1::2].transpose(1, 2)  # (B, proposers, others)
     both_valid = (sizes[:, ::2, None] > 0) & (sizes[:, None, 1::2] > 0)
     score, partner = similarity.masked_fill(~both_valid, -torch.inf).max(dim=2)

@@ -6,6 +6,7 @@
     ast-benchmark cold
     ast-benchmark pipeline --clip_length_s 5 --hidden_size 192 --max_length 512
     ast-benchmark train
+    ast-benchmark descendants --threads 1
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
 
 Cases alternate after a warm-up, so that a machine that gets busier slows all of them alike; the
@@ -48,6 +49,11 @@ BENCHMARKS = {
         options.TrainOptions,
         "a training step: native AST, ours, ours with PaSST's patchout",
         "benchmarks.step:benchmark_train",
+    ),
+    "descendants": Subcommand(
+        options.DescendantsOptions,
+        "sounds to logits: AST and its descendants, as published, with random weights",
+        "benchmarks.descendants:benchmark_descendants",
     ),
     "accuracy": Subcommand(
         options.AccuracyOptions,

@@ -1,13 +1,17 @@
-"""Convert AST checkpoints: the original code's `.pth` to a Hugging Face folder, and back.
+"""Convert checkpoints: weights of other code bases to a Hugging Face folder, and AST's back.
 
-    ast-convert audioset_10_10_0.4593.pth --variant ast-audioset-10-10-0.4593 --output ast-audioset
+    ast-convert audiotransformer_tiny_mAP_4814.pt --output ced-tiny
+    ast-convert model.safetensors --variant ced-tiny --output ced-tiny
     ast-convert my_ast.pth my-ast --labels audioset
     ast-convert ast-audioset audioset.pth
 
-The direction follows from the first argument: a file or a folder. `--variant` names one of the
-author's published checkpoints: geometry, labels, statistics and card are those of its folder in
-`hub_configs`, and the result is a complete Hub repository. Of any other `.pth`, strides, length and
-mel bins are those that it was trained with; a wrong one is noticed, and what would fit is named.
+Names and shapes of the tensors tell whose weights they are: the original AST's, those of its
+descendants (PaSST, SSAST, AudioMAE, CED, Dasheng), or those of an image transformer to start from.
+What they do not tell, as the strides, is taken as in the published models and said; a number that
+does not fit is noticed. An AST checkpoint folder is written as the original code's `.pth`.
+
+`--variant` names one of the authors' published checkpoints: geometry, labels, statistics and card
+are those of its folder in `hub_configs`, and the result is a complete Hub repository.
 """
 
 from collections.abc import Sequence
@@ -16,15 +20,22 @@ from pathlib import Path
 
 from .common.options import Options, run_command, setting
 
-_TRAINED_WITH = "what the .pth was trained with"
+_TRAINED_WITH = "what the weights were trained with, where they do not tell or it is another"
 
 
 @dataclass
 class ConvertOptions(Options):
-    source: Path = setting(Path(), "an original .pth, or a checkpoint folder", positional="1")
+    source: Path = setting(
+        Path(), "a .pth, .pt or .safetensors, a folder with one, or an AST folder", positional="1"
+    )
     target: Path | None = setting(None, "the folder, or the .pth, to write", positional="?")
     output: Path | None = setting(None, "the same as the second word")
     variant: str | None = setting(None, "name of a published checkpoint: a folder of hub_configs")
+    family: str | None = setting(
+        None,
+        "whose weights they are, where they look like another's: a fine-tuned SSAST with 16 x 16 "
+        "patches looks like an AST",
+    )
     labels: str | None = setting(
         None, "JSON list of label names, or the name of one of ours: audioset, esc50, …"
     )
@@ -33,52 +44,69 @@ class ConvertOptions(Options):
         "what the scores mean; AudioSet models are multi-label",
         choices=("single_label_classification", "multi_label_classification", "regression"),
     )
-    frequency_stride: int = setting(10, "fstride", at_least=1, group=_TRAINED_WITH)
-    time_stride: int = setting(10, "tstride", at_least=1, group=_TRAINED_WITH)
-    max_length: int = setting(1024, "input_tdim", at_least=16, group=_TRAINED_WITH)
-    num_mel_bins: int = setting(128, "input_fdim", at_least=16, group=_TRAINED_WITH)
+    frequency_stride: int | None = setting(
+        None, "fstride; AST: 10", at_least=1, group=_TRAINED_WITH
+    )
+    time_stride: int | None = setting(None, "tstride; AST: 10", at_least=1, group=_TRAINED_WITH)
+    max_length: int | None = setting(
+        None, "input_tdim, in frames; AST: 1024", at_least=1, group=_TRAINED_WITH
+    )
+    num_mel_bins: int | None = setting(
+        None, "input_fdim; AST: 128", at_least=1, group=_TRAINED_WITH
+    )
     num_attention_heads: int | None = setting(
         None, "only for widths of your own", at_least=1, group=_TRAINED_WITH
     )
+    pooling: str | None = setting(
+        None,
+        "what the head hears; special_tokens for an SSAST that was fine-tuned with ft_cls",
+        choices=("special_tokens", "patches"),
+        group=_TRAINED_WITH,
+    )
 
 
-_OF_A_FILE = (
-    "labels", "problem_type", "frequency_stride", "time_stride", "max_length", "num_mel_bins",
-    "num_attention_heads",
+_OF_WEIGHTS = (
+    "labels", "problem_type", "family", "frequency_stride", "time_stride", "max_length",
+    "num_mel_bins", "num_attention_heads", "pooling",
 )  # fmt: skip
 
 
 def convert(options: ConvertOptions) -> None:
-    """Convert in the direction that the first word says: a file, or a folder.
+    """Convert in the direction that the first word says: others' weights, or an AST folder.
 
     Raises:
         ValueError: when something is missing, or does not fit together.
     """
     from .publishing.conversion import (
         folder_to_original,
-        original_to_folder,
-        original_to_repository,
+        is_checkpoint_folder,
+        weights_to_folder,
+        weights_to_repository,
     )
 
     source, result = options.source, options.target or options.output
     if result is None or (options.target is not None and options.output is not None):
         raise ValueError("Say once what to write: ast-convert SOURCE TARGET, or --output.")
-    defaults = ConvertOptions()
-    changed = [n for n in _OF_A_FILE if getattr(options, n) != getattr(defaults, n)]
-    if source.is_dir():
-        if changed or options.variant:
-            option = changed[0] if changed else "variant"
-            raise ValueError(f"--{option} is for a .pth; {source} is a checkpoint folder.")
-        folder_to_original(source, result)
-    elif not source.is_file():
+    if not source.exists():
         raise ValueError(f"No such file or folder: {source}")
+    given = {name: getattr(options, name) for name in _OF_WEIGHTS}
+    given = {name: value for name, value in given.items() if value is not None}
+    is_back = source.is_dir() and (is_checkpoint_folder(source) or result.suffix == ".pth")
+    if is_back:
+        if given or options.variant:
+            raise ValueError(
+                "--labels, --problem-type and --variant are for a .pth, which names none, as are "
+                f"the numbers that it was trained with; {source} is a checkpoint folder."
+            )
+        folder_to_original(source, result)
     elif options.variant is None:
-        settings = {name: getattr(options, name) for name in _OF_A_FILE}
-        original_to_folder(source, result, **settings)
+        for note in weights_to_folder(source, result, **given):
+            print(note)
     else:
-        if changed:
-            raise ValueError(f"--variant fixes geometry and labels: leave out --{changed[0]}.")
-        original_to_repository(source, result, options.variant)
+        if given:
+            option = next(iter(given))
+            raise ValueError(f"--variant fixes geometry and labels: leave out --{option}.")
+        weights_to_repository(source, result, options.variant)
     print(f"Wrote {result}")
 
 

@@ -91,6 +91,20 @@ def test_pipeline(tmp_path, capsys):
 
 
 @pytest.mark.slow  # three processes
+def test_descendants(tmp_path, capsys):
+    path = tmp_path / "descendants.json"
+    options = ["--clip_length_s=0.5", "--repeats=1", "--threads=1", f"--json={path}"]
+    benchmark(["descendants", "--models", "ced-tiny", "ssast-tiny-frame-400", *options])
+    assert "ssast-tiny-frame-400" in capsys.readouterr().out
+    written = json.loads(path.read_text())
+    assert [case["case"] for case in written["cases"]] == ["ced-tiny", "ssast-tiny-frame-400"]
+    # One hears half a second, the other pads it to 10 s.
+    assert written["cases"][1]["times_faster"] < 1
+    assert all(memory > 0 for memory in written["peak_memory_in_MiB"].values())
+    with pytest.raises(ValueError, match="ced-huge is no folder of hub_configs"):
+        benchmark(["descendants", "--models", "ced-huge"])
+
+
 def test_train(tmp_path, capsys):
     path = tmp_path / "train.json"
     sizes = ["--batch_size=2", "--max_length=96", "--hidden_size=64", "--num_hidden_layers=1"]

@@ -28,7 +28,7 @@ def test_bundled_names_and_folders(tmp_path, monkeypatch):
     assert checkpoint_folder("somebody/model") == "somebody/model"
 
 
-@pytest.mark.parametrize("name", ["./nothing", "/no/such", "~/x", "a/b/c", "runs/", ""])
+@pytest.mark.parametrize("name", ["./nothing", "/no/such", "~/x", "a/b/c", "nowhere/", ""])
 def test_paths_are_no_hub_names(name):
     with pytest.raises(ValueError, match=rf"No such checkpoint folder: {name}.*{DEFAULT_MODEL}"):
         resolve_checkpoint(name)

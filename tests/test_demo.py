@@ -102,7 +102,7 @@ def test_page_functions(classifier, recording, tmp_path):
     assert len(scores["value"]) == 5
     assert scores["label"] == "Highest score at any time"
     events = sound.heard.events(EventRules(0.05))
-    assert [row[2] for row in table] == [event.label.replace("_", " ") for event in events]
+    assert [row[1] for row in table] == [event.label.replace("_", " ") for event in events]
     with open(download["value"], encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [event.label for event in events]

@@ -286,6 +286,25 @@ def test_multi_label(tmp_path, problem_type):
     assert "mAP" in format_report(report)
 
 
+def test_names_are_text_wherever_they_appear(tmp_path, capsys):
+    """No formula in a table, no escape sequence in a terminal, no mathematics in a picture."""
+    labels = ["$x_1^$", "=SUM(A1)", "-red"]
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", labels=labels, seed=3)
+    for number, label in enumerate(labels):
+        for name in ("=1+1.flac", "+2.flac", "\x1b]0;title\x07.flac"):
+            file = tmp_path / "sounds" / label / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encode(tone(300.0 * (1 + number), seed=len(name))))
+    report = evaluate(checkpoint, tmp_path / "sounds", tmp_path / "report")
+    assert report["mistakes"]
+    assert "\x1b" not in format_report(report)
+    assert (tmp_path / "report" / "confusion_matrix.png").stat().st_size > 5000
+    with (tmp_path / "report" / "per_class.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert "'=SUM(A1)" in cells
+
+
 def test_pictures_of_many_classes_stay_readable(tmp_path):
     random = np.random.default_rng(0)
     clips = ScoredClips(random.dirichlet(np.ones(300), 400), random.integers(0, 300, 400))

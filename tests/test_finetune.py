@@ -20,6 +20,7 @@ from modeling_ast import ASTForAudioClassification
 from scripts import classify, finetune_accelerate
 from scripts.data.batches import Collator
 from scripts.training.options import FinetuneOptions
+from scripts.training.start import open_data, start_model
 from scripts.training.with_accelerate import finetune
 
 from .conftest import REPOSITORY, TINY_RECIPE
@@ -191,7 +192,7 @@ def test_errors_take_one_line(tmp_path, command):
         ([str(recipe), parquet], "unknown option 'num_epoch'. Did you mean 'num_epochs'?"),
         (
             ["nowhere.yaml", parquet],
-            "neither a file nor one of the bundled arabic_speech_commands.yaml",
+            "There is no recipe nowhere.yaml, neither as a file nor among ours: arabic_speech",
         ),
         ([], "Name a dataset, for example my_sounds/"),
         ([str(tmp_path / "no")], "No such folder or file"),
@@ -226,6 +227,30 @@ def test_starts_from_checkpoints(tmp_path, native_folder, start):
     model = ASTForAudioClassification.from_pretrained(tmp_path / "r" / "checkpoint")
     assert model.config.num_labels == 3
     assert model.config.hidden_size == {"native": 48, "vision": 64}[start]
+
+
+def test_geometry_is_the_checkpoints_unless_asked_otherwise(tmp_path, native_folder):
+    data = open_data(FinetuneOptions(dataset=str(write_class_folders(tmp_path / "sounds", 2))))
+
+    def start(**options):
+        model, extractor = start_model(FinetuneOptions(**options), data)
+        config = model.config
+        assert (extractor.max_length, extractor.num_mel_bins) == (
+            config.max_length,
+            config.num_mel_bins,
+        )
+        return (
+            (config.max_length, config.num_mel_bins),
+            (config.frequency_stride, config.time_stride),
+            model.base_model.embeddings.position_embeddings.shape[1] - 2,
+        )
+
+    assert start(model=str(native_folder)) == ((128, 64), (10, 10), 5 * 12)
+    assert start(model=str(native_folder), max_length=58) == ((58, 64), (10, 10), 5 * 5)
+    assert start() == ((512, 128), (16, 16), 256)  # the bundled checkpoint, offline
+    assert start(time_stride=8) == ((512, 128), (16, 8), 8 * 63)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    assert start(model="scratch", mean=0.0, std=1.0, **small)[:2] == ((1024, 128), (10, 10))
 
 
 @pytest.mark.slow

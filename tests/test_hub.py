@@ -1,5 +1,6 @@
 """To the Hub and back: a real HTTP round trip through a local server, errors, atomic pushes."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,19 +18,19 @@ from huggingface_hub.utils import _http
 from transformers import Trainer, TrainingArguments, pipeline
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTForAudioClassification, convert_checkpoint
 from scripts.common.bundled import hub_configs_folder
 from scripts.publishing.repository import push, write_repository
 from scripts.push_to_hub import main
 
-from .conftest import REPOSITORY
+from .conftest import GOLDEN, REPOSITORY
 from .hub_server import HubServer
 
 TOKEN = "hf_averysecrettoken"
 LABELS = ["dog", "rooster", "rain", "clock_tick", "sneezing"]
 MODEL_CODE = {
     *("configuration_ast.py", "modeling_ast.py", "patch_grid_ast.py", "pretrained_ast.py"),
-    *("conversion_ast.py", "loss_ast.py", "patchout_ast.py", "token_merging_ast.py"),
+    *("loss_ast.py", "patchout_ast.py", "token_merging_ast.py"),
     *("naming_ast.py", "versions_ast.py", "weights_ast.py"),
     "pooling_ast.py",
 }
@@ -163,6 +164,70 @@ model = AutoModelForAudioClassification.from_pretrained({"someone/my-sounds"!r},
     lines = in_clean_process(packaged, hub, tmp_path / "packaged", with_package=True)
     assert lines[0].split()[0] == "rain"
     assert len(lines) == 3
+
+
+def test_a_descendant_is_computed_by_our_code_or_not_at_all(hub, tmp_path):
+    """Plain transformers refuses; with remote code or the package, it is the same."""
+    converted = convert_checkpoint(GOLDEN / "families" / "ced.pth", num_attention_heads=3)
+    folder = tmp_path / "checkpoint"
+    converted.model.save_pretrained(folder)
+    converted.feature_extractor.save_pretrained(folder)
+    push(folder, "someone/ced")
+    files = hub.files("someone/ced")
+    assert set(files) == COMPLETE | {".gitattributes"}
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert len(examples(hub, "someone/ced")) == 2  # none for plain transformers
+
+    without_code = json.loads((folder / "config.json").read_text())
+    del without_code["auto_map"]
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(without_code))
+    script = f"""
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+for load in (
+    lambda: AutoModelForAudioClassification.from_pretrained("someone/ced", trust_remote_code=False),
+    lambda: AutoFeatureExtractor.from_pretrained("someone/ced", trust_remote_code=False),
+    lambda: pipeline("audio-classification", "someone/ced", trust_remote_code=False),
+    lambda: AutoConfig.from_pretrained({str(tmp_path / "bare")!r}),
+):
+    try:
+        load()
+        print("loaded")
+    except ValueError as error:
+        text = str(error)
+        print("trust_remote_code" in text, "`ast-family`" in text)
+"""
+    lines = in_clean_process(script, hub, tmp_path / "plain", with_package=False)
+    assert lines == ["True False"] * 3 + ["False True"]
+
+    waveform = (0.3 * np.sin(0.1 * np.arange(20000))).astype(np.float32)
+    inputs = converted.feature_extractor(waveform, 16000, return_tensors="pt")
+    with torch.no_grad():
+        expected = converted.model(**inputs).logits[0].tolist()
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    for module, options, start in (
+        ("transformers_modules", {"trust_remote_code": True}, ""),
+        ("modeling_ast", {}, "import modeling_ast"),
+    ):
+        script = f"""
+{start}
+import numpy, torch
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+torch.set_num_threads(1)
+extractor = AutoFeatureExtractor.from_pretrained("someone/ced", **{options})
+model = AutoModelForAudioClassification.from_pretrained("someone/ced", **{options}).eval()
+waveform = (0.3 * numpy.sin(0.1 * numpy.arange(20000))).astype(numpy.float32)
+inputs = extractor(waveform, 16000, return_tensors="pt")
+with torch.no_grad():
+    print(model(**inputs).logits[0].tolist())
+print(type(model).__module__.partition(".")[0])
+model.save_pretrained("again")
+import hashlib, pathlib
+print(hashlib.sha256(pathlib.Path("again/model.safetensors").read_bytes()).hexdigest())
+"""
+        lines = in_clean_process(script, hub, tmp_path / module, with_package=not options)
+        assert eval(lines[0]) == pytest.approx(expected, abs=1e-6)
+        assert lines[1:] == [module, weights]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from scripts.common.bundled import hub_configs_folder, read_label_names
 from scripts.common.checkpoints import checkpoint_folder
 from scripts.convert import main
 from scripts.publishing.cards import check_card, published_checkpoints
+from scripts.publishing.descendants import descendant_files, published_descendants
 from scripts.publishing.published import published_files
 
 from .conftest import GOLDEN, REPOSITORY, shared
@@ -34,13 +35,19 @@ PUBLISHED = {
     "ast-speech-commands-v2-10-10-0.9812": (146, None),
 }
 names = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+DESCENDANTS = {
+    folder
+    for folder in FOLDERS
+    if json.loads((folder / "config.json").read_text()).get("model_type") == "ast-family"
+}
 
 
 def test_every_published_checkpoint_has_its_folder():
     assert {folder.name for folder in FOLDERS} >= set(PUBLISHED) == set(published_checkpoints())
+    assert {folder.name for folder in DESCENDANTS} == set(published_descendants())
 
 
-@names
+@pytest.mark.parametrize("folder", sorted(set(FOLDERS) - DESCENDANTS), ids=lambda f: f.name)
 def test_native_reads_the_same(folder):
     text = json.loads((folder / "config.json").read_text())
     ours = ASTConfig.from_pretrained(folder)
@@ -86,18 +93,20 @@ def test_forward_pass(folder):
     config = ASTConfig.from_pretrained(folder, num_hidden_layers=1)
     extractor = ASTFeatureExtractor.from_pretrained(folder)
     model = ASTForAudioClassification(config).eval()
-    inputs = extractor(np.zeros(16000, np.float32), sampling_rate=16000, return_tensors="pt")
+    rate = extractor.sampling_rate
+    inputs = extractor(np.zeros(rate, np.float32), sampling_rate=rate, return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits
-    assert inputs["input_values"].shape == (1, config.max_length, 128)
+    assert inputs["input_values"].shape == (1, config.max_length, config.num_mel_bins)
     assert logits.shape == (1, config.num_labels)
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *sorted(folder.name for folder in DESCENDANTS)])
 def test_folders_are_what_the_command_writes(name):
     """`python -m scripts.publishing.published`"""
-    for file, text in published_files(name).items():
+    files = published_files if name in PUBLISHED else descendant_files
+    for file, text in files(name).items():
         assert (HUB_CONFIGS / name / file).read_text() == text, file
 
 

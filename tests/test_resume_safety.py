@@ -123,21 +123,26 @@ def test_results_can_be_read_by_others(interrupted, tmp_path):
         assert file.stat().st_mode == usual, file
 
 
-def test_one_run_at_a_time_in_a_folder(tmp_path):
-    options = FinetuneOptions(dataset="sounds", output=str(tmp_path / "run"))
-    begun = []
-
-    def finetune(_: FinetuneOptions) -> dict:
-        begun.append("once")
+@pytest.mark.parametrize("door", DOORS)
+def test_one_run_at_a_time_in_a_folder(door, tmp_path):
+    sounds = str(write_class_folders(tmp_path / "sounds", 2))
+    options = FinetuneOptions(dataset=sounds, output=str(tmp_path / "run"))
+    with hold(tmp_path / "run"):
+        before = sorted(tmp_path.rglob("*"))
         message = r"run is being written by process \d+ on .*since 20\d\d-.*Wait until it is done"
         with pytest.raises(ValueError, match=message):
-            finetune_folds(finetune, options)
-        return {}
-
-    finetune_folds(finetune, options)
-    assert begun == ["once"]
+            door.finetune(options)
+        assert sorted(tmp_path.rglob("*")) == before
     with hold(tmp_path / "run"):  # it is free again
         pass
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_mistake_leaves_no_folder(door, tmp_path):
+    options = FinetuneOptions(dataset=str(tmp_path / "no"), output=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="No such folder"):
+        door.finetune(options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folds_name_is_no_path(tmp_path):

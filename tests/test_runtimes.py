@@ -224,3 +224,10 @@ def test_return_dict_false(native_folder, input_values):
     model = ASTForAudioClassification.from_pretrained(native_folder)
     (logits,) = model(input_values, return_dict=False)
     assert logits.shape == (3, 5)
+
+
+def test_saved_weights_can_be_read_by_whoever_may_read_the_config(native_folder, tmp_path):
+    ASTForAudioClassification.from_pretrained(native_folder).save_pretrained(tmp_path / "saved")
+    (tmp_path / "plain").touch()
+    modes = {file.stat().st_mode for file in (tmp_path / "saved").iterdir()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}

@@ -81,6 +81,30 @@ class TrainOptions(SizeOptions):
 
 
 @dataclass
+class DescendantsOptions(RepeatedOptions):
+    models: list[str] = setting(
+        [
+            "ast-audioset-10-10-0.4593",
+            "ast-audioset-16-16-0.442",
+            "ced-tiny",
+            "ced-mini",
+            "ced-small",
+            "ced-base",
+            "passt-s-kd-p16-s10-ap486",
+            "passt-s-swa-p16-s16-ap473",
+            "passt-l-kd-p16-s10-ap47",
+            "audiomae-base-ap473",
+            "ssast-tiny-patch-400",
+            "ssast-base-patch-400",
+            "ssast-base-frame-400",
+            "dasheng-base",
+        ],
+        "folders of hub_configs, whose shapes are taken; default: one of each shape",
+    )
+    clip_length_s: float = setting(10.0, "length of a clip in seconds")
+
+
+@dataclass
 class AccuracyOptions(CommonOptions):
     recipe: str = setting(
         "", "a recipe of ours, such as esc10.yaml: columns, geometry, settings", positional="1"

@@ -6,7 +6,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,7 +77,7 @@ def _wait_for_gpu() -> None:
 def report(
     title: str,
     seconds: dict[str, list[float]],
-    units: dict[str, int],
+    units: Mapping[str, float],
     unit: str,
     json_path: Path | None,
     **extra: object,

@@ -1,4 +1,4 @@
-"""What comes with the commands: recipes, label names, cards, and the checkpoint in the box."""
+"""What comes with the commands: recipes, label names, cards, and checkpoints by name."""
 
 import json
 from pathlib import Path

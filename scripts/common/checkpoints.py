@@ -26,8 +26,26 @@ def bundled_checkpoints() -> dict[str, Path]:
 
 
 def checkpoint_folder(name: str) -> str:
-    """The folder of a checkpoint that is bundled with the commands; any other name unchanged."""
-    return name if Path(name).is_dir() else str(bundled_checkpoints().get(name, name))
+    """The folder of a checkpoint that the commands know by name; any other name unchanged.
+
+    Those in the box are in `hub_configs`. The weights of AST's descendants are fetched from their
+    authors and converted when they are asked for the first time.
+
+    Raises:
+        ValueError: when they cannot be fetched; the message says what to do.
+    """
+    if Path(name).is_dir() or "/" in name:
+        return name
+    bundled = bundled_checkpoints()
+    if name in bundled:
+        return str(bundled[name])
+    descendants = hub_configs_folder() / "published_descendants.yaml"
+    if descendants.is_file() and f"\n{name}: " in descendants.read_text(encoding="utf-8"):
+        # Only here: this needs torch, and most commands' names do not.
+        from ..publishing.fetching import fetch_checkpoint
+
+        return fetch_checkpoint(name)
+    return name
 
 
 def resolve_checkpoint(name: str) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .bundled import hub_configs_folder
+from .shown import shown
 
 _PACKAGE = "audio-spectrogram-transformer"
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -468,7 +469,7 @@ def _end(name: str, command: Callable[[], int | None]) -> typing.NoReturn:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError) as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status or 0)
 

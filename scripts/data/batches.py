@@ -21,7 +21,7 @@ of a frame model:
     SkippedSounds   -> the sounds that could not be read
 
 For the same (seed, epoch, rank), number of processes and number of workers the batches are the same
-every time, so that a run which was killed goes on by skipping those that it has had.
+every time, so a killed run resumes by skipping those that it has already had.
 """
 
 from collections import deque
@@ -46,7 +46,6 @@ from feature_extraction import (
     load_audio,
     mixup,
 )
-from feature_extraction.fbank_ast import num_frames, num_samples
 from modeling_ast.frames_ast import column_spans, count_columns, frame_targets
 
 from .windows import training_windows, whole_clips
@@ -101,7 +100,7 @@ def rank_share(
 
 @dataclass
 class SkippedSounds:
-    """Sounds that could not be read and were left out, and how many of them a run puts up with.
+    """Sounds that could not be read and were left out, and how many of them a run tolerates.
 
     Args:
         limit: below 1, the share of the clips, otherwise their number.
@@ -183,8 +182,7 @@ class Collator:
     @property
     def window_s(self) -> float:
         """Length of what the extractor uses at once, in seconds."""
-        extractor = self.feature_extractor
-        return num_samples(extractor.max_length, extractor.sampling_rate) / extractor.sampling_rate
+        return self._window_samples / self.feature_extractor.sampling_rate
 
     def decode(self, row: dict[str, Any], generator: torch.Generator) -> Clip:
         """As much of a sound as the extractor uses, at a speed that is drawn, and its label.
@@ -229,8 +227,7 @@ class Collator:
 
     @property
     def _window_samples(self) -> int:
-        extractor = self.feature_extractor
-        return num_samples(extractor.max_length, extractor.sampling_rate)
+        return self.feature_extractor.filterbank.samples_used(self.feature_extractor.max_length)
 
     def _label(self, row: dict[str, Any], start: float, samples: int) -> Tensor:
         label = torch.tensor(row["label"])
@@ -242,7 +239,8 @@ class Collator:
             return target
         rate = self.feature_extractor.sampling_rate
         frames, step = self.frames, self.frames.time_stride
-        columns = count_columns(num_frames(samples, rate), step, frames.patch_frames)
+        num_frames = self.feature_extractor.filterbank.num_frames(samples)
+        columns = count_columns(num_frames, step, frames.patch_frames)
         targets = np.full((columns, self.num_labels), _UNKNOWN, np.float32)
         if row["events"] is not None:
             spans = column_spans(columns, step, frames.patch_frames, duration=samples / rate)
@@ -286,7 +284,7 @@ class Collator:
         padding = "max_length"
         if extractor.return_attention_mask:
             padding = "longest"
-            shortest = num_samples(_SHORTEST_FRAMES, extractor.sampling_rate)
+            shortest = extractor.filterbank.num_samples(_SHORTEST_FRAMES)
             windows = [pad(w, (0, max(0, shortest - len(w)))) for w in windows]
         features = {
             **extractor(
@@ -349,17 +347,17 @@ def batches(
         batch_size: clips per batch; the last one may have fewer.
         num_workers: processes; 0 does all in this one.
         collator: what makes clips and batches, with the key that all randomness comes from.
-        shuffle_buffer: rows per worker that the next one is drawn from, shards being in random
+        shuffle_buffer: rows per worker that the next one is drawn from, with the shards in random
             order; 0 keeps the stream's order. Mixup draws its partners, uniformly, from as many
             rows that were read last.
         draws: for class-balanced sampling, how often a clip is drawn on average, for each of its
             labels (`LabelledAudio.balanced_draws`); with None each clip is drawn once.
         bucket_batches: sort by length the clips of so many batches, so that a batch needs little
             padding; 0 keeps clips in their order.
-        skipped: told about sounds that cannot be read; None tolerates none.
-        read_in_turn: shuffled shards are read one after another, not ten at a time. It saves
-            `datasets` a wait of 5 s for its threads at the end of a pass over Parquet, and is no
-            loss where the shuffle buffer holds all rows.
+        skipped: counts sounds that cannot be read; None tolerates none.
+        read_in_turn: read shuffled shards one after another, not ten at a time. That avoids a wait
+            of 5 s for `datasets`' threads at the end of a pass over Parquet, and loses nothing
+            where the shuffle buffer holds all rows.
         whole: read all windows of clips that are longer than `max_length`. Each is a row of a batch
             then, with its clip's label, the number of its clip, "clip" (B,), unique in this
             process, and how many samples it holds, "window_weights" (B,).

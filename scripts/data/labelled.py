@@ -75,96 +75,52 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         ValueError: for a wrong path, an unknown column, a missing or unknown label, an empty part
             or a group in both.
     """
-    config, audio_column = options.dataset_config, options.audio_column
-    label_column, group_column = options.label_column, options.group_column
-    train_split, evaluation_split = options.train_split, options.evaluation_split
-    stream = open_stream(dataset, train_split, config, audio_column)
-    columns = stream.column_names or list(next(iter(stream), {}))
-    if not columns:
-        raise ValueError(f"The split {train_split!r} of {dataset} is empty.")
-    for option in ("audio_column", "label_column", "fold_column", "group_column"):
-        column = getattr(options, option)
-        if column is not None and column not in columns:
-            raise ValueError(
-                f"{dataset} has no column {column!r} (--{option}){did_you_mean(column, columns)}"
-            )
-    if evaluation_split is not None and (options.fold_column or options.evaluation_fold):
-        raise ValueError("Give either --evaluation_split or --fold_column with --evaluation_fold.")
-    if (options.fold_column is None) != (options.evaluation_fold is None):
-        given, missing = "fold_column", "evaluation_fold: the fold to hold out"
-        if options.fold_column is None:
-            given, missing = "evaluation_fold", "fold_column: where folds are named"
-        raise ValueError(f"--{given} needs --{missing}.")
-    by_share = evaluation_split is None and options.fold_column is None
-
-    # Sounds are read only where there is no other way: to tell them apart, or they are mere names.
-    feature = (stream.features or {}).get(audio_column)
-    reads_audio = (by_share and group_column is None) or feature == Value("string")
-    read = {label_column, group_column, options.fold_column, audio_column if reads_audio else None}
-    read -= {None}
-
-    def clips_of(split: str) -> Iterator[_Clip]:
-        rows = open_stream(dataset, split, config, audio_column, sorted(filter(None, read)))
-        for position, row in enumerate(rows):
-            yield _read_clip(row, position, f"of the split {split!r} of {dataset}", options)
-
-    train, evaluation = _Part(), _Part()
-    held_out: Callable[[dict[str, Any]], bool] | None = None
-    if by_share:
-        clips = list(clips_of(train_split))
-        groups: dict[int, Counter] = {}
-        for clip in clips:
-            groups.setdefault(clip.key, Counter()).update(clip.labels or [NO_LABEL])
-        held_out = _HeldOutKeys(
-            frozenset(hold_out(groups, options.evaluation_fraction)),
-            group_column or audio_column,
-            group_column is not None,
-        )
-        for clip in clips:
-            (evaluation if clip.key in held_out.keys else train).add(clip)
-    else:
-        if options.fold_column is not None:
-            held_out = _HeldOutFold(options.fold_column, str(options.evaluation_fold))
-        for clip in clips_of(train_split):
-            (evaluation if clip.fold == options.evaluation_fold and held_out else train).add(clip)
-        if evaluation_split is not None:
-            for clip in clips_of(evaluation_split):
-                evaluation.add(clip)
+    stream = open_stream(dataset, options.train_split, options.dataset_config, options.audio_column)
+    columns = _checked_columns(dataset, options, stream)
+    train, evaluation, held_out = _divide(dataset, options, stream)
     for name, part in (("train", train), ("evaluation", evaluation)):
         if not part.clips:
             raise ValueError(
                 f"There are no clips in the {name} part of {dataset}. Check the split, fold, group "
                 "or fraction."
             )
-    if not by_share and (common := sorted(map(str, train.groups & evaluation.groups))):
+    if common := sorted(map(str, train.groups & evaluation.groups)):
         raise ValueError(
-            f"{len(common)} values of the column {group_column!r}, such as "
+            f"{len(common)} values of the column {options.group_column!r}, such as "
             f"{', '.join(common[:3])}, are in both the train and the evaluation part of "
             f"{dataset}. Choose other parts, or leave out --group_column to accept it."
         )
-    label_feature = (stream.features or {}).get(label_column)
     values, label_names = _classes(
-        dataset, label_column, train, evaluation, label_feature, evaluation_split is not None
+        dataset,
+        options.label_column,
+        train,
+        evaluation,
+        (stream.features or {}).get(options.label_column),
+        options.evaluation_split is not None,
     )
-    if by_share:
-        _warn_of_small_classes(values, label_names, train, evaluation, group_column)
+    if isinstance(held_out, _HeldOutKeys):
+        _warn_of_small_classes(values, label_names, train, evaluation, options.group_column)
 
     if held_out is None:
-        assert evaluation_split is not None
+        assert options.evaluation_split is not None
         train_rows = stream
-        evaluation_rows = open_stream(dataset, evaluation_split, config, audio_column)
+        evaluation_rows = open_stream(
+            dataset, options.evaluation_split, options.dataset_config, options.audio_column
+        )
     else:
         train_rows = stream.filter(partial(_negate, held_out))
         evaluation_rows = stream.filter(held_out)
     keep = partial(
         _keep,
-        audio_column=audio_column,
-        label_column=label_column,
+        audio_column=options.audio_column,
+        label_column=options.label_column,
         label_separator=options.label_separator,
         is_multi_label=train.is_multi_label,
         index={value: position for position, value in enumerate(values)},
     )
-    splits = [train_split, *([evaluation_split] if evaluation_split else [])]
+    splits = [options.train_split]
+    if options.evaluation_split is not None:
+        splits.append(options.evaluation_split)
     return LabelledAudio(
         train=train_rows.map(keep, remove_columns=columns),
         evaluation=evaluation_rows.map(keep, remove_columns=columns),
@@ -176,6 +132,68 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         evaluation_clips=evaluation.clips,
         fingerprint=_fingerprint(dataset, splits, values, label_names, train, evaluation),
     )
+
+
+def _checked_columns(dataset: str, options: LabelledOptions, stream: IterableDataset) -> list[str]:
+    """The data's columns, when those that the options name are among them."""
+    columns = stream.column_names or list(next(iter(stream), {}))
+    if not columns:
+        raise ValueError(f"The split {options.train_split!r} of {dataset} is empty.")
+    for option in ("audio_column", "label_column", "fold_column", "group_column"):
+        column = getattr(options, option)
+        if column is not None and column not in columns:
+            raise ValueError(
+                f"{dataset} has no column {column!r} (--{option}){did_you_mean(column, columns)}"
+            )
+    if options.evaluation_split is not None and (options.fold_column or options.evaluation_fold):
+        raise ValueError("Give either --evaluation_split or --fold_column with --evaluation_fold.")
+    if (options.fold_column is None) != (options.evaluation_fold is None):
+        given, missing = "fold_column", "evaluation_fold: the fold to hold out"
+        if options.fold_column is None:
+            given, missing = "evaluation_fold", "fold_column: where folds are named"
+        raise ValueError(f"--{given} needs --{missing}.")
+    return columns
+
+
+def _divide(
+    dataset: str, options: LabelledOptions, stream: IterableDataset
+) -> "tuple[_Part, _Part, _HeldOutFold | _HeldOutKeys | None]":
+    """Both parts, counted, and what tells a row of the one from one of the other in a split."""
+    by_share = options.evaluation_split is None and options.fold_column is None
+    # Sounds are read only where there is no other way: to tell them apart, or they are mere names.
+    feature = (stream.features or {}).get(options.audio_column)
+    reads_audio = (by_share and options.group_column is None) or feature == Value("string")
+    columns = {options.label_column, options.group_column, options.fold_column}
+    columns |= {options.audio_column} if reads_audio else set()
+    read = sorted(filter(None, columns))
+
+    def clips_of(split: str) -> Iterator[_Clip]:
+        rows = open_stream(dataset, split, options.dataset_config, options.audio_column, read)
+        for position, row in enumerate(rows):
+            yield _read_clip(row, position, f"of the split {split!r} of {dataset}", options)
+
+    train, evaluation = _Part(), _Part()
+    if options.evaluation_split is not None:
+        for part, split in ((train, options.train_split), (evaluation, options.evaluation_split)):
+            for clip in clips_of(split):
+                part.add(clip)
+        return train, evaluation, None
+    if options.fold_column is not None:
+        for clip in clips_of(options.train_split):
+            (evaluation if clip.fold == options.evaluation_fold else train).add(clip)
+        return train, evaluation, _HeldOutFold(options.fold_column, str(options.evaluation_fold))
+    clips = list(clips_of(options.train_split))
+    groups: dict[int, Counter] = {}
+    for clip in clips:
+        groups.setdefault(clip.key, Counter()).update(clip.labels or [NO_LABEL])
+    held_out = _HeldOutKeys(
+        frozenset(hold_out(groups, options.evaluation_fraction)),
+        options.group_column or options.audio_column,
+        options.group_column is not None,
+    )
+    for clip in clips:
+        (evaluation if clip.key in held_out.keys else train).add(clip)
+    return train, evaluation, held_out
 
 
 def for_class_folders(dataset: str, options: O) -> O:

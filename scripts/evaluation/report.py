@@ -1,6 +1,5 @@
 """The report of an evaluation: tables for the terminal and for files, pictures."""
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -8,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..common.files import write_whole
+from ..common.shown import readable, shown
+from ..common.tables import write_csv
 from .metrics import METRICS, ScoredClips
 
 _MISTAKES = 50  # in the files
@@ -63,15 +65,14 @@ def finite(value: Any) -> Any:
 
 def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(
+        folder / "evaluation.json",
+        lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"),
+    )
     mistakes = [{**row, "labels": "; ".join(row["labels"])} for row in report["mistakes"]]
     for name, rows in (("per_class", report["per_class"]), ("mistakes", mistakes)):
-        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            if rows:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
+        write_csv(folder / f"{name}.csv", list(rows[0]) if rows else [], rows)
     if measured.is_multi_label:
         draw_average_precision(report, folder / "average_precision.png")
     else:
@@ -101,8 +102,9 @@ def draw_confusion_matrix(measured: ScoredClips, labels: list[str], path: Path) 
         color = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, matrix[row, column], ha="center", va="center", color=color)
     ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, names)
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor",
+                    parse_math=False)  # fmt: skip
+    axes.set_yticks(ticks, names, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title)
@@ -134,13 +136,15 @@ def draw_average_precision(report: dict[str, Any], path: Path) -> None:
     if mean is not None:
         axes.axvline(mean, color="tab:orange", label=f"mean {mean:.3f}")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    axes.set_yticks(places, [f"{_shortened(row['label'])} ({row['positives']})" for row in rows])
+    names = [f"{_shortened(row['label'])} ({row['positives']})" for row in rows]
+    axes.set_yticks(places, names, parse_math=False)  # a name may hold $
     axes.set(xlim=(0, 1.08), ylim=(-0.7, len(rows) - 0.3), xlabel="average precision")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 
-def _shortened(name: str) -> str:
+def _shortened(label: str) -> str:
+    name = readable(label)
     return name if len(name) <= 28 else name[:27] + "…"
 
 
@@ -152,7 +156,7 @@ def format_report(report: dict[str, Any]) -> str:
     elif report["fraction"]:
         part += f", the held-out {100 * report['fraction']:g} % (--evaluation_split for all)"
     lines = [
-        f"{report['clips']} clips of {report['dataset']} ({part})",
+        f"{report['clips']} clips of {shown(report['dataset'])} ({part})",
         *(f"  scored by {name}" for name in report["checkpoints"]),
     ]
     if len(report["checkpoints"]) > 1:
@@ -162,7 +166,7 @@ def format_report(report: dict[str, Any]) -> str:
     if report["unreadable"]:
         lines.append(f"  {len(report['unreadable'])} more cannot be read: left out")
     if missing := report["classes_without_positives"]:
-        names = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
+        names = shown(", ".join(missing[:10])) + (", …" if len(missing) > 10 else "")
         lines.append(f"  {len(missing)} classes have no clip, left out of the means: {names}")
 
     lines += ["", f"{'':12}{'value':>9}   {100 * report['confidence']:g} % interval"]
@@ -192,7 +196,8 @@ def format_report(report: dict[str, Any]) -> str:
         said = mistake.get("predicted") or f"{mistake['mistake']}: {mistake['label']}"
         is_really = ", ".join(mistake["labels"]) or "none of the labels"
         lines.append(
-            f"{100 * mistake['score']:5.1f} %  {said}  (is {is_really})  {mistake['file']}"
+            f"{100 * mistake['score']:5.1f} %  {shown(said)}  (is {shown(is_really)})  "
+            f"{shown(mistake['file'])}"
         )
     return "\n".join(lines)
 

@@ -20,7 +20,8 @@ from feature_extraction import AudioDecodingError, load_audio
 from ..common.options import did_you_mean
 from ..data.batches import rank_share
 from ..data.labelled import LabelledAudio, open_labelled_audio
-from ..inference.classifier import load_classifier
+from ..inference.classifier import Classifier
+from ..inference.heard import Heard
 from .metrics import ScoredClips
 from .options import EvaluateOptions
 from .report import finite, most_confident_mistakes, per_class, write_report
@@ -101,13 +102,20 @@ def evaluate_checkpoints(
             f"{started} processes were started, but without GPUs Accelerate lets each do all the "
             "work alone. Set ACCELERATE_USE_CPU=true."
         )
-    classifiers = [load_classifier(name, device=accelerator.device) for name in checkpoints]
+    classifiers = [
+        Classifier(
+            name,
+            accelerator.device,
+            batch_size=options.batch_size,
+            window_pooling=options.window_pooling,
+        )
+        for name in checkpoints
+    ]
     labels = _common_labels(checkpoints, classifiers)
     whole_split = options.evaluation_split is not None
     which = options
-    if (
-        options.evaluation_split is not None
-    ):  # no other split is read, and no clip is left out for its group
+    if options.evaluation_split is not None:
+        # No other split is read, and no clip is left out for its group.
         which = replace(options, train_split=options.evaluation_split, group_column=None)
     data = open_labelled_audio(dataset, which)
     columns = _match_labels(data, labels)
@@ -168,16 +176,13 @@ def evaluate_checkpoints(
     return report
 
 
-def _common_labels(checkpoints: Sequence[str], classifiers: Sequence[Any]) -> list[str]:
+def _common_labels(checkpoints: Sequence[str], classifiers: Sequence[Classifier]) -> list[str]:
     """The label names of all checkpoints, in the first one's order."""
     first: list[str] = []
     for name, classifier in zip(checkpoints, classifiers, strict=True):
-        config = classifier.model.config
-        if config.model_type != "audio-spectrogram-transformer":
-            raise ValueError(f"{name} is a {config.model_type} model, expected an AST checkpoint.")
-        if config.problem_type == "regression":
+        if classifier.problem_type == "regression":
             raise ValueError(f"{name} is a regression model, expected a classifier.")
-        labels = [config.id2label[index] for index in range(config.num_labels)]
+        labels = classifier.label_names
         first = first or labels
         if len(set(labels)) < len(labels):
             raise ValueError(f"{name} gives several of its labels the same name.")
@@ -187,7 +192,7 @@ def _common_labels(checkpoints: Sequence[str], classifiers: Sequence[Any]) -> li
                 f"{name} has other labels than {checkpoints[0]} (only one has {odd!r}): an "
                 "ensemble needs the same in all."
             )
-    kinds = {classifier.model.config.problem_type for classifier in classifiers}
+    kinds = {classifier.problem_type for classifier in classifiers}
     if len(kinds) > 1:
         raise ValueError(
             f"The checkpoints' configs have different problem types ({', '.join(map(str, kinds))})"
@@ -211,14 +216,14 @@ def _match_labels(data: LabelledAudio, labels: list[str]) -> list[int | None]:
 
 
 def _score(
-    classifiers: Sequence[Any],
+    classifiers: Sequence[Classifier],
     labels: list[str],
     data: LabelledAudio,
     options: EvaluateOptions,
     accelerator: Accelerator,
 ) -> Iterator[_Clip]:
     """This process's clips with their scores, or with what is wrong with them."""
-    rate = max(classifier.feature_extractor.sampling_rate for classifier in classifiers)
+    rate = max(classifier.sampling_rate for classifier in classifiers)
     stream = rank_share(
         data.evaluation, accelerator.process_index, accelerator.num_processes, options.num_workers
     )
@@ -229,8 +234,11 @@ def _score(
         collate_fn=_Decoder(rate),
     )
     # Published AudioSet checkpoints do not say that they are multi-label; then the data tell.
-    problem_type = classifiers[0].model.config.problem_type or data.problem_type
-    function = "sigmoid" if problem_type == "multi_label_classification" else "softmax"
+    problem_type = classifiers[0].problem_type or data.problem_type
+    for classifier in classifiers:
+        is_multi_label = problem_type == "multi_label_classification"
+        classifier.function_to_apply = "sigmoid" if is_multi_label else "softmax"
+    columns = [[c.label_names.index(name) for name in labels] for c in classifiers]
     share = math.ceil(data.evaluation_clips / accelerator.num_processes)
     with tqdm(
         desc="scoring", total=share, unit=" clips", disable=not accelerator.is_main_process
@@ -238,22 +246,13 @@ def _score(
         for clips in loader:
             readable = [clip for clip in clips if clip.waveform is not None]
             sounds = [{"array": clip.waveform, "sampling_rate": rate} for clip in readable]
-            answers = [
-                classifier(
-                    sounds,
-                    batch_size=options.batch_size,
-                    top_k=len(labels),
-                    return_timestamps=True,
-                    function_to_apply=function,
-                    window_pooling=options.window_pooling,
-                )
-                for classifier in classifiers
-                if sounds
-            ]
-            for clip, *heard in zip(readable, *answers, strict=False):
-                by_name = [{a["label"]: a["score"] for a in answer["labels"]} for answer in heard]
-                clip.scores = np.mean([[b[name] for name in labels] for b in by_name], axis=0)
-                clip.windows = max(len(answer["windows"]) for answer in heard)
+            answers = [dict(classifier.hear_each(enumerate(sounds))) for classifier in classifiers]
+            for index, clip in enumerate(readable):
+                # Arrays, which the decoder has checked: none is unreadable.
+                heard = [h for answer in answers if isinstance(h := answer[index], Heard)]
+                scores = [h.clip_scores()[order] for h, order in zip(heard, columns, strict=True)]
+                clip.scores = np.mean(scores, axis=0)
+                clip.windows = max(len(h.spans) for h in heard)
                 clip.waveform = None
             progress.update(len(clips))
             yield from clips

@@ -7,9 +7,11 @@ Scored      the same with scores (labels,) and an embedding (D,); batches go acr
 Heard       all of a sound's windows: labels, events, embeddings
 """
 
+import json
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -21,6 +23,7 @@ from transformers.pipelines.base import pad_collate_fn
 from feature_extraction import AudioDecodingError
 from modeling_ast.frames_ast import Stitcher, column_spans
 from modeling_ast.onnx_ast import OnnxClassifier
+from modeling_ast.weights_ast import check_json_files
 
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from .heard import Heard
@@ -37,9 +40,17 @@ def load_classifier(model: str, **kwargs: Any) -> Any:
         ValueError: when there is no such folder, or the Hub cannot be reached.
         OSError: when there is no such model on the Hub.
     """
+    model = resolve_checkpoint(model)
+    check_json_files(Path(model))  # those of a folder; `transformers` expects no mistakes
+    config = Path(model) / "config.json"
+    architectures = json.loads(config.read_bytes()).get("architectures") if config.is_file() else ()
+    if architectures == ["ASTModel"]:
+        raise ValueError(
+            f"{model} has no classification head: fine-tune it first (ast-finetune --model)."
+        )
     # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
     warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-    return pipeline("audio-classification", model=resolve_checkpoint(model), **kwargs)
+    return pipeline("audio-classification", model=model, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class Classifier:
         self.chunk_length_s, self.hop_length_s = chunk_length_s, hop_length_s
         self.function_to_apply = function_to_apply
         self.window_pooling = window_pooling or getattr(config, "window_pooling", None)
+        self.problem_type: str | None = config.problem_type
         self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
         self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
 
@@ -220,7 +232,7 @@ class Classifier:
         spans = column_spans(
             len(settled),
             config.time_stride,
-            config.patch_size,
+            config.patch_shape[1],
             columns.count,
             window.end if window.is_last else None,
         )

@@ -89,7 +89,7 @@ def largest_difference(
     for seconds in COMPARED_SECONDS:
         samples = random.standard_normal(int(seconds * extractor.sampling_rate))
         waveform = (0.1 * samples).astype(np.float32)
-        features = features_of(extractor, waveform, model.config.patch_size)
+        features = features_of(extractor, waveform, model.config.patch_shape[1])
         expected = model(**features).logits
         inputs: dict[str, Any] = features
         if onnx_model.input_name == "waveform":
@@ -128,11 +128,10 @@ def check(
     unknown = [name for name in data.label_names if name not in names]
     if unknown:
         raise ValueError(f"{dataset} has labels that the model lacks: {', '.join(unknown[:5])}.")
-    longest = extractor.max_length / 100 + 0.015  # the model's length in seconds
-    rate = extractor.sampling_rate
+    longest = extractor.filterbank.num_samples(extractor.max_length)  # the model's length
     waveforms, labels = [], []
     for row in data.evaluation:
-        waveforms.append(extractor.load_audio(row["audio"])[: int(longest * rate)])
+        waveforms.append(extractor.load_audio(row["audio"])[:longest])
         labels.append(names[data.label_names[row["label"]]])
 
     def run_onnx(onnx_model: OnnxModel) -> list[int]:
@@ -142,7 +141,7 @@ def check(
         ]
 
     def run_pytorch() -> list[int]:
-        features = (features_of(extractor, w, model.config.patch_size) for w in waveforms)
+        features = (features_of(extractor, w, model.config.patch_shape[1]) for w in waveforms)
         return [int(model(**clip).logits.argmax()) for clip in features]
 
     cases: dict[str, Callable[[], object]] = {"PyTorch": run_pytorch}

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from feature_extraction import AudioDecodingError, load_audio
-from feature_extraction.fbank_ast import num_frames
 from modeling_ast import class_relevance, plot_relevance
 from modeling_ast.events_ast import Event, EventRules
 
@@ -27,8 +26,13 @@ _SESSIONS = 20  # whose last sound is held in memory, for the slider
 _TOP_LABELS = 5
 _NAMED_SOUNDS = 12  # that the model knows, before "and … more"
 _EVENT_COLUMNS = {"start": "double", "end": "double", "label": "string", "score": "float"}
-# On a phone names of classes wrap instead of being cut off.
+# On a phone names of classes wrap instead of being cut off, and pictures are as large as they need
+# to be and scroll.
 _CSS = """
+@media (max-width: 640px) {
+    #timeline, #explanation { overflow-x: auto; }
+    #timeline img, #explanation img { min-width: 720px; max-width: none; }
+}
 #labels .text { white-space: normal; overflow-wrap: anywhere; }
 #labels .label-text, #events td, #events th { white-space: normal !important; }
 #events .cell-wrap span { white-space: normal; overflow: visible; text-overflow: clip; }
@@ -109,22 +113,25 @@ def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
     mask = None if mask is None else mask.to(model.device)
     index = classifier.label_names.index(label)
     relevance = class_relevance(model, input_values, index, mask)[0]
-    frames = max(1, num_frames(len(samples), rate))  # without padding
+    bank = classifier.pipeline.feature_extractor.filterbank
+    frames = max(1, bank.num_frames(len(samples)))  # without padding
     caption = f"What speaks for “{readable(label)}”, {start:.1f} s to {end:.1f} s"
     plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption, rate)
     return caption
 
 
 def write_example(folder: str | Path) -> Path:
-    """A made-up sound to try the page with: a ticking clock, then a motor."""
+    """A made-up sound to try the page with: 8 s of rain, then 8 s of a saw with a motor."""
     import soundfile
 
-    from ..data.synthetic import RATE, synthesise
-
-    random = np.random.default_rng(0)
-    sounds = [synthesise(name, random) for name in ("tick",) * 4 + ("engine",) * 4]
-    path = Path(folder, "clock_and_motor.wav")
-    soundfile.write(path, np.concatenate(sounds), RATE)
+    rate, random = 16000, np.random.default_rng(0)
+    noise = 0.1 * random.standard_normal((2, 8 * rate))
+    time = np.arange(noise.shape[1]) / rate
+    revolutions = np.cumsum(110 + 20 * np.sin(2 * np.pi * 0.7 * time)) / rate
+    motor = 0.2 * np.sign(np.sin(2 * np.pi * revolutions))
+    cutting = np.convolve(noise[1], np.ones(3) / 3, mode="same")
+    path = Path(folder, "rain_and_saw.wav")
+    soundfile.write(path, np.concatenate([noise[0], motor + cutting]), rate)
     return path
 
 
@@ -171,7 +178,7 @@ def build_app(
     def of_events(sound: Listened, threshold: float) -> list[Any]:
         events = sound.heard.events(EventRules(threshold))
         table = [
-            [clock(e.start, 1), clock(e.end, 1), readable(e.label), round(e.score, 3)]
+            [f"{clock(e.start, 1)} – {clock(e.end, 1)}", readable(e.label), f"{e.score:.0%}"]
             for e in events
         ]
         path = Path(tempfile.mkdtemp(dir=folder), "events.csv")
@@ -249,8 +256,8 @@ def build_app(
             )
             with gradio.Row():
                 table = gradio.Dataframe(
-                    headers=["start", "end", "sound", "score"],
-                    datatype=["str", "str", "str", "number"],
+                    headers=["when", "sound", "score"],
+                    datatype=["str", "str", "str"],
                     label="Heard when",
                     interactive=False,
                     wrap=True,

@@ -24,7 +24,6 @@ _RUNTIME_FILES = (
     "ort-wasm-simd-threaded.mjs",
     "ort-wasm-simd-threaded.wasm",
 )
-_LAST_FRAME_S = 0.015  # the last 25 ms frame extends so far beyond its hop of 10 ms
 
 
 def write_web(onnx_file: Path, folder: Path, name: str, runtime: Path | None = None) -> None:
@@ -55,7 +54,7 @@ def write_web(onnx_file: Path, folder: Path, name: str, runtime: Path | None = N
         "name": name,
         "labels": [config.id2label[index] for index in range(config.num_labels)],
         "samplingRate": rate,
-        "windowSamples": int((config.max_length / 100 + _LAST_FRAME_S) * rate),
+        "windowSamples": model.feature_extractor.filterbank.num_samples(config.max_length),
     }
     (folder / "model.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 

@@ -178,8 +178,9 @@ def render_card(
         seconds=f"{config.max_length / 100:g}",
         sampling_rate=extractor.sampling_rate,
         parameters=f"{parameters:,}",
-        patches=f"{rows} x {columns} patches of {config.patch_size} mel bins x "
-        f"{config.patch_size} frames of 10 ms",
+        patches=f"{rows} x {columns} patches of {config.patch_shape[0]} mel bins x "
+        f"{config.patch_shape[1]} frames of 10 ms",
+        native=config.is_native,
         evaluations=evaluations,
         pictures=pictures,
         recipe=recipe,
@@ -290,6 +291,10 @@ def find_source(kind: str, name: str, labels: list[str] | None = None) -> dict[s
     for folder, checkpoint in published.items():
         if kind == "weights" and name in (folder, checkpoint["hub"]):
             source = {"name": folder, "hub": checkpoint["hub"], "license": "bsd-3-clause"}
+    from .descendants import descendant_license, published_descendants  # which imports this file
+
+    if kind == "weights" and name in published_descendants():
+        source = {"name": name, "license": descendant_license(name)}
     card = path / "README.md"
     if card.is_file():
         metadata = _metadata(card.read_text(encoding="utf-8")) or {}

@@ -1,5 +1,6 @@
-"""Checkpoint files of other code as folders and repositories of ours, and back."""
+"""Weights of other code bases to checkpoint folders, and AST's back to the original's file."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,41 +8,65 @@ from typing import Any
 import torch
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTForAudioClassification, convert_checkpoint
 
 from ..common.bundled import hub_configs_folder, read_label_names
 from ..common.files import write_whole
 from ..common.options import did_you_mean
 
 _IMAGE_CLASSES = 1000
+_AUDIOSET_LABELS = 527
+_GEOMETRY = ("frequency_stride", "time_stride", "max_length", "num_mel_bins", "num_attention_heads")
+_MODEL_TYPES = ("audio-spectrogram-transformer", "ast-family")
 
 
-def original_to_folder(
+def is_checkpoint_folder(folder: Path) -> bool:
+    """Whether a folder is an AST checkpoint already, ours or `transformers`'."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") in _MODEL_TYPES
+
+
+def weights_to_folder(
     source: Path, folder: Path, labels: str | None = None, **settings: Any
-) -> None:
-    """Write a checkpoint folder with model, feature extractor and code from an original `.pth`.
+) -> list[str]:
+    """Write a checkpoint folder with model, feature extractor and code from others' weights.
 
     Args:
-        labels: names of the labels in order: a JSON file, or one of `hub_configs/labels`.
-        **settings: of `ASTForAudioClassification.from_original_checkpoint`.
+        source: a file or folder that `convert_checkpoint` knows.
+        labels: names of the labels in order: a JSON file, or one of `hub_configs/labels`; default:
+            AudioSet's where there are 527, else numbers.
+        **settings: of `convert_checkpoint`.
+
+    Returns:
+        Sentences: what the weights are, and what was taken for granted.
 
     Raises:
-        ValueError: as `from_original_checkpoint`, and for label names that do not fit.
+        ValueError: as `convert_checkpoint`, and for label names that do not fit.
     """
+    folder_to_write(folder)
     if labels is not None:
-        names = read_label_names(labels)
-        settings["id2label"] = dict(enumerate(names))
-        settings["label2id"] = {name: index for index, name in enumerate(names)}
-    _folder_to_write(folder)
-    model = ASTForAudioClassification.from_original_checkpoint(source, **settings)
+        settings |= _named(read_label_names(labels))
+    converted = convert_checkpoint(source, **settings)
+    model, config = converted.model, converted.model.config
+    notes = [f"{source.name} is {converted.family}: {_shape(config)}.", *converted.notes]
+    if not isinstance(model, ASTForAudioClassification):
+        notes.append("It has no classification head: it is a start for fine-tuning.")
+    elif labels is None and config.num_labels == _AUDIOSET_LABELS:
+        names = _named(read_label_names("audioset"))
+        config.id2label, config.label2id = names["id2label"], names["label2id"]
+        if config.problem_type is None:
+            config.problem_type = "multi_label_classification"
+        notes.append("527 labels: taken for AudioSet's, in its order.")
     model.save_pretrained(folder)
-    ASTFeatureExtractor(
-        num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length
-    ).save_pretrained(folder)
+    converted.feature_extractor.save_pretrained(folder)
+    return notes
 
 
-def original_to_repository(source: Path, folder: Path, variant: str) -> None:
-    """Write a Hub repository, complete with its card, from the author's file of a published model.
+def weights_to_repository(source: Path, folder: Path, variant: str) -> None:
+    """Write a Hub repository, complete with its card, from the authors' file of a published model.
 
     Args:
         variant: name of a folder of `hub_configs`, which gives geometry, labels, statistics, card.
@@ -49,30 +74,35 @@ def original_to_repository(source: Path, folder: Path, variant: str) -> None:
     Raises:
         ValueError: for an unknown variant, and for a file that is not this variant's.
     """
-    _folder_to_write(folder)
+    folder_to_write(folder)
     cards = hub_configs_folder().glob("*/config.json")
     known = {card.parent.name: card.parent for card in cards}
     if variant not in known:
         raise ValueError(f"Unknown variant {variant!r}{did_you_mean(variant, sorted(known))}")
     config = ASTConfig.from_pretrained(known[variant])
-    fields = ("frequency_stride", "time_stride", "max_length", "num_mel_bins")
-    settings = {field: getattr(config, field) for field in (*fields, "num_attention_heads")}
-    labels = {field: getattr(config, field) for field in ("id2label", "label2id", "problem_type")}
-    model = ASTForAudioClassification.from_original_checkpoint(source, **settings, **labels)
-    for field in ("hidden_size", "num_hidden_layers", "intermediate_size", "patch_size"):
-        if getattr(model.config, field) != getattr(config, field):
+    settings = {field: getattr(config, field) for field in _GEOMETRY}
+    has_head = config.architectures == ["ASTForAudioClassification"]
+    if has_head:
+        labels = ("id2label", "label2id", "problem_type")
+        settings |= {field: getattr(config, field) for field in labels}
+    converted = convert_checkpoint(source, **settings)
+    model: Any = converted.model
+    stated = json.loads((known[variant] / "config.json").read_text(encoding="utf-8"))
+    for field in ASTConfig.__annotations__:
+        if field in stated and getattr(model.config, field) != getattr(config, field):
             raise ValueError(
                 f"{source} is not {variant}: its {field} is {getattr(model.config, field)}, "
                 f"expected {getattr(config, field)}."
             )
+    if isinstance(model, ASTForAudioClassification) != has_head:
+        raise ValueError(f"{source} is not {variant}: it has {'no' if has_head else 'a'} head.")
+    extractor = ASTFeatureExtractor.from_pretrained(known[variant])
+    # CED's batch normalisation of the spectrogram comes with its weights.
+    extractor.bin_scale = converted.feature_extractor.bin_scale
+    extractor.bin_offset = converted.feature_extractor.bin_offset
     model.save_pretrained(folder)
-    ASTFeatureExtractor.from_pretrained(known[variant]).save_pretrained(folder)
+    extractor.save_pretrained(folder)
     shutil.copy(known[variant] / "README.md", folder)
-
-
-def _folder_to_write(folder: Path) -> None:
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; the second argument must be a folder to write.")
 
 
 def folder_to_original(source: Path, file: Path) -> None:
@@ -87,5 +117,28 @@ def folder_to_original(source: Path, file: Path) -> None:
     for head in ("head", "head_dist"):
         state[f"module.v.{head}.weight"] = torch.zeros(_IMAGE_CLASSES, model.config.hidden_size)
         state[f"module.v.{head}.bias"] = torch.zeros(_IMAGE_CLASSES)
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
-    write_whole(file, lambda unfinished: torch.save(state, unfinished))
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    write_whole(file, lambda unfinished: torch.save(tensors, unfinished))
+
+
+def folder_to_write(folder: Path) -> None:
+    """Raise ValueError where a file is in the way."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; the second argument must be a folder to write.")
+
+
+def _named(names: list[str]) -> dict[str, Any]:
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+def _shape(config: ASTConfig) -> str:
+    rows, columns = config.trained_grid
+    bins, frames = config.patch_shape
+    return (
+        f"width {config.hidden_size}, {config.num_hidden_layers} layers, {rows} x {columns} patches"
+        f" of {bins} mel bins x {frames} frames, of {config.max_length} frames x "
+        f"{config.num_mel_bins} mel bins"
+    )

@@ -2,7 +2,8 @@
 
     python -m scripts.publishing.published
 
-writes hub_configs/ast-* from published_checkpoints.yaml.
+writes hub_configs/ast-* from published_checkpoints.yaml, and the descendants' folders from
+published_descendants.yaml.
 
 `ast-convert original.pth --variant NAME --output DIR` adds the weights.
 """
@@ -19,6 +20,7 @@ from modeling_ast import ASTConfig
 from ..common.bundled import hub_configs_folder, read_label_names
 from ..common.options import did_you_mean
 from .cards import find_source, published_checkpoints, render_card
+from .descendants import descendant_files, published_descendants
 
 _DATA: dict[str, dict[str, Any]] = {
     "audioset": {
@@ -146,10 +148,12 @@ def _parameters(config: ASTConfig) -> int:
 
 
 def main() -> None:
-    for name in published_checkpoints():
+    repositories = dict.fromkeys(published_checkpoints(), published_files)
+    repositories |= dict.fromkeys(published_descendants(), descendant_files)
+    for name, files in repositories.items():
         folder: Path = hub_configs_folder() / name
         folder.mkdir(exist_ok=True)
-        for file, text in published_files(name).items():
+        for file, text in files(name).items():
             (folder / file).write_text(text, encoding="utf-8")
         print(f"Wrote {folder}")
 

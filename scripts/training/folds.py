@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import file_name, write_whole
-from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..data.sources import open_stream
 from ..evaluation.metrics import METRICS, headline
@@ -36,9 +35,8 @@ def finetune_folds(
         options: of the run; of folds, each in turn.
 
     Raises:
-        ValueError: as `finetune`; for a folder that another process works in; for all folds without
-            a fold column or under several processes; when a fold was finished with other options
-            or other data.
+        ValueError: as `finetune`; for all folds without a fold column or under several processes;
+            when a fold was finished with other options or other data.
     """
     if options.evaluation_fold != "all":
         _finetune_once(finetune, options)
@@ -84,14 +82,10 @@ def fold_folder(folder: Path, fold: str) -> Path:
 def _finetune_once(
     finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
 ) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        finetune(options)  # the first process has the lock for all
-        return
-    with hold(Path(options.output)):
-        if tidy_finished(options):
-            print(f"{options.output} was finished but for a last tidying up, which is done now.")
-        else:
-            finetune(options)
+    if os.environ.get("RANK", "0") == "0" and tidy_finished(options):
+        print(f"{options.output} was finished but for a last tidying up, which is done now.")
+    else:
+        finetune(options)
 
 
 def _is_finished(options: FinetuneOptions) -> bool:

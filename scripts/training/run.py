@@ -1,13 +1,14 @@
 """A fine-tuning run: all that the loops of both doors share.
 
-run = TrainingRun(options, "ast-finetune", rank, processes, device)
-with_trainer.py, with_accelerate.py     the loops: when which of its methods is called
+`open_run` gives a `TrainingRun`; with_trainer.py and with_accelerate.py say when which of its
+methods is called.
 
-data, model, extractor, average         what it works on
-folder, progress                        where it is kept, how far it has come
-batches -> augmented -> parts -> loss   an optimizer step
+    data, model, extractor, average         what it works on
+    folder, progress                        where it is kept, how far it has come
+    batches -> augmented -> parts -> loss   an optimizer step
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,9 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers.utils import logging
 
+from ..common.lock import hold
 from ..data.batches import SkippedSounds
+from ..data.labelled import LabelledAudio
 from .optimisation import learning_rate_factor, make_average, make_optimizer
 from .options import FinetuneOptions
 from .run_folder import Progress, RunFolder
@@ -51,23 +54,43 @@ from .steps import (
 )
 
 
+@contextlib.contextmanager
+def open_run(
+    options: FinetuneOptions, command: str, rank: int, processes: int, device: torch.device
+) -> "Iterator[TrainingRun]":
+    """Begin or resume a run, alone in its folder.
+
+    Args:
+        options, command, rank, processes, device: see `TrainingRun`.
+
+    Raises:
+        ValueError: as `open_data` and `TrainingRun`, and when another process has the folder.
+    """
+    data = open_data(options)  # before a folder is made for nothing
+    # The first process has the lock for all.
+    with hold(Path(options.output)) if rank == 0 else contextlib.nullcontext():
+        yield TrainingRun(options, data, command, rank, processes, device)
+
+
 class TrainingRun:
     """Data, model, average, run folder and progress of a run, begun or resumed.
 
     Args:
         options: the run's.
+        data: what it trains on.
         command: that runs it, for messages; one command does not resume another's run.
         rank, processes: this process among those that train together.
         device: where this process computes.
 
     Raises:
-        ValueError: for wrong paths, columns, labels or options, before any model is built, and for
-            a folder that holds another run.
+        ValueError: for a folder that holds another run, before any model is built, and for weights
+            that cannot be loaded.
     """
 
     def __init__(
         self,
         options: FinetuneOptions,
+        data: LabelledAudio,
         command: str,
         rank: int,
         processes: int,
@@ -75,7 +98,7 @@ class TrainingRun:
     ):
         self.options = options
         self.is_main = rank == 0
-        self.data = open_data(options)
+        self.data = data
         self.folder = RunFolder(options, command, processes, self.data.fingerprint)
         self.skipped = SkippedSounds(
             options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
@@ -140,7 +163,7 @@ class TrainingRun:
         """Write what the run is made with, or say from where it is resumed.
 
         Raises:
-            ValueError: for options that do not go with weights cut up over processes.
+            ValueError: for options that do not go with sharded weights.
         """
         if _is_sharded(accelerator):
             check_sharded(self.options)
@@ -291,5 +314,5 @@ class TrainingRun:
 
 
 def _is_sharded(accelerator: Accelerator) -> bool:
-    """Whether weights, gradients or moments are cut up over processes."""
+    """Whether weights, gradients or moments are sharded over processes."""
     return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

@@ -39,6 +39,7 @@ from safetensors import SafetensorError
 from feature_extraction import ASTFeatureExtractor
 
 from ..common.files import usual_modes, write_whole
+from ..common.lock import hold
 from ..data.batches import SkippedSounds
 from ..data.fingerprint import Fingerprint
 from ..evaluation.metrics import METRICS, headline
@@ -310,12 +311,13 @@ def tidy_finished(options: FinetuneOptions) -> bool:
         Whether there was such a run.
 
     Raises:
-        ValueError: when it had other options.
+        ValueError: when it had other options, or another process has the folder.
     """
     states = Path(options.output) / "resume"
     if options.overwrite or not states.exists() or finished_result(options) is None:
         return False
-    shutil.rmtree(states)
+    with hold(Path(options.output)):
+        shutil.rmtree(states, ignore_errors=True)
     return True
 
 

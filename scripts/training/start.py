@@ -19,6 +19,7 @@ from modeling_ast import (
 from modeling_ast.conversion_ast import vision_config
 
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
+from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
@@ -55,10 +56,10 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
 
 
 def describe_data(data: LabelledAudio) -> str:
-    more = " …" if len(data.label_names) > 10 else ""
+    names = shown(", ".join(data.label_names[:10])) + (" …" if len(data.label_names) > 10 else "")
     return (
         f"{data.train_clips} clips to train on, {data.evaluation_clips} to evaluate on, "
-        f"{len(data.label_names)} classes: {', '.join(data.label_names[:10])}{more}"
+        f"{len(data.label_names)} classes: {names}"
     )
 
 
@@ -103,11 +104,11 @@ def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:
     config = model.config
     if config.model_type != ASTFrameConfig.model_type:
         return None
-    return FrameGrid(config.time_stride, config.patch_size, options.unmarked == "unknown")
+    return FrameGrid(config.time_stride, config.patch_shape[1], options.unmarked == "unknown")
 
 
 def check_sharded(options: FinetuneOptions) -> None:
-    """What cannot be had when FSDP or DeepSpeed cuts the weights up over processes.
+    """Refuse what does not work when FSDP or DeepSpeed shards the weights over processes.
 
     Raises:
         ValueError: when the options ask for it.
@@ -133,7 +134,8 @@ def precision(options: FinetuneOptions) -> str:
 def start_model(
     options: FinetuneOptions, data: LabelledAudio
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """The model to fine-tune and its feature extractor, with statistics of the data if need be."""
+    """The model to fine-tune and its feature extractor, with the data's statistics where the start
+    has none."""
     model: Any
     model, extractor = _load_model(options, data)
     if options.annotations is not None and model.config.model_type != ASTFrameConfig.model_type:
@@ -199,6 +201,9 @@ def _load_model(
     if is_vision:
         config = vision_config(Path(name), **geometry, **labels, **training)
         return ASTForAudioClassification.from_vision_checkpoint(Path(name), config), None
+    if not ASTConfig.from_pretrained(name).is_native:
+        # Of AST's descendants, strides and mel bins are the checkpoint's.
+        geometry = {key: value for key, value in geometry.items() if key == "max_length"}
     model_class: Any = ASTForAudioClassification
     if options.annotations is not None:  # also from a classifier's checkpoint, with a new head
         model_class = ASTForAudioFrameClassification

@@ -5,7 +5,7 @@
     average.safetensors         where there is one
     random-RANK.safetensors     the generators of Python, NumPy and torch, of each process
 
-Weights cut up over processes (FSDP) are gathered into the same files, and dealt out again.
+Weights sharded over processes (FSDP) are gathered into the same files, and sharded again.
 """
 
 import contextlib
@@ -38,10 +38,10 @@ class TrainingState:
     """What changes in training besides the progress: saved by `save`, restored by the others.
 
     Args:
-        model: without wrappers, except where it is cut up over processes.
+        model: without wrappers, except where it is sharded.
         average: of its weights, if there is one.
         rank: of this process.
-        is_sharded: whether weights and moments are cut up over processes.
+        is_sharded: whether weights and moments are sharded over processes.
     """
 
     def __init__(

@@ -59,9 +59,9 @@ def epoch_batches(
 ) -> Iterator[Batch]:
     """An epoch's training batches in one process, each for one optimizer step.
 
-    It is a function of its arguments alone, so going on after `skip` steps is exact. An epoch has
-    `count_steps` of them in every process, whatever the shares of processes and workers: the last,
-    incomplete batches of some may be left for another epoch.
+    They depend on the arguments alone, so resuming after `skip` steps is exact. An epoch has
+    `count_steps` of them in every process, however the clips are divided among processes and
+    workers: the last, incomplete batches of some may be left for another epoch.
     """
     num_labels = len(data.label_names)
     one_pass = partial(
@@ -117,8 +117,8 @@ def augment(
 ) -> Batch:
     """FilterAugment, SpecAugment, noise and rolling of an optimizer step's batch, on its device.
 
-    Drawn from a generator of this step alone: there is no state to keep. Its keys are above those
-    of the loaders' (epoch, rank < processes).
+    Drawn from a generator of this step alone, so there is no state to keep. Its keys lie above the
+    loaders' (epoch, rank < processes).
     """
     shape = batch["input_values"].shape
     inputs = batch["input_values"].flatten(0, -3)  # windows of bags one by one
@@ -126,8 +126,8 @@ def augment(
     if options.filter_augment:
         decibel = math.log(10) / 10 / (2 * extractor.std)  # in normalised log-mel
         inputs = filter_augment(inputs, options.filter_augment * decibel, generator=generator)
-    # Hidden parts become the data's mean. (The original hides before it normalises, with a log-mel
-    # of 0, which is as loud as sound gets.)
+    # Masked parts become the data's mean. (The original masks before normalising, with a log-mel of
+    # 0, which is as loud as sound gets.)
     inputs = spec_augment(inputs, options.time_mask, options.frequency_mask, generator=generator)
     if options.noise_level:
         inputs = add_noise(inputs, options.noise_level, generator)
@@ -136,7 +136,7 @@ def augment(
 
 
 def parts_of(batch: Batch, size: int) -> list[Batch]:
-    """A step's batch in parts of `size` clips: equal loss and gradients in less memory."""
+    """A step's batch in parts of `size` clips: the same loss and gradients in less memory."""
     pieces = {key: value.split(size) for key, value in batch.items()}
     return [dict(zip(pieces, part, strict=True)) for part in zip(*pieces.values(), strict=True)]
 
@@ -169,8 +169,8 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
 def _in_step(data: Iterator[Batch], accelerator: Accelerator) -> Iterator[tuple[Batch, bool]]:
     """A process's batches and whether they count, for as long as any process has one.
 
-    Where weights are cut up over processes, all must run the model equally often: those that have
-    no batch left repeat their last one, which does not count.
+    Where weights are sharded over processes, all must run the model equally often: a process that
+    has run out of batches repeats its last one, which does not count.
     """
     batch: Batch | None = None
     while True:
@@ -301,5 +301,5 @@ def describe_epoch(record: dict[str, Any]) -> str:
 
 
 def trackable(record: dict[str, Any]) -> dict[str, float]:
-    """What a tracker draws over the epochs."""
+    """What a tracker plots over the epochs."""
     return {name: value for name, value in record.items() if value is not None and name != "epoch"}

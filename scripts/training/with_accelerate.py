@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from .options import FinetuneOptions
-from .run import TrainingRun
+from .run import TrainingRun, open_run
 from .start import precision
 from .steps import trackable
 
@@ -26,13 +26,18 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     if accelerator.state.deepspeed_plugin is not None:  # it asks for a loader, or for this
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = options.batch_size
-    run = TrainingRun(
+    with open_run(
         options,
         "ast-finetune-accelerate",
         accelerator.process_index,
         accelerator.num_processes,
         accelerator.device,
-    )
+    ) as run:
+        return _train(run, accelerator)
+
+
+def _train(run: TrainingRun, accelerator: Accelerator) -> dict[str, Any]:
+    options = run.options
     optimizer = run.make_optimizer(run.model)
     scheduler = run.make_scheduler(optimizer)
     model, optimizer = accelerator.prepare(run.model, optimizer)

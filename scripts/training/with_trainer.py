@@ -15,7 +15,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 
 from .options import FinetuneOptions
-from .run import TrainingRun
+from .run import TrainingRun, open_run
 from .start import precision
 from .steps import Batch, trackable
 
@@ -203,17 +203,17 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         logging_strategy="no",
         report_to=options.report_to or "none",
     )
-    run = TrainingRun(
+    with open_run(
         options, "ast-finetune", arguments.process_index, arguments.world_size, arguments.device
-    )
-    trainer = ASTTrainer(run, args=arguments)
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Progress(run))
-    run.begin(trainer.accelerator)
-    if run.resumes is not None:
-        _check_trainer_state(run.resumes / TRAINER_STATE_NAME, run.step)
-    if not run.is_over:
-        trainer.train(resume_from_checkpoint=str(run.resumes) if run.resumes else None)
-    elif run.resumes is not None:  # killed after its last epoch
-        trainer._load_from_checkpoint(str(run.resumes))
-    return run.finish(trainer.model_wrapped, trainer.accelerator)
+    ) as run:
+        trainer = ASTTrainer(run, args=arguments)
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(_Progress(run))
+        run.begin(trainer.accelerator)
+        if run.resumes is not None:
+            _check_trainer_state(run.resumes / TRAINER_STATE_NAME, run.step)
+        if not run.is_over:
+            trainer.train(resume_from_checkpoint=str(run.resumes) if run.resumes else None)
+        elif run.resumes is not None:  # killed after its last epoch
+            trainer._load_from_checkpoint(str(run.resumes))
+        return run.finish(trainer.model_wrapped, trainer.accelerator)
