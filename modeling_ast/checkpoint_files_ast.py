@@ -19,7 +19,7 @@ _INSIDE = ("model", "state_dict")  # where training code keeps the weights, besi
 # What data-parallel, compiled and wrapped models write before every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
 # Training code stores its command line beside the weights. These hold data, whatever is in them.
-_HARMLESS = [argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath]
+_HARMLESS: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath]
 
 
 def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,7 +15,7 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from .conftest import TINY_MODEL, tiny_native_config
 
 # It saves under the checkpoints' names of the layers and reads with `load_state_dict`, which knows
-# the names in memory only: 32 of AST-base's tensors per two layers are left as they were.
+# the names in memory only, and not strictly: all 16 tensors of every layer are left as they were.
 NATIVE = pytest.param(
     "native",
     marks=pytest.mark.xfail(reason="transformers' AST: its layers' weights are not read back"),
