@@ -36,9 +36,10 @@ from modeling_ast.conversion_ast import CED_FEATURES, FAMILIES, KALDI_FEATURES, 
 from modeling_ast.token_merging_ast import merge_tokens
 from scripts.common.checkpoints import checkpoint_folder
 from scripts.convert import main
-from scripts.finetune_accelerate import FinetuneArguments, finetune
 from scripts.publishing import fetching
 from scripts.publishing.descendants import descendant_config, published_descendants
+from scripts.training.options import FinetuneOptions
+from scripts.training.with_accelerate import finetune
 
 from .conftest import GOLDEN, TINY_MODEL, shared, tiny_model
 from .sounds import write_class_folders
@@ -620,10 +621,10 @@ def test_fine_tuning_starts_from_one_and_stays_one(tmp_path):
     result.model.save_pretrained(tmp_path / "ced")
     result.feature_extractor.save_pretrained(tmp_path / "ced")
     finetune(
-        FinetuneArguments(
+        FinetuneOptions(
             dataset=str(write_class_folders(tmp_path / "sounds", 4)),
             model=str(tmp_path / "ced"),
-            output_dir=str(tmp_path / "run"),
+            output=str(tmp_path / "run"),
             num_epochs=1,
             batch_size=4,
             max_length=48,
