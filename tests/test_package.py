@@ -86,6 +86,8 @@ def test_every_hub_config_is_used():
                 "model_card_template.md",  # tests/test_model_card.py
                 "published_checkpoints.yaml",  # tests/test_hub_configs.py
                 "sources.yaml",  # tests/test_model_card.py
+                "descendant_card_template.md",  # tests/test_hub_configs.py
+                "published_descendants.yaml",  # tests/test_hub_configs.py
             }
         elif (path.parent / "config.json").is_file():  # tests/test_hub_configs.py
             allowed = {"config.json", "preprocessor_config.json", "README.md", "model.safetensors"}
