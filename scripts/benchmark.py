@@ -8,6 +8,8 @@
     ast-benchmark train
     ast-benchmark descendants --threads 1
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
+    ast-benchmark few CHECKPOINT DATASET --fold_column fold
+    ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
 
 Cases alternate after a warm-up, so that a machine that gets busier slows all of them alike; the
 table gives medians, the spread, and how many times faster each is than the first case.
@@ -64,6 +66,16 @@ BENCHMARKS = {
         options.MergingOptions,
         "token merging: speed against accuracy on a dataset",
         "benchmarks.merging:benchmark_merging",
+    ),
+    "few": Subcommand(
+        options.FewOptions,
+        "accuracy with a few marked clips of every class",
+        "benchmarks.marking:benchmark_few",
+    ),
+    "queues": Subcommand(
+        options.QueuesOptions,
+        "marks that each queue needs for 90 and 95 % of the accuracy that all give",
+        "benchmarks.marking:benchmark_queues",
     ),
 }
 

@@ -15,11 +15,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from .common.checkpoints import check_checkpoints
 from .common.options import run_command
 from .inference.options import ClassifyOptions
 
 
 def classify(options: ClassifyOptions) -> int:
+    check_checkpoints(options.model)
     from transformers.utils import logging
 
     from .inference import run

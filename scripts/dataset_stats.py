@@ -9,11 +9,13 @@ preprocessor_config.json, which ours and transformers' own extractor read.
 
 from collections.abc import Sequence
 
+from .common.checkpoints import check_checkpoints
 from .common.options import run_command
 from .data.options import StatsOptions
 
 
 def run(options: StatsOptions) -> None:
+    check_checkpoints(options.checkpoint)
     from .data.normalisation import dataset_stats
 
     dataset_stats(options)

@@ -1,6 +1,7 @@
 """A page in the browser that says what recordings sound like, and when.
 
     ast-demo CHECKPOINT
+    ast-demo --index index --marks marks.csv
     ast-demo --write_space my_space/ CHECKPOINT
 
 Upload or record a sound: labels, timeline, events above a threshold to download as CSV, and where
@@ -8,18 +9,26 @@ in the spectrogram the model looked. The page needs no network. It is served to 
 unless `--host` says otherwise. A sound is decoded and nothing else; it lies in a temporary folder
 for a quarter of an hour at most, and no longer than the program runs.
 
+With `--index`, the folder that ast-index wrote, the page is a workbench: Find windows that sound
+like an example, Review what the model is unsure of, mark what is to be heard (each mark is saved at
+once), Teach, and download the checkpoint.
+
 `--write_space` writes a folder to push to a Hugging Face Space, with all the code it needs.
 """
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from .common.checkpoints import check_checkpoints
 from .common.options import run_command
 from .inference.options import DemoOptions
 
 
 def demo(options: DemoOptions) -> None:
+    if not options.write_space:
+        check_checkpoints(options.model)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -32,8 +41,38 @@ def demo(options: DemoOptions) -> None:
     from .inference.classifier import Classifier
     from .inference.page import serve
 
-    classifier = Classifier(options.model, batch_size=4)
-    serve(classifier, options.host, options.port, options.max_minutes, options.max_megabytes)
+    limits = (options.host, options.port, options.max_minutes, options.max_megabytes)
+    if options.index is None:
+        serve(Classifier(options.model, batch_size=4), *limits, tabs=without_index)
+        return
+    from .workbench import page
+    from .workbench.bench import Workbench
+
+    # The index's own model, unless the command line names another one.
+    model = None if options.model == DemoOptions.model else options.model
+    bench = Workbench(options.index, options.marks or options.index / "marks.csv", model)
+    serve(
+        bench.classifier,
+        *limits,
+        tabs=lambda folder: page.tabs(bench, folder, options.max_minutes),
+        script=page.KEYS,
+        css=page.CSS,
+    )
+
+
+def without_index(_: Path) -> list[tuple[str, Callable[[], None]]]:
+    """One tab that says how to get the others."""
+
+    def say() -> None:
+        import gradio
+
+        gradio.Markdown(
+            "Here you find sounds in hours of recordings, mark some, and teach a model from them. "
+            "Index your recordings first, then start the page with the index:\n\n"
+            "    ast-index recordings/ --output index\n    ast-demo --index index"
+        )
+
+    return [("Find, review, teach", say)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,6 +24,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from .common.checkpoints import check_checkpoints
 from .common.options import run_command
 from .evaluation.options import EvaluateOptions
 
@@ -32,6 +33,7 @@ def run(options: EvaluateOptions) -> None:
     if len(options.paths) < 2:
         given = f"; got {options.paths[0]!r} only" if options.paths else ""
         raise ValueError(f"Name a checkpoint and a dataset{given} (see ast-evaluate --help).")
+    check_checkpoints(*options.paths[:-1])
     from transformers.utils import logging
 
     from .evaluation.report import SHOWN_MISTAKES, format_report

@@ -10,11 +10,13 @@ and speed on labelled clips: a data set's evaluation split, one fold of it, or t
 
 from collections.abc import Sequence
 
+from .common.checkpoints import check_checkpoints
 from .common.options import run_command
 from .inference.options import ExportOptions
 
 
 def export(options: ExportOptions) -> None:
+    check_checkpoints(options.checkpoint)
     from transformers.utils import logging
 
     from .inference.onnx_files import export_and_check

@@ -14,11 +14,14 @@ its callbacks.
 
 from collections.abc import Sequence
 
+from .common.checkpoints import check_checkpoints
 from .common.options import run_command
 from .training.options import FinetuneOptions
 
 
 def run(options: FinetuneOptions) -> None:
+    if options.model != "scratch":
+        check_checkpoints(options.model)
     from .training.folds import finetune_folds
     from .training.with_trainer import finetune
 

@@ -55,6 +55,11 @@ def test_what_was_downloaded_is_found_offline(tmp_path):
     assert resolved.stdout.strip() == str(folder / "snapshots" / "abc"), resolved.stderr
 
 
+def never(*_, **__):
+    time.sleep(5)
+    raise OSError
+
+
 @pytest.mark.parametrize("endpoint", ["http://localhost:{port}", "http://silent.invalid"])
 def test_no_answer_takes_two_seconds_at_most(endpoint, monkeypatch):
     """A Hub that refuses, and a name that nobody ever looks up."""
@@ -62,7 +67,7 @@ def test_no_answer_takes_two_seconds_at_most(endpoint, monkeypatch):
         unused.bind(("localhost", 0))
         endpoint = endpoint.format(port=unused.getsockname()[1])
         if "silent" in endpoint:
-            monkeypatch.setattr(socket, "create_connection", lambda *_, **__: time.sleep(30))
+            monkeypatch.setattr(socket, "create_connection", never)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -80,3 +85,27 @@ def test_a_hub_that_answers_is_asked(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://localhost:{hub.getsockname()[1]}")
         assert resolve_checkpoint("somebody/model") == "somebody/model"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("finetune_accelerate", ["sounds/", "--model", "MIT/ast"]),
+        ("evaluate", ["MIT/ast", "sounds/"]),
+        ("classify", ["a.wav", "--model", "MIT/ast"]),
+        ("export_onnx", ["MIT/ast"]),
+    ],
+)
+def test_commands_say_so_before_they_load_anything(command, words):
+    script = (
+        f"import sys\nfrom scripts.{command} import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit as ending:\n    status = ending.code\n"
+        "sys.exit(99 if 'torch' in sys.modules else status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "The checkpoint MIT/ast is neither a folder nor bundled, and the Hub cannot be" in line
+    assert OFFLINE + DEFAULT_MODEL in line

@@ -358,6 +358,51 @@ def test_mistakes(run, folder, tmp_path, options, message):
     assert message in stderr.splitlines()[-1]
 
 
+def test_the_best_of_some_labels_are_cut_out(run, folder, reference, tmp_path):
+    """`--labels` keeps the scores of those labels as they are; `--clips` cuts out their best."""
+    names = tmp_path / "labels.txt"
+    names.write_text("LABEL_3\n\nLABEL_1\n", encoding="utf-8")
+    options = ["--labels", names, "--clips", tmp_path / "clips", "--best", 2, "--threshold", 0]
+    status, _, errors = run(folder, "--output", tmp_path / "out", *options)
+    assert status == 1  # some cannot be read
+    for row in read_csv(tmp_path / "out" / "files.csv"):
+        scores = {label["label"]: label["score"] for label in reference[row["sound"]]["labels"]}
+        assert {row["label_1"], row["label_2"]} == {"LABEL_1", "LABEL_3"}
+        for rank in "12":
+            assert float(row[f"score_{rank}"]) == pytest.approx(
+                scores[row[f"label_{rank}"]], abs=1e-5
+            )
+        assert "label_3" not in row
+    events = read_csv(tmp_path / "out" / "events.csv")
+    for label in ("LABEL_1", "LABEL_3"):
+        mine = sorted((e for e in events if e["label"] == label), key=lambda e: -float(e["score"]))
+        clips = sorted((tmp_path / "clips" / label).iterdir(), reverse=True)
+        assert len(clips) == 2
+        for event, clip in zip(mine, clips, strict=False):
+            score, source, span = clip.name.split("_")
+            assert float(score) == pytest.approx(float(event["score"]), abs=6e-4)
+            assert source == Path(event["sound"]).stem
+            assert span == f"{float(event['start']):.1f}-{float(event['end']):.1f}s.wav"
+            info = soundfile.info(clip)
+            start, end = max(0, float(event["start"]) - 1), float(event["end"]) + 1
+            duration = min(end, soundfile.info(event["sound"]).duration) - start
+            assert info.duration == pytest.approx(duration, abs=0.01)
+    assert "4 clips" in errors
+
+
+def test_a_list_of_labels_that_is_none(run, folder, tmp_path):
+    names = tmp_path / "labels.txt"
+    for text, message in (
+        ("\n", "names no label"),
+        ("LABEL_1\nLABEL_1\n", "names 'LABEL_1' twice"),
+        ("LABEL_7\n", "has no label 'LABEL_7'"),
+    ):
+        names.write_text(text, encoding="utf-8")
+        status, _, errors = run(folder / "0.wav", "--labels", names)
+        assert status == 2
+        assert message in errors
+
+
 def test_other_settings_need_another_folder(run, folder, tmp_path):
     assert run(folder / "0.wav", "--output", tmp_path)[0] == 0
     status, _, stderr = run(folder / "0.wav", "--output", tmp_path, "--chunk-length-s", "1")
@@ -543,6 +588,13 @@ def test_errors_do_not_reach_the_terminal_raw(run, tmp_path):
     assert status == 1
     assert "\x1b" not in stderr
     assert "\\x1b]0;owned" in stderr
+    status, _, stderr = run("x.wav", model="./\x1b]0;owned\x07")
+    assert status == 2
+    assert "\x1b" not in stderr
+    assert "No such checkpoint folder: ./\\x1b]0;owned" in stderr
+    status, _, stderr = run("x.wav", "--\x1b]0;owned\x07")
+    assert status == 2
+    assert "\x1b" not in stderr
 
 
 def test_formulas_are_text(tmp_path):
@@ -611,6 +663,11 @@ def test_progress_within_a_recording(folder, capsys):
         progress.finished()
         assert "1/600 files, 1:30 heard" in progress.text
         assert " left" in progress.text
+    capsys.readouterr()
+    with Progress(files, disabled=True) as progress:  # every process but the first
+        progress.heard(1.0)
+        progress.finished()
+    assert capsys.readouterr().err == ""
     with Progress(None) as progress:
         progress.heard(1.0)
         assert progress.text.startswith("0 files, 0:01 heard")

@@ -1,6 +1,7 @@
 """Opening labelled sound: every kind of dataset, held-out parts, errors before any model."""
 
 import hashlib
+import os
 import shutil
 
 import pytest
@@ -30,6 +31,23 @@ def test_class_folders(tmp_path):
     for row in data.train:
         assert list(PITCHES)[row["label"]] in row["audio"]
         assert load_audio(row["audio"]).shape == (8000,)
+
+
+def test_names_that_are_not_utf8(tmp_path, caplog):
+    """A sound with such a name is left out and named; a class cannot be."""
+    folder = write_class_folders(tmp_path / "sounds", 3)
+    odd = os.fsencode(folder / "low") + b"/caf\xe9.flac"
+    os.rename(folder / "low" / "low0_0.flac", odd)
+    data = open_labelled_audio(str(folder), evaluation_split="train")
+    assert data.train_counts == [3, 2, 3]
+    assert "Left out: 1 sounds with names that are not UTF-8, such as" in caplog.text
+    assert r"caf\udce9.flac" in caplog.text
+    os.rename(odd, folder / "low" / "low0_0.flac")
+    os.rename(folder / "mid", os.fsencode(folder) + b"/m\xefd")
+    with pytest.raises(
+        ValueError, match=r"class folder 'm\\udcefd' in .* is not UTF-8\. Rename it"
+    ):
+        open_labelled_audio(str(folder))
 
 
 def test_class_folders_with_splits(tmp_path):

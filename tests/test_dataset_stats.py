@@ -18,7 +18,7 @@ from feature_extraction import ASTFeatureExtractor, kaldi_fbank, load_audio
 from scripts.data.normalisation import dataset_stats
 from scripts.data.options import StatsOptions
 from scripts.data.sources import open_stream
-from scripts.data.statistics import Statistics, _of_values, measure_dataset, measure_sounds
+from scripts.data.statistics import Statistics, measure_dataset, measure_sounds, statistics_of
 
 from .conftest import shared
 
@@ -93,7 +93,7 @@ def test_command(sounds_folder, tmp_path, capsys, caplog):
 def test_floor():
     log_mel = np.full((4, 8), np.log(1.1920929e-07), np.float32)
     log_mel[0] = 2.0
-    assert _of_values(log_mel).floor == 0.75
+    assert statistics_of(log_mel).floor == 0.75
 
 
 def test_workers_change_nothing(sounds_folder):
@@ -167,7 +167,7 @@ def test_parts_add_up(sizes, level):
     parts = [generator.normal(level, 1, (size, 3)).astype(np.float32) for size in sizes]
     total = Statistics()
     for part in parts:
-        total.add(_of_values(part))
+        total.add(statistics_of(part))
     everything = np.concatenate(parts).astype(np.float64)
     assert total.frames == len(everything)
     assert total.mean == pytest.approx(everything.mean(), rel=1e-9, abs=1e-9)

@@ -189,7 +189,7 @@ def test_space_holds_all_it_needs(native_folder, tmp_path):
     assert {path.name for path in SPACE.iterdir()} <= {path.name for path in space.iterdir()}
     script = (
         "import sys\n"
-        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "sys.meta_path = [f for f in sys.meta_path if '_frozen_importlib' in repr(f)]\n"
         f"hidden = ('', {str(REPOSITORY)!r})\n"
         f"sys.path[:] = [{str(space)!r}] + [p for p in sys.path if p not in hidden]\n"
         "import gradio, runpy\n"

@@ -205,3 +205,10 @@ def test_what_ast_classify_writes_is_read_back(tmp_path, frame_folder, monkeypat
             for file, events in read.of_recording.items()
         }
         assert found == heard, written
+
+
+def test_some_labels_of_a_frame_model(frame_folder):
+    sound = noise(3.0)
+    every = Classifier(frame_folder).hear(sound)
+    some = Classifier(frame_folder, labels=["rain", "dog"]).hear(sound)
+    np.testing.assert_array_equal(some.scores, every.scores[:, [3, 0]])

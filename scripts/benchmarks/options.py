@@ -127,3 +127,34 @@ class MergingOptions(RepeatedOptions):
     merged: list[int] = setting([0, 4, 8, 12, 16, 20], "tokens merged per layer", at_least=0)
     batch_size: int = setting(8, "clips at once", at_least=1)
     plot: Path | None = setting(None, "also draw accuracy against speed, to a PNG")
+
+
+@dataclass
+class MarkedOptions(Options):
+    checkpoint: str = setting("", "what makes the embeddings: folder or Hub name", positional="1")
+    dataset: str = setting("", "labelled clips, as in ast-finetune", positional="1")
+    splits: list[str] = setting(["train"], "which of its splits")
+    fold_column: str | None = setting(None, "column with the fold; the folds are tested in turn")
+    group_column: str | None = setting(None, "column with recording or speaker, never split")
+    test_part: str | None = setting(None, "split to test on, instead of folds")
+    unused_part: list[str] = setting([], "splits that are neither marked nor tested on")
+    embeddings: Path | None = setting(None, "keep them in this file, or take them from it")
+    draws: int = setting(50, "random draws", at_least=2)
+    json: Path | None = setting(None, "also write all the measurements here")
+
+
+@dataclass
+class FewOptions(MarkedOptions):
+    shots: list[int] = setting([1, 2, 5, 10, 20], "marked clips of every class", at_least=1)
+
+
+@dataclass
+class QueuesOptions(MarkedOptions):
+    queues: list[str] = setting(
+        ["random", "uncertain", "disputed", "novel"],
+        "ways to choose",
+        choices=("random", "uncertain", "disputed", "novel"),
+    )
+    batch: int = setting(10, "marks in a round, at least", at_least=1)
+    draws: int = setting(10, "random draws", at_least=2)
+    plot: Path | None = setting(None, "also draw accuracy against marks, to a PNG")

@@ -16,7 +16,7 @@ from pathlib import Path
 from .bundled import hub_configs_folder
 
 DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
-_PATIENCE_S = 1.5  # for the Hub to answer the telephone
+_PATIENCE_S = 1.5  # for the Hub to accept a connection
 
 
 def bundled_checkpoints() -> dict[str, Path]:
@@ -75,6 +75,17 @@ def resolve_checkpoint(name: str) -> str:
             f"The checkpoint {name} is neither a folder nor bundled, and the Hub cannot be "
             f"reached to look for it there. {_what_works_offline()}"
         ) from None
+
+
+def check_checkpoints(*names: str | None) -> None:
+    """Refuse a name that leads nowhere, before anything is imported that takes seconds.
+
+    Raises:
+        ValueError: as `resolve_checkpoint`.
+    """
+    for name in names:
+        if name is not None and (not name or not Path(name).exists()):
+            resolve_checkpoint(name)
 
 
 def _what_works_offline() -> str:

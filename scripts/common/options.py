@@ -53,7 +53,7 @@ def setting(
         choices: the values that it may have.
         at_least: the lowest number that it may be.
         positional: it is an argument without a name: "1" for one, "?" for at most one, "+" for one
-            or more.
+            or more, "*" for any number.
         parse: makes the value from a word, where the field's type does not say how; raises
             ValueError.
         metavar: what stands for the value in `--help`.
@@ -219,7 +219,7 @@ class _Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[0][2:], known, n=1)
             hint = f" Did you mean --{close[0]}?" if close else ""
             message = f"unknown option {unknown[0]}.{hint} See {self.prog} --help."
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {shown(message)}\n")
 
 
 def command_parser(
@@ -340,7 +340,7 @@ def parse_arguments(
                 values[field.name], words = words, []
         elif words:
             values[field.name] = words.pop(0)
-        if field.name not in values and field.metadata["positional"] != "?":
+        if field.name not in values and field.metadata["positional"] not in "?*":
             raise ValueError(f"Name {field.metadata['help'].split(':')[0]} (see {name} --help).")
     if words:
         raise ValueError(f"Unexpected argument {words[0]!r} (see {name} --help).")

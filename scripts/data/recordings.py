@@ -106,6 +106,43 @@ class Recordings:
         return None if self.datasets else len(self.files[index::count])
 
 
+def locate(
+    names: Iterable[str],
+    split: str = "train",
+    config: str | None = None,
+    audio_column: str = "audio",
+) -> dict[str, Any]:
+    """Where sounds are that `Recordings` named, as `load_audio` reads them.
+
+    Args:
+        names: of recordings.
+        split, config, audio_column: of the data sets among them.
+
+    Raises:
+        ValueError: for a sound that is no longer there.
+    """
+    found: dict[str, Any] = {}
+    rows: dict[str, set[str]] = {}  # data set -> names
+    for name in names:
+        dataset, hash_sign, _ = name.partition("#")
+        if Path(name).is_file() or name.startswith(("http://", "https://")):
+            found[name] = name
+        elif hash_sign:
+            rows.setdefault(dataset, set()).add(name)
+        else:
+            raise ValueError(f"{name} is not where it was: run from the same folder as before.")
+    for dataset, wanted in rows.items():
+        for recording in Recordings([dataset], split, config, audio_column).share(0, 1):
+            if recording.name in wanted:
+                found[recording.name] = recording.source
+                wanted.discard(recording.name)
+            if not wanted:
+                break
+        if wanted:
+            raise ValueError(f"{sorted(wanted)[0]} is no longer in its data set.")
+    return found
+
+
 def _files(argument: str) -> list[str] | None:
     """The audio files that an argument means; None for a dataset."""
     path = Path(argument)

@@ -90,7 +90,7 @@ def measure_sounds(sounds: list[Any], sampling_rate: int, num_mel_bins: int) -> 
                 frames = num_frames(len(kept), sampling_rate)
                 if frames:
                     log_mel = kaldi_fbank(torch.from_numpy(kept), sampling_rate, num_mel_bins)
-                    clip.add(_of_values(log_mel.numpy()))
+                    clip.add(statistics_of(log_mel.numpy()))
                     kept = kept[frames * frame_shift(sampling_rate) :]
         except AudioDecodingError as error:
             total.unreadable.append(str(error))
@@ -102,7 +102,8 @@ def measure_sounds(sounds: list[Any], sampling_rate: int, num_mel_bins: int) -> 
     return total
 
 
-def _of_values(log_mel: np.ndarray) -> Statistics:
+def statistics_of(log_mel: np.ndarray) -> Statistics:
+    """Of all values of some frames (frames, mel)."""
     values = log_mel.astype(np.float64)
     mean = float(values.mean())
     inside = values.clip(HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1])

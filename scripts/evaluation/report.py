@@ -10,6 +10,7 @@ import numpy as np
 from ..common.files import write_whole
 from ..common.shown import readable, shown
 from ..common.tables import write_csv
+from .curves import draw_precision_recall, draw_reliability
 from .metrics import METRICS, ScoredClips
 
 _MISTAKES = 50  # in the files
@@ -77,6 +78,8 @@ def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) ->
         draw_average_precision(report, folder / "average_precision.png")
     else:
         draw_confusion_matrix(measured, report["labels"], folder / "confusion_matrix.png")
+    draw_reliability(measured, folder / "reliability.png")
+    draw_precision_recall(measured, report["labels"], folder / "precision_recall.png")
 
 
 def draw_confusion_matrix(measured: ScoredClips, labels: list[str], path: Path) -> None:

@@ -9,7 +9,7 @@ Heard       all of a sound's windows: labels, events, embeddings
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -26,6 +26,7 @@ from modeling_ast.onnx_ast import OnnxClassifier
 from modeling_ast.weights_ast import check_json_files
 
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
+from ..common.options import did_you_mean
 from .heard import Heard
 
 __all__ = ["DEFAULT_MODEL", "Classifier", "Scored", "Unreadable", "Window", "load_classifier"]
@@ -104,6 +105,7 @@ class Classifier:
         chunk_length_s, hop_length_s: of the windows, as in the pipeline.
         function_to_apply: "softmax", "sigmoid" or "none" instead of the checkpoint's.
         window_pooling: of a sound's windows; default: as the checkpoint was trained, else mean.
+        labels: the ones to speak of, in this order; None: all. Scores stay what they are.
 
     Raises:
         ValueError: for a checkpoint that cannot be loaded, or is no AST.
@@ -119,6 +121,7 @@ class Classifier:
         hop_length_s: float | None = None,
         function_to_apply: str | None = None,
         window_pooling: str | None = None,
+        labels: Sequence[str] | None = None,
     ):
         self.pipeline: Any = (
             OnnxClassifier(model)
@@ -138,6 +141,15 @@ class Classifier:
         self.window_pooling = window_pooling or getattr(config, "window_pooling", None)
         self.problem_type: str | None = config.problem_type
         self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
+        self._columns: list[int] | slice = slice(None)
+        if labels is not None:
+            for label in labels:
+                if label not in self.label_names:
+                    raise ValueError(
+                        f"{model} has no label {label!r}{did_you_mean(label, self.label_names)}"
+                    )
+            self._columns = [self.label_names.index(label) for label in labels]
+            self.label_names = list(labels)
         self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
 
     @property
@@ -182,7 +194,7 @@ class Classifier:
             pooled = model.base_model(**features).pooler_output
             logits = model.classifier(pooled)
         scores = self.pipeline.scores(logits.float(), self.function_to_apply)
-        return scores.cpu().numpy(), pooled.float().cpu().numpy()
+        return scores[..., self._columns].cpu().numpy(), pooled.float().cpu().numpy()
 
     def listen(self, sounds: Iterable[tuple[K, Any, int]]) -> Iterator[Scored[K] | Unreadable[K]]:
         """Window by window through sounds, in order; batches go across them.
@@ -198,7 +210,7 @@ class Classifier:
             done, batch[:] = batch[:], []
             for (key, window), of_labels, vector in zip(done, scores, embeddings, strict=True):
                 if self.is_frame_model:
-                    yield from self._columns(key, window, of_labels, columns)
+                    yield from self._settled_columns(key, window, of_labels, columns)
                     continue
                 yield Scored(key, (window.start, window.end), window.is_last, of_labels, vector)
 
@@ -218,7 +230,7 @@ class Classifier:
         if batch:
             yield from answers()
 
-    def _columns(
+    def _settled_columns(
         self, key: K, window: Window, scores: np.ndarray, columns: "_Columns"
     ) -> Iterator[Scored[K]]:
         """Those of a frame model that no later window of the sound changes."""

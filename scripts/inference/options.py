@@ -55,6 +55,15 @@ class ClassifyOptions(DatasetOptions):
     )
     top_k: int = setting(3, "labels per row", at_least=1)
     plot: bool = setting(False, "also draw every sound: OUTPUT/plots/….png")
+    labels: Path | None = setting(
+        None, "only these labels: a text file, a name on each line", metavar="FILE"
+    )
+    clips: Path | None = setting(
+        None,
+        "cut out each label's best events, with a second before and after: FOLDER/LABEL/….wav",
+        metavar="FOLDER",
+    )
+    best: int = setting(5, "clips of a label, at most", at_least=1)
 
     per: str = setting("file", "what a row is", choices=("file", "window"), group=_RESULTS)
     json: bool = setting(False, "print JSON instead of a table", group=_RESULTS)
@@ -96,7 +105,12 @@ class ClassifyOptions(DatasetOptions):
         None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
     )
     minimum_length_s: float = setting(
-        0.0, "leave out shorter events", at_least=0, group=_EVENTS, metavar="SECONDS"
+        0.0,
+        "leave out shorter events",
+        at_least=0,
+        group=_EVENTS,
+        metavar="SECONDS",
+        aliases=["minimum_length"],
     )
 
     median_filter_s: float = setting(
@@ -128,6 +142,12 @@ class DemoOptions(Options):
     model: str = setting(DEFAULT_MODEL, MODEL_HELP, positional="?")
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 serves the network")
     port: int | None = setting(None, "default: the first free one from 7860", at_least=1)
+    index: Path | None = setting(
+        None, "also find, review and teach in the index that ast-index wrote", metavar="INDEX"
+    )
+    marks: Path | None = setting(
+        None, "CSV that marks are saved in; default: INDEX/marks.csv", metavar="FILE"
+    )
     write_space: Path | None = setting(
         None, "write a Hugging Face Space into this folder and stop", metavar="FOLDER"
     )
@@ -138,6 +158,8 @@ class DemoOptions(Options):
         super().__post_init__()
         if not self.max_minutes > 0:
             raise ValueError(f"--max_minutes must be above 0, got {self.max_minutes:g}.")
+        if self.marks is not None and self.index is None:
+            raise ValueError("--marks belongs to --index INDEX.")
 
 
 @dataclass

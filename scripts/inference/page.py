@@ -3,7 +3,7 @@
 import html
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,8 @@ def describe_model(classifier: Classifier) -> str:
     known = ", ".join(names[:_NAMED_SOUNDS])
     more = len(names) - _NAMED_SOUNDS
     known += f" and {more} more" if more > 0 else ""
-    name = shown(Path(classifier.model_name).name or classifier.model_name)
+    path = Path(classifier.model_name).resolve()
+    name = shown(path.parent.name if path.name == "checkpoint" else path.name)
     return html.escape(f"{name} knows {len(names)} sounds: {known}.")
 
 
@@ -150,6 +151,8 @@ def build_app(
     folder: str | Path,
     max_minutes: float = DemoOptions.max_minutes,
     title: str = "What does it sound like?",
+    tabs: Sequence[tuple[str, Callable[[], None]]] = (),
+    script: str = "",
 ) -> Any:
     """The page, as `gradio.Blocks`.
 
@@ -159,6 +162,8 @@ def build_app(
             its own, `$GRADIO_TEMP_DIR`.
         max_minutes: of a sound.
         title: of the page.
+        tabs: more of them, beside the one that names sounds: titles, and what builds them.
+        script: JavaScript that runs once the page is there.
 
     Raises:
         ValueError: when gradio is not installed.
@@ -221,9 +226,7 @@ def build_app(
     def example() -> str:
         return str(write_example(tempfile.mkdtemp(dir=folder)))
 
-    with gradio.Blocks(
-        title=title, analytics_enabled=False, delete_cache=(60, _KEPT_S), fill_width=True
-    ) as app:
+    def name_tab() -> None:
         gradio.Markdown(f"# {html.escape(title)}\n{describe_model(classifier)}", elem_id="model")
         state = gradio.State(time_to_live=_KEPT_S)
         with gradio.Row():
@@ -288,6 +291,19 @@ def build_app(
             trigger_mode="always_last",
             api_visibility="private",
         )
+
+    with gradio.Blocks(
+        title=title, analytics_enabled=False, delete_cache=(60, _KEPT_S), fill_width=True
+    ) as app:
+        if not tabs:
+            name_tab()
+        else:
+            with gradio.Tabs():
+                for name, build in [("Name", name_tab), *tabs]:
+                    with gradio.Tab(name):
+                        build()
+        if script:
+            app.load(None, js=script)
     return app
 
 
@@ -297,12 +313,19 @@ def serve(
     port: int | None = None,
     max_minutes: float = DemoOptions.max_minutes,
     max_megabytes: int = DemoOptions.max_megabytes,
+    tabs: Callable[[Path], Sequence[tuple[str, Callable[[], None]]]] | None = None,
+    script: str = "",
+    css: str = "",
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM, then delete what was uploaded."""
+    """Serve the page until Ctrl-C or SIGTERM, then delete what was uploaded.
+
+    `tabs` gets the folder for files that the page offers; see `build_app`.
+    """
     with tempfile.TemporaryDirectory(prefix="ast-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_RUN_HISTORY"] = "False"
-        app = build_app(classifier, folder, max_minutes)
+        more = () if tabs is None else tabs(Path(folder))
+        app = build_app(classifier, folder, max_minutes, tabs=more, script=script)
         app.launch(
             server_name=host,
             server_port=port,
@@ -311,5 +334,5 @@ def serve(
             share=False,
             ssr_mode=False,
             footer_links=[],
-            css=_CSS,
+            css=_CSS + css,
         )

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling_ast.events_ast import Event
@@ -176,6 +177,44 @@ class Parts:
                         flat = vectors.flatten().to_numpy()
                         result.embeddings = flat.reshape(len(vectors), -1)
                     yield result
+
+    def errors(self) -> dict[str, str]:
+        """The sounds that could not be read, and why."""
+        failed = {sound for sound, (*_, is_error) in self._latest().items() if is_error}
+        return {
+            row["sound"]: row["error"]
+            for path in self._paths()
+            for row in pq.read_table(path, columns=["sound", "error"]).to_pylist()
+            if row["sound"] in failed and row["error"] is not None
+        }
+
+    def count(self) -> tuple[int, int]:
+        """Sounds that were classified, and their windows."""
+        latest = self._latest()
+        sounds = windows = 0
+        for path in self._paths():
+            rows = pq.read_table(path, columns=["sound", "windows"])
+            lengths = pc.list_value_length(rows["windows"]).to_pylist()
+            for index, sound in enumerate(rows["sound"].to_pylist()):
+                place, row, _, failed = latest[sound]
+                if not failed and (place, row) == (path, index):
+                    sounds, windows = sounds + 1, windows + lengths[index]
+        return sounds, windows
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Each sound that was classified: name, its windows' spans (n, 2), embeddings (n, D)."""
+        latest = self._latest()
+        for path in self._paths():
+            rows = pq.read_table(path, columns=["sound", "windows", "embeddings"])
+            for index, sound in enumerate(rows["sound"].to_pylist()):
+                place, row, _, failed = latest[sound]
+                if failed or (place, row) != (path, index):
+                    continue
+                windows = rows["windows"][index].values
+                spans = [windows.field(name).to_numpy() for name in ("start", "end")]
+                vectors = rows["embeddings"][index].values
+                flat = vectors.flatten().to_numpy()
+                yield sound, np.stack(spans, axis=1), flat.reshape(len(vectors), -1)
 
     def _latest(self) -> dict[str, tuple[Path, int, str, bool]]:
         """Sound -> where its row is, its version, whether it failed. A success outweighs a failure

@@ -30,6 +30,7 @@ class Progress:
         self.files = 0
         self.seconds = 0.0  # of sound that this run has heard
         self.text = ""
+        self._postfix = [""]  # ours: a disabled bar has none
         self._at = 0.0  # seconds of the total, with what an earlier run had heard
         self._began = time.perf_counter()
         measured = files is not None and not disabled and len(files) <= _MEASURED_FILES
@@ -42,7 +43,7 @@ class Progress:
             bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {postfix[0]}"
             if self.total_files
             else "{desc}: {postfix[0]}",
-            postfix=[""],
+            postfix=self._postfix,
         )
         self._show()
 
@@ -98,7 +99,7 @@ class Progress:
             parts.append(f"{self.seconds / elapsed:.0f} x real time")
         if left is not None:
             parts.append(f"{clock(left)} left")
-        self.text = self._bar.postfix[0] = ", ".join(parts)
+        self.text = self._postfix[0] = ", ".join(parts)
 
 
 def total_duration(files: Sequence[str]) -> float | None:

@@ -5,6 +5,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder
 from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..common.shown import shown
-from ..data.recordings import Recording, Recordings
+from ..data.recordings import Recording, Recordings, locate
 from .classifier import Classifier, Unreadable
+from .clips import best_events, clip_name, write_clip
 from .heard import Heard
 from .options import ClassifyOptions
 from .parts import Parts, Result, check_settings
 from .printed import format_json, format_results
 from .progress import Progress
-from .results import collect, file_of
+from .results import collect, file_of, path_of
 
 _LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 PART_S = 30.0  # between writes: what a kill costs at most
@@ -155,28 +157,99 @@ def _print(options: ClassifyOptions, rules: EventRules) -> int:
         print(format_json(found, options.per))
     elif table := format_results(found, options.per):
         print(table)
+    if options.clips is not None:
+        _cut_out(options, found)
     errors = {result.sound: result.error for result in found if result.error is not None}
-    _report_errors(errors)
+    report_errors("ast-classify", errors)
     return 1 if errors else 0
 
 
 def _write(options: ClassifyOptions, rules: EventRules) -> int:
     """Classify this process's share into the output folder; the first process puts all together."""
-    from accelerate import PartialState
-
     output = options.output
     assert output is not None
+    settings = {name: getattr(options, name) for name in _SETTINGS}
+    settings["labels"] = None if options.labels is None else read_names(options.labels)
+    settings["model_version"] = model_version(options.model)
+    with listen_into(output, options, rules, settings) as run:
+        if run is None:
+            return 0
+        top_k = min(options.top_k, run.labels)
+        errors = collect(output, options.per, options.formats, top_k, options.embeddings)
+        if options.clips is not None:
+            _cut_out(options, Parts(output).results())
+    print(f"{run} Results: {shown(output)}", file=sys.stderr)
+    report_errors("ast-classify", errors)
+    return 1 if errors else 0
+
+
+def _cut_out(options: ClassifyOptions, results: Iterable[Result]) -> None:
+    """The best events of every label as files of their own."""
+    assert options.clips is not None
+    best = best_events(results, options.best)
+    sounds = {sound for events in best.values() for sound, _ in events}
+    where = locate(sorted(sounds), options.split, options.dataset_config, options.audio_column)
+    count = 0
+    for label, events in best.items():
+        for sound, event in events:
+            name = clip_name(sound, event.start, event.end, event.score, "")
+            # As one piece: a label may hold a slash, a name what no file may.
+            path = file_of(options.clips / path_of(label.replace("/", "_")), name, ".wav")
+            write_clip(path, where[sound], event.start, event.end)
+            count += 1
+    print(f"{count} clips: {shown(options.clips)}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has heard, for its last line."""
+
+    seconds: float  # of sound
+    elapsed: float
+    processes: int
+    labels: int  # that the model knows
+
+    def __str__(self) -> str:
+        everyone = f" by process 0 of {self.processes}" if self.processes > 1 else ""
+        return (
+            f"{self.seconds / 3600:.2f} h of sound{everyone} in {self.elapsed:.0f} s, "
+            f"{self.seconds / max(self.elapsed, 1e-9):.0f} x real time."
+        )
+
+
+@contextlib.contextmanager
+def listen_into(
+    output: Path,
+    options: ClassifyOptions,
+    rules: EventRules,
+    settings: dict[str, Any],
+    check: Callable[[Classifier], None] | None = None,
+) -> Iterator[Run | None]:
+    """Hear this process's share of the recordings, what an earlier run left of it, into parts.
+
+    Inside the `with` every process is done and the folder still held; the first process gets its
+    `Run`, the others None.
+
+    Args:
+        output: the folder.
+        options: what to hear and what to keep of it.
+        rules: of events.
+        settings: that the results depend on.
+        check: raises ValueError for a model that does not belong here.
+    """
+    from accelerate import PartialState
+
     # Processes wait for the slowest at the end, however many hours its share takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     rank, count = state.process_index, state.num_processes
     recordings = _recordings(options)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(hold(output, f"rank{rank:05d}"))
-        settings = {name: getattr(options, name) for name in _SETTINGS}
-        check_settings(output, {**settings, "model_version": model_version(options.model)})
+    with hold(output, f"rank{rank:05d}"):
+        check_settings(output, settings)
         parts = Parts(output, rank)
         done = parts.done()
         classifier = _classifier(options, rules, state.device)
+        if check is not None:
+            check(classifier)
         share: Iterator[Recording] = (
             sound
             for sound in recordings.share(rank, count)
@@ -198,18 +271,10 @@ def _write(options: ClassifyOptions, rules: EventRules) -> int:
         elapsed = time.perf_counter() - began
         state.wait_for_everyone()
         if not state.is_main_process:
-            return 0
+            yield None
+            return
         remove_unfinished(output)
-        top_k = min(options.top_k, len(classifier.label_names))
-        errors = collect(output, options.per, options.formats, top_k, options.embeddings)
-    everyone = f" by process 0 of {count}" if count > 1 else ""
-    print(
-        f"{progress.seconds / 3600:.2f} h of sound{everyone} in {elapsed:.0f} s, "
-        f"{progress.seconds / max(elapsed, 1e-9):.0f} x real time. Results: {shown(output)}",
-        file=sys.stderr,
-    )
-    _report_errors(errors)
-    return 1 if errors else 0
+        yield Run(progress.seconds, elapsed, count, len(classifier.label_names))
 
 
 def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: Listening) -> None:
@@ -236,6 +301,22 @@ def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: 
                 write()
     finally:
         write()
+
+
+def read_names(path: Path) -> list[str]:
+    """Names of labels, one on each line; empty lines do not count.
+
+    Raises:
+        ValueError: for a file without a name, or with one twice.
+    """
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    names = [name for name in names if name]
+    if not names:
+        raise ValueError(f"{path} names no label: expected a name on each line.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path} names {twice!r} twice.")
+    return names
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -274,6 +355,7 @@ def _classifier(
         chunk_length_s=options.chunk_length_s,
         hop_length_s=options.hop_length_s,
         window_pooling=options.window_pooling,
+        labels=None if options.labels is None else read_names(options.labels),
     )
     if options.embeddings and classifier.is_frame_model:
         raise ValueError(f"--embeddings: {options.model} is a frame model and gives scores only.")
@@ -287,6 +369,7 @@ def _classifier(
     return classifier
 
 
-def _report_errors(errors: dict[str, str]) -> None:
+def report_errors(command: str, errors: dict[str, str]) -> None:
+    """A line for every sound that could not be read."""
     for error in errors.values():
-        print(f"ast-classify: {shown(error)}", file=sys.stderr)
+        print(f"{command}: {shown(error)}", file=sys.stderr)

@@ -1,0 +1,281 @@
+"""What marks are worth: accuracy with few of them, and how many a queue saves.
+
+embeddings  (clips, D)   of a labelled data set, by one checkpoint, computed once
+"""
+
+import itertools
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..common.files import write_whole
+from ..workbench.heads import (
+    DEFAULT_STRENGTH,
+    Standard,
+    choose_strength,
+    fit_head,
+    layer_normed,
+)
+from ..workbench.queues import disagreement, farthest_first, uncertainty
+
+if TYPE_CHECKING:
+    from .options import FewOptions, MarkedOptions, QueuesOptions
+
+_HEAD_EPSILON = 1e-6
+_GROWTH = 1.12  # of the marks from one round to the next, where that is more than the batch
+
+
+@dataclass
+class Clips:
+    """A labelled data set as a model hears it."""
+
+    normed: np.ndarray  # (clips, D)
+    classes: np.ndarray  # (clips,)
+    groups: np.ndarray  # (clips,) recording or speaker
+    parts: np.ndarray  # (clips,) fold or split
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.classes.max()) + 1
+
+    def draws(self, options: "MarkedOptions") -> list[tuple[np.ndarray, np.ndarray]]:
+        """Clips to mark and clips to test on, in each draw: the folds take turns."""
+        if options.test_part is not None:
+            test = self.parts == options.test_part
+            unused = np.isin(self.parts, options.unused_part or [])
+            if not test.any():
+                raise ValueError(
+                    f"--test_part {options.test_part}: the clips are of {set(self.parts)}."
+                )
+            return [(np.flatnonzero(~test & ~unused), np.flatnonzero(test))] * options.draws
+        folds = np.unique(self.parts)
+        chosen = [folds[draw % len(folds)] for draw in range(options.draws)]
+        return [(np.flatnonzero(self.parts != f), np.flatnonzero(self.parts == f)) for f in chosen]
+
+
+def open_clips(options: "MarkedOptions") -> Clips:
+    """The clips of a data set; their embeddings are kept in a file if the options name one."""
+    path = options.embeddings
+    if path is None or not path.exists():
+        arrays = _embed(options)
+        if path is not None:
+            write_whole(path, lambda unfinished: _save(unfinished, arrays))
+    else:
+        with np.load(path) as file:
+            arrays = dict(file)
+        if str(arrays["model"]) != options.checkpoint:
+            raise ValueError(f"{path} holds embeddings of {arrays['model']}; name another file.")
+    normed = layer_normed(arrays["embeddings"], _HEAD_EPSILON)
+    return Clips(normed, arrays["classes"], arrays["groups"], arrays["parts"])
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _embed(options: "MarkedOptions") -> dict[str, Any]:
+    from ..data.sources import open_stream
+    from ..inference.classifier import Classifier, Unreadable
+
+    classifier = Classifier(options.checkpoint)
+    rows: list[tuple[int, str, str]] = []
+
+    def sounds():
+        for split in options.splits:
+            for row in open_stream(options.dataset, split):
+                group = row[options.group_column] if options.group_column else len(rows)
+                part = row[options.fold_column] if options.fold_column else split
+                rows.append((int(row["label"]), str(group), str(part)))
+                yield len(rows) - 1, row["audio"], 0
+
+    vectors: dict[int, list[np.ndarray]] = {}
+    for answer in classifier.listen(sounds()):
+        if isinstance(answer, Unreadable):
+            raise ValueError(f"Clip {answer.sound}: {answer.error}")
+        vectors.setdefault(answer.sound, []).append(answer.embedding)
+    classes, groups, parts = zip(*rows, strict=True)
+    return {
+        "model": np.array(options.checkpoint),
+        "embeddings": np.stack([np.mean(vectors[row], axis=0) for row in range(len(rows))]),
+        "classes": np.array(classes),
+        "groups": np.array(groups),
+        "parts": np.array(parts),
+    }
+
+
+def benchmark_few(options: "FewOptions") -> None:
+    """Accuracy with k marked clips of every class."""
+    clips = open_clips(options)
+    print(f"{options.checkpoint} on {options.dataset}: {options.draws} draws, accuracy in %")
+    table = {}
+    for shots in options.shots:
+        accuracies = []
+        began = time.perf_counter()
+        for draw, (pool, test) in enumerate(clips.draws(options)):
+            random = np.random.default_rng(draw)
+            marked = np.concatenate(
+                [
+                    random.permutation(pool[clips.classes[pool] == label])[:shots]
+                    for label in range(clips.num_classes)
+                ]
+            )
+            accuracies.append(_accuracy(clips, marked, test, pool))
+        seconds = (time.perf_counter() - began) / options.draws
+        mean, deviation = 100 * np.mean(accuracies), 100 * np.std(accuracies, ddof=1)
+        table[shots] = {"mean": mean, "deviation": deviation, "seconds": seconds}
+        print(
+            f"{shots:4d} per class  {mean:5.1f} ± {deviation:4.1f}  ({seconds:.2f} s)", flush=True
+        )
+    full = [_accuracy(clips, pool, test, pool) for pool, test in _distinct(clips.draws(options))]
+    print(f" all of them     {100 * np.mean(full):5.1f}")
+    if options.json:
+        _write(options.json, {"few": table, "full": 100 * float(np.mean(full))})
+
+
+def _distinct(draws: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list({test.tobytes(): (pool, test) for pool, test in draws}.values())
+
+
+def _accuracy(clips: Clips, marked: np.ndarray, test: np.ndarray, pool: np.ndarray) -> float:
+    """Of the head that ast-teach fits on the marked clips; the pool's sounds need no labels."""
+    standard = Standard.of(clips.normed[pool])
+    targets = np.eye(clips.num_classes)[clips.classes[marked]]
+    normed = clips.normed[marked]
+    choice = choose_strength(normed, targets, clips.groups[marked], True, standard)
+    head = fit_head(normed, targets, True, standard, choice.strength)
+    return _right(clips, head, test)
+
+
+def _right(clips: Clips, head: Any, test: np.ndarray) -> float:
+    return float((head.logits(clips.normed[test]).argmax(1) == clips.classes[test]).mean())
+
+
+def benchmark_queues(options: "QueuesOptions") -> None:
+    """Marks needed for 90 and 95 % of what all marks reach, by queue."""
+    clips = open_clips(options)
+    draws = clips.draws(options)
+    curves: dict[str, list[list[tuple[int, float]]]] = {queue: [] for queue in options.queues}
+    full = []
+    for draw, (pool, test) in enumerate(draws):
+        targets = np.eye(clips.num_classes)[clips.classes[pool]]
+        standard = Standard.of(clips.normed[pool])
+        head = fit_head(clips.normed[pool], targets, True, standard, DEFAULT_STRENGTH)
+        full.append(_right(clips, head, test))
+        for queue in options.queues:
+            curves[queue].append(_mark(clips, pool, test, queue, full[-1], draw, options))
+    print(
+        f"{options.checkpoint} on {options.dataset}: {options.draws} draws; all "
+        f"{len(draws[0][0])} marks give {100 * np.mean(full):.1f} %"
+    )
+    shares = (0.90, 0.95)
+    print("marks needed for" + "".join(f"{share:>22.0%}" for share in shares))
+    table: dict[str, Any] = {}
+    for queue, of_draws in curves.items():
+        row = []
+        for share in shares:
+            needed = np.array(
+                [_needed(curve, share * whole) for curve, whole in zip(of_draws, full, strict=True)]
+            )
+            row.append(
+                (float(needed.mean()), float(needed.std(ddof=1)), int(np.isnan(needed).sum()))
+            )
+        table[queue] = row
+        print(f"{queue:16s}" + "".join(f"{mean:14.0f} ± {dev:4.0f}" for mean, dev, _ in row))
+    if options.plot:
+        _plot(options.plot, curves, float(np.mean(full)), shares)
+    if options.json:
+        _write(options.json, {"needed": table, "full": full, "curves": curves})
+
+
+def _mark(
+    clips: Clips,
+    pool: np.ndarray,
+    test: np.ndarray,
+    queue: str,
+    full: float,
+    draw: int,
+    options: "QueuesOptions",
+) -> list[tuple[int, float]]:
+    """Marks and accuracy, round by round, until 97 % of the full accuracy or all is marked."""
+    random = np.random.default_rng(draw)  # the same first marks for every queue
+    normed, classes, groups = clips.normed[pool], clips.classes[pool], clips.groups[pool]
+    standard = Standard.of(normed)
+    features = standard(normed).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    every = np.eye(clips.num_classes)[classes]
+    targets = np.full(every.shape, np.nan)
+    marked = random.permutation(len(pool))[: clips.num_classes]
+    curve = []
+    while True:
+        targets[marked] = every[marked]
+        head = fit_head(normed, targets, True, standard, DEFAULT_STRENGTH)
+        curve.append((len(marked), _right(clips, head, test)))
+        # One lucky round is not enough.
+        if len(marked) == len(pool) or min(a for _, a in curve[-2:]) >= 0.97 * full:
+            return curve
+        count = max(options.batch, round((_GROWTH - 1) * len(marked)))
+        left = np.isnan(targets[:, 0])
+        if queue == "random":
+            more = random.permutation(np.flatnonzero(left))[:count].tolist()
+        elif queue == "novel":
+            more = farthest_first(features, marked, count, left)
+        else:
+            values = (
+                uncertainty(head.scores(normed), True)
+                if queue == "uncertain"
+                else disagreement(
+                    normed, targets, groups, True, standard, DEFAULT_STRENGTH, seed=draw
+                )
+            )
+            values = np.where(left, values, -np.inf)
+            more = np.argsort(-values, kind="stable")[: min(count, int(left.sum()))].tolist()
+        marked = np.concatenate([marked, np.array(more, int)])
+
+
+def _needed(curve: list[tuple[int, float]], accuracy: float) -> float:
+    """Marks at which a curve first reaches an accuracy, between two rounds by a straight line."""
+    for (before, low), (after, high) in itertools.pairwise(curve):
+        if high >= accuracy:
+            if low >= accuracy:
+                return before
+            return before + (after - before) * (accuracy - low) / (high - low)
+    return float("nan")
+
+
+def _write(path: Path, measured: dict[str, Any]) -> None:
+    write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(measured, indent=2)))
+
+
+def _plot(
+    path: Path,
+    curves: dict[str, list[list[tuple[int, float]]]],
+    full: float,
+    shares: tuple[float, ...],
+) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    longest = min(max(curve[-1][0] for curve in of) for of in curves.values())
+    for queue, of_draws in curves.items():
+        marks = np.unique([count for curve in of_draws for count, _ in curve if count <= longest])
+        values = np.array(
+            [np.interp(marks, [n for n, _ in curve], [a for _, a in curve]) for curve in of_draws]
+        )
+        mean, error = values.mean(axis=0), values.std(axis=0) / np.sqrt(len(values))
+        style: dict[str, Any] = {"color": "black", "linestyle": ":"} if queue == "random" else {}
+        (line,) = axes.plot(marks, 100 * mean, label=queue, **style)
+        axes.fill_between(
+            marks, 100 * (mean - error), 100 * (mean + error), color=line.get_color(), alpha=0.2
+        )
+    for share in shares:
+        axes.axhline(100 * share * full, color="grey", linewidth=0.8)
+        axes.annotate(f"{share:.0%} of all marks'", (marks[0], 100 * share * full), va="bottom")
+    axes.set(xlabel="marked clips", ylabel="accuracy (%)", xscale="log")
+    axes.legend(frameon=False)
+    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=150, format="png"))

@@ -1,0 +1,32 @@
+"""Teach a model your sounds from a few marks, in seconds.
+
+    ast-teach index marks.csv --output taught
+    ast-teach index marks.csv --background quiet/ --wish precision=0.9 --queue uncertain
+
+The marks say what is to be heard where: file, start, end, label. A label is a name, several joined
+by `;`, `background` for none of them, or `not NAME`. What nobody marked stays unlabelled. The
+result is an ordinary checkpoint with calibrated scores; every figure is of recordings that were
+held out. `--queue` names what to mark next.
+"""
+
+from collections.abc import Sequence
+
+from .common.options import run_command
+from .workbench.options import TeachOptions
+
+
+def teach(options: TeachOptions) -> int:
+    from transformers.utils import logging
+
+    from .workbench import run
+
+    logging.disable_progress_bar()
+    return run.teach(options)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_command("ast-teach", TeachOptions, teach, argv)
+
+
+if __name__ == "__main__":
+    main()

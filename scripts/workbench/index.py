@@ -1,0 +1,326 @@
+"""An index of sound: the embeddings of the windows of hours of recordings, by one model.
+
+    INDEX/index.json                the model, a checksum of its encoder
+    INDEX/settings.json             the windows' length
+    INDEX/parts/….parquet           one row per recording: its windows and their embeddings
+
+The parts are those of `ast-classify` (see `inference.parts`): any number of processes write them, a
+killed one resumes, and a recording that changed is heard again. Name more recordings to add them;
+what is there already is not heard twice.
+
+spans       (windows, 2)   seconds
+embeddings  (windows, D)   float32, in memory: 0.8 GB for a million windows of a width of 192
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..common.files import write_whole
+from ..data.recordings import locate
+from ..inference.parts import Parts
+from .heads import Standard, layer_normed
+
+if TYPE_CHECKING:
+    from ..inference.classifier import Classifier
+    from ..inference.options import ClassifyOptions
+    from ..inference.run import Run
+
+# Of settings.json: windows, and where the sounds of data sets are.
+_SETTINGS = ("chunk_length_s", "hop_length_s", "split", "dataset_config", "audio_column")
+_SAMPLE = 50_000  # windows, for means and deviations
+_BLOCK = 65_536  # windows at a time: 50 MB
+
+
+def build_index(folder: Path, options: "ClassifyOptions") -> "tuple[Run, dict[str, str]] | None":
+    """Add recordings to an index: this process's share of them, where there are several.
+
+    Args:
+        folder: the index.
+        options: what to hear, with which model and windows.
+
+    Returns:
+        what the run has heard, and what could not be read: name -> why. None in all processes but
+        the first.
+
+    Raises:
+        ValueError: when the index was made by another model, or with other windows.
+    """
+    from modeling_ast.events_ast import EventRules
+
+    from ..inference.run import listen_into
+
+    if options.model.endswith(".onnx"):
+        raise ValueError("An index needs a checkpoint: an ONNX file gives scores only.")
+    settings = {"kind": "index", **{name: getattr(options, name) for name in _SETTINGS}}
+
+    def check(classifier: "Classifier") -> None:
+        about = {
+            "model": options.model,
+            "encoder": encoder_checksum(classifier),
+            "head_epsilon": classifier.pipeline.model.config.layer_norm_eps,
+        }
+        path = folder / "index.json"
+        if path.exists():
+            check_encoder(folder, _about(folder), options.model, about["encoder"])
+        else:
+            text = json.dumps(about, indent=2)
+            write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+    # No score reaches 2: labels and events are left to whoever reads the index.
+    with listen_into(folder, options, EventRules(2.0), settings, check) as run:
+        return None if run is None else (run, Parts(folder).errors())
+
+
+def encoder_checksum(classifier: "Classifier") -> str:
+    """What embeddings depend on: the encoder's weights, how it runs, and its features.
+
+    Checkpoints that differ in the classifier only have the same.
+    """
+    model, extractor = classifier.pipeline.model, classifier.pipeline.feature_extractor
+    settings = [
+        getattr(model.config, name)
+        for name in ("frequency_stride", "time_stride", "max_length", "merged_tokens_per_layer")
+    ]
+    settings += [
+        getattr(extractor, name)
+        for name in ("mean", "std", "num_mel_bins", "sampling_rate", "return_attention_mask")
+    ]
+    checksum = hashlib.sha256(json.dumps(settings).encode())
+    for name, values in sorted(model.base_model.state_dict().items()):
+        checksum.update(name.encode())
+        checksum.update(values.detach().float().cpu().contiguous().numpy().tobytes())
+    return checksum.hexdigest()[:16]
+
+
+def check_encoder(folder: Path, about: dict[str, Any], model: str, encoder: str) -> None:
+    """
+    Raises:
+        ValueError: when an index holds what another encoder heard.
+    """
+    if about["encoder"] != encoder:
+        raise ValueError(
+            f"{folder} holds what {about['model']} (encoder {about['encoder']}) heard, and {model} "
+            f"(encoder {encoder}) hears differently: name that model, or another index."
+        )
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / "index.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        return {name: about[name] for name in ("model", "encoder", "head_epsilon")}
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder} is no index. Make one: ast-index RECORDINGS --output {folder}"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}. Make the index anew.") from error
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """How an index was made: its model and windows; empty where there is none yet."""
+    if not (folder / "index.json").exists():
+        return {}
+    return {**_settings(folder), "model": _about(folder)["model"]}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "settings.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return {name: settings[name] for name in _SETTINGS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}. Make the index anew.") from error
+
+
+@dataclass
+class SoundIndex:
+    """An index, read: windows in order of their recordings, and of time within each.
+
+    Args:
+        folder: where it lies.
+        about: model, encoder, head_epsilon.
+        settings: of its windows and data sets.
+        sounds: the recordings' names.
+        sound_of_window: (windows,) positions in `sounds`.
+        spans: (windows, 2) seconds.
+        embeddings: (windows, D).
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    settings: dict[str, Any]
+    sounds: list[str]
+    sound_of_window: np.ndarray
+    spans: np.ndarray
+    embeddings: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> "SoundIndex":
+        """
+        Raises:
+            ValueError: for a folder that is no index, or an empty one.
+        """
+        about = _about(folder)
+        settings = _settings(folder)
+        parts = sorted(Parts(folder).arrays(), key=lambda part: part[0])
+        if not parts:
+            raise ValueError(f"{folder} holds no recordings yet: ast-index RECORDINGS --output …")
+        lengths = [len(spans) for _, spans, _ in parts]
+        return cls(
+            folder=folder,
+            about=about,
+            settings=settings,
+            sounds=[sound for sound, _, _ in parts],
+            sound_of_window=np.repeat(np.arange(len(parts)), lengths),
+            spans=np.concatenate([spans for _, spans, _ in parts]),
+            embeddings=np.concatenate([vectors for *_, vectors in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def check(self, classifier: "Classifier") -> None:
+        """
+        Raises:
+            ValueError: for a model that hears differently.
+        """
+        check_encoder(self.folder, self.about, classifier.model_name, encoder_checksum(classifier))
+
+    def normed(self, windows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """What the classifier's dense layer sees of some windows: (windows, D)."""
+        return layer_normed(self.embeddings[windows], self.about["head_epsilon"])
+
+    def locate(self, sounds: Iterable[str]) -> dict[str, Any]:
+        """Where the sound of some recordings is, as `load_audio` reads it.
+
+        Raises:
+            ValueError: for one that is no longer there.
+        """
+        settings = self.settings
+        return locate(
+            sounds, settings["split"], settings["dataset_config"], settings["audio_column"]
+        )
+
+    def blocks(self) -> Iterator[slice]:
+        """All windows, so many at a time as memory is cheap for."""
+        return (slice(first, first + _BLOCK) for first in range(0, len(self), _BLOCK))
+
+    @cached_property
+    def standard(self) -> Standard:
+        """Mean and deviation of the normed embeddings' features, by a sample of the windows."""
+        return Standard.of(self.normed(self._sample))
+
+    @cached_property
+    def _sample(self) -> np.ndarray:
+        random = np.random.default_rng(0)
+        return np.sort(random.permutation(len(self))[:_SAMPLE])
+
+    @cached_property
+    def _raw(self) -> Standard:
+        return Standard.of(self.embeddings[self._sample])
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """Of the standardised embeddings: (windows,)."""
+        return np.concatenate(
+            [np.linalg.norm(self._raw(self.embeddings[block]), axis=1) for block in self.blocks()]
+        ).astype(np.float32)
+
+    def features(self) -> np.ndarray:
+        """Standardised embeddings of length 1: their products are similarities. (windows, D)."""
+        return np.concatenate(
+            [
+                (self._raw(self.embeddings[block]) / self._lengths[block, None]).astype(np.float32)
+                for block in self.blocks()
+            ]
+        )
+
+    def similarity(self, examples: np.ndarray) -> np.ndarray:
+        """How much each window is like the example it is most like.
+
+        The cosine of embeddings that are standardised over the index, exact: every window is
+        compared. Standardising folds into the examples, so nothing is held beside the embeddings.
+
+        Args:
+            examples: (examples, D) embeddings.
+
+        Returns:
+            (windows,) from -1 to 1.
+        """
+        examples = np.atleast_2d(np.asarray(examples, np.float32))
+        if examples.shape[1] != self.embeddings.shape[1]:
+            raise ValueError(
+                f"The example is {examples.shape[1]} wide, the index {self.embeddings.shape[1]}: "
+                "it is of another model."
+            )
+        best = np.full(len(self), -np.inf, np.float32)
+        for example in examples:
+            standardised = self._raw(example)
+            standardised /= np.linalg.norm(standardised)
+            direction = standardised / self._raw.deviation
+            products = self.embeddings @ direction.astype(np.float32)
+            products -= np.float32(self._raw.mean @ direction)
+            products /= np.maximum(self._lengths, np.float32(1e-12))
+            np.maximum(best, products, out=best)
+        return best
+
+    def logits(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Logits of a dense layer on normed embeddings, block by block: (windows, labels)."""
+        weight, bias = weight.T.astype(np.float32), bias.astype(np.float32)
+        return np.concatenate([self.normed(block) @ weight + bias for block in self.blocks()])
+
+
+def read_vectors(path: str) -> np.ndarray:
+    """Embeddings of a .npy file: (examples, D).
+
+    Raises:
+        ValueError: for a file that cannot be read.
+    """
+    try:
+        return np.atleast_2d(np.load(path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read embeddings from {path}: {error}") from error
+
+
+def embed(classifier: "Classifier", example: str) -> np.ndarray:
+    """Embeddings of a file, or of a stretch of it, `FILE:START-END` in seconds: (windows, D).
+
+    Raises:
+        ValueError: for a stretch that is none.
+        AudioDecodingError: for a file that cannot be read.
+    """
+    from feature_extraction import load_audio
+
+    file, stretch = parse_example(example)
+    if stretch is None:
+        return classifier.hear(file).embeddings
+    start, end = stretch
+    waveform = load_audio(file, classifier.sampling_rate, start, end - start)
+    return classifier.hear(waveform).embeddings
+
+
+def parse_example(example: str) -> tuple[str, tuple[float, float] | None]:
+    """`rain.wav:1.5-4` -> file and stretch in seconds; None: all of it.
+
+    Raises:
+        ValueError: for a stretch that ends before it starts.
+    """
+    file, colon, stretch = example.rpartition(":")
+    start, dash, end = stretch.partition("-")
+    try:
+        span = float(start), float(end)
+    except ValueError:
+        return example, None
+    if not (colon and dash):
+        return example, None
+    if not 0 <= span[0] < span[1]:
+        raise ValueError(f"{example}: a stretch is START-END in seconds, the end after the start.")
+    return file, span

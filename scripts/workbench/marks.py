@@ -1,0 +1,339 @@
+"""Marks: what people say that is to be heard, where; and what that means for an index's windows.
+
+marks     CSV with the columns file, start, end, label; seconds; no start and end: the whole file
+targets   (windows, labels)   1: it is there; 0: it is not; NaN: nobody said
+
+A label is a name, several of them joined by `;`, `background` (none of the labels is to be heard)
+or `not NAME` (that one is not; nothing is said of the others).
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from ..common.files import write_whole
+from ..common.options import did_you_mean
+
+BACKGROUND = "background"
+SEPARATOR = ";"
+_NOT = "not "
+_COLUMNS = ["file", "start", "end", "label"]
+_ENOUGH = 0.5  # of the mark or of the window, whichever is shorter: then the label is the window's
+_ALL = 0.95  # of a window must be said to lack a sound
+
+
+class Mark(NamedTuple):
+    """A stretch of a file, in seconds, and what was said of it; None: the whole file."""
+
+    file: str
+    start: float | None
+    end: float | None
+    label: str
+
+    @property
+    def labels(self) -> list[str]:
+        """The sounds that are said to be there."""
+        if self.label == BACKGROUND or self.absent is not None:
+            return []
+        return [label.strip() for label in self.label.split(SEPARATOR) if label.strip()]
+
+    @property
+    def absent(self) -> str | None:
+        """The sound that is said not to be there, the others being left open."""
+        return self.label[len(_NOT) :].strip() if self.label.startswith(_NOT) else None
+
+
+def read_marks(path: Path) -> list[Mark]:
+    """Marks of a CSV file, or of Label Studio's JSON export.
+
+    Raises:
+        ValueError: for a file that is neither, or a row that makes no sense; the message names it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+    if path.suffix.lower() == ".json":
+        return _of_label_studio(path, text)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = reader.fieldnames or []
+    missing = [name for name in ("file", "label") if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {missing[0]!r}: expected CSV with the columns "
+            f"{', '.join(_COLUMNS)}, got {', '.join(columns) or 'an empty file'}."
+        )
+    return [
+        _of_row(row, f"{path}, line {reader.line_num}")
+        for row in reader
+        if (row["label"] or "").strip()  # a queue's row that nobody has filled in
+    ]
+
+
+def _of_row(row: dict[str, Any], where: str) -> Mark:
+    file, label = (_as_it_was((row[name] or "").strip()) for name in ("file", "label"))
+    if not file:
+        raise ValueError(f"{where}: a mark needs a file.")
+    start, end = (_seconds(row.get(name), f"{where}: {name}") for name in ("start", "end"))
+    return _checked(Mark(file, start, end, label), where)
+
+
+def _as_it_was(cell: str) -> str:
+    """Text without the apostrophe that keeps it from being a formula (see `common.tables`)."""
+    return cell[1:] if cell.startswith(("'=", "'+", "'-", "'@")) else cell
+
+
+def _seconds(value: Any, where: str) -> float | None:
+    if value is None or not str(value).strip():
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = float("nan")
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{where} must be seconds from 0 on, got {value!r}.")
+    return seconds
+
+
+def _checked(mark: Mark, where: str) -> Mark:
+    if (mark.start is None) != (mark.end is None):
+        raise ValueError(f"{where}: give start and end, or neither for the whole file.")
+    if mark.start is not None and mark.end is not None and mark.end <= mark.start:
+        raise ValueError(
+            f"{where}: it ends at {mark.end:g} s, before it starts ({mark.start:g} s)."
+        )
+    return mark
+
+
+class MarkBook:
+    """A CSV of marks that grows while somebody listens: each one is on the disk once `add` returns.
+
+    Args:
+        path: of the file; its marks are read when there is one.
+
+    Raises:
+        ValueError: as `read_marks`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.marks = read_marks(path) if path.exists() and path.stat().st_size else []
+
+    def add(self, mark: Mark) -> None:
+        """Write one more mark."""
+        _checked(mark, mark.file)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            lead = ""
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                lead = "" if file.read(1) == b"\n" else "\n"
+            else:
+                lead = ",".join(_COLUMNS) + "\n"
+            # One call: a kill leaves the line whole or not there.
+            file.write((lead + _line(mark)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.marks.append(mark)
+
+    def undo(self) -> Mark | None:
+        """Take back the last mark; None when there is none."""
+        if not self.marks:
+            return None
+        mark = self.marks.pop()
+        write_marks(self.path, self.marks)
+        return mark
+
+
+def write_marks(path: Path, marks: Iterable[Mark]) -> None:
+    """Marks as CSV, whole or not at all."""
+    text = ",".join(_COLUMNS) + "\n" + "".join(map(_line, marks))
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def _line(mark: Mark) -> str:
+    line = io.StringIO()
+    numbers = ["" if value is None else f"{value:.3f}" for value in (mark.start, mark.end)]
+    csv.writer(line, lineterminator="\n").writerow([mark.file, *numbers, mark.label])
+    return line.getvalue()
+
+
+def label_names(marks: Iterable[Mark]) -> list[str]:
+    """The sounds that marks speak of, in alphabetical order."""
+    names: set[str] = set()
+    for mark in marks:
+        names.update(mark.labels)
+        if mark.absent is not None:
+            names.add(mark.absent)
+    return sorted(names)
+
+
+def match_files(marks: Iterable[Mark], sounds: Sequence[str]) -> dict[str, str]:
+    """What the marks' files are called in an index.
+
+    A file is found by its name there, or by the end of its path, as long as that is unique: marks
+    that were made elsewhere, or with paths relative to another folder, fit.
+
+    Raises:
+        ValueError: for a file that is not in the index, or that could be several.
+    """
+    known = set(sounds)
+    by_name: dict[str, list[str]] = {}
+    for sound in sounds:
+        by_name.setdefault(PurePath(sound).name, []).append(sound)
+    found: dict[str, str] = {}
+    for mark in marks:
+        if mark.file in found:
+            continue
+        if mark.file in known:
+            found[mark.file] = mark.file
+            continue
+        parts = PurePath(mark.file).parts
+        candidates = by_name.get(PurePath(mark.file).name, [])
+        fitting = []
+        for candidate in candidates:
+            shared = min(len(parts), len(PurePath(candidate).parts))
+            if PurePath(candidate).parts[-shared:] == parts[-shared:]:
+                fitting.append(candidate)
+        if not fitting:
+            raise ValueError(
+                f"The marks speak of {mark.file}, which is not in the index"
+                f"{did_you_mean(mark.file, list(sounds)[:10])} Add it: ast-index {mark.file} "
+                "--output INDEX."
+            )
+        if len(fitting) > 1:
+            raise ValueError(
+                f"{mark.file} may be {fitting[0]} or {fitting[1]} in the index: give more of its "
+                "path."
+            )
+        found[mark.file] = fitting[0]
+    return found
+
+
+def window_targets(
+    marks: Sequence[Mark],
+    sounds: Sequence[str],
+    sound_of_window: np.ndarray,
+    spans: np.ndarray,
+    labels: Sequence[str],
+) -> np.ndarray:
+    """What marks say of an index's windows.
+
+    A label is a window's when it covers half of the window, or half of the mark lies in it. What is
+    marked in a window is all that is in it; a label that only touches it is left open there. A
+    window that no mark reaches stays unlabelled. `background` and `not NAME` hold for windows that
+    they cover whole, and a label's mark outweighs them.
+
+    Args:
+        marks: in the order in which they were made.
+        sounds: names of the index's sounds.
+        sound_of_window: (windows,) positions in `sounds`.
+        spans: (windows, 2) seconds.
+        labels: the columns' names.
+
+    Returns:
+        targets (windows, labels) float32.
+
+    Raises:
+        ValueError: as `match_files`.
+    """
+    names = match_files(marks, sounds)
+    order = np.argsort(sound_of_window, kind="stable")
+    firsts = np.searchsorted(sound_of_window[order], np.arange(len(sounds) + 1))
+    place = {sound: number for number, sound in enumerate(sounds)}
+    column = {label: number for number, label in enumerate(labels)}
+
+    shape = (len(spans), len(labels))
+    present, touched, absent = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
+    reviewed = np.zeros(len(spans), bool)
+    for mark in marks:
+        number = place[names[mark.file]]
+        windows = order[firsts[number] : firsts[number + 1]]
+        starts, ends = spans[windows, 0], spans[windows, 1]
+        start = -np.inf if mark.start is None else mark.start
+        end = np.inf if mark.end is None else mark.end
+        overlap = np.minimum(ends, end) - np.maximum(starts, start)
+        lengths = ends - starts
+        if mark.labels:
+            hit = windows[overlap >= _ENOUGH * np.minimum(lengths, end - start)]
+            columns = [column[label] for label in mark.labels if label in column]
+            reviewed[hit] = True
+            for label in columns:
+                present[hit, label] = True
+                touched[windows[overlap > 0], label] = True
+            continue
+        within = windows[overlap >= _ALL * lengths]
+        if mark.absent is None:
+            reviewed[within] = True
+        elif mark.absent in column:
+            absent[within, column[mark.absent]] = True
+    targets = np.full(shape, np.nan, np.float32)
+    targets[reviewed] = 0
+    targets[touched] = np.nan
+    targets[absent] = 0
+    targets[present] = 1
+    return targets
+
+
+def to_label_studio(
+    marks: Iterable[Mark], scores: Sequence[float] | None = None, prefix: str = ""
+) -> list[dict[str, Any]]:
+    """Label Studio tasks, one per file, with the marks as predictions to be checked.
+
+    Args:
+        marks: stretches with labels.
+        scores: one per mark.
+        prefix: before the file's name in the task's address, such as
+            "/data/local-files/?d=" for Label Studio's local storage.
+    """
+    tasks: dict[str, dict[str, Any]] = {}
+    for number, mark in enumerate(marks):
+        task = tasks.setdefault(
+            mark.file,
+            {
+                "data": {"audio": prefix + quote(mark.file) if prefix else mark.file},
+                "predictions": [{"model_version": "ast", "result": []}],
+            },
+        )
+        region: dict[str, Any] = {
+            "id": f"ast{number}",
+            "from_name": "label",
+            "to_name": "audio",
+            "type": "labels",
+            "value": {"start": mark.start, "end": mark.end, "labels": mark.labels or [mark.label]},
+        }
+        if scores is not None:
+            region["score"] = float(scores[number])
+        task["predictions"][0]["result"].append(region)
+    return list(tasks.values())
+
+
+def _of_label_studio(path: Path, text: str) -> list[Mark]:
+    """The annotations of Label Studio's JSON export (not its predictions)."""
+    try:
+        tasks = json.loads(text)
+        marks = []
+        for task in tasks:
+            address = next(value for value in task["data"].values() if isinstance(value, str))
+            file = unquote(address.rpartition("?d=")[2])
+            for annotation in task.get("annotations", ()):
+                if annotation.get("was_cancelled"):
+                    continue
+                for region in annotation["result"]:
+                    value = region.get("value", {})
+                    names = value.get("labels") or value.get("choices")
+                    if names:
+                        where = f"{path}, {file}"
+                        start, end = (_seconds(value.get(n), where) for n in ("start", "end"))
+                        label = SEPARATOR.join(map(str, names))
+                        marks.append(_checked(Mark(file, start, end, label), where))
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ValueError(f"{path} is no JSON export of Label Studio: {error}") from error
+    return marks

@@ -1,0 +1,131 @@
+"""The options of the commands around an index."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.options import Options, setting
+from ..data.options import GROUP as SOUNDS
+from ..data.options import DatasetOptions
+from ..inference.options import MODEL_HELP
+from .calibration import Wish
+from .queues import QUEUES
+
+_WINDOWS, _SEARCH, _FOUND, _QUEUE = "windows", "search", "what is found", "what to listen to next"
+
+
+@dataclass
+class IndexOptions(DatasetOptions):
+    """What an index holds, and what is looked for in it."""
+
+    sounds: list[str] = setting(
+        [],
+        "recordings to add, as in ast-classify: files, folders, globs, data sets",
+        positional="*",
+    )
+    output: Path = setting(Path(), "the index's folder", metavar="INDEX")
+    model: str | None = setting(
+        None, f"{MODEL_HELP}; default: the index's own, or the bundled one for a new index"
+    )
+
+    like: list[str] = setting(
+        [],
+        "find windows that sound like a file, a stretch of it (FILE:START-END in seconds) or the "
+        "embeddings of a .npy file",
+        metavar="EXAMPLE",
+        group=_SEARCH,
+    )
+    label: str | None = setting(
+        None,
+        "find a label's highest scores, by the head of --model, such as one that ast-teach wrote",
+        group=_SEARCH,
+    )
+
+    count: int = setting(20, "windows, at most", at_least=1, group=_FOUND)
+    per_recording: int | None = setting(
+        None, "of one recording before those of others", at_least=1, group=_FOUND
+    )
+    table: Path | None = setting(None, "also write them as CSV", metavar="FILE", group=_FOUND)
+    clips: Path | None = setting(
+        None, "cut them out, with a second before and after", metavar="FOLDER", group=_FOUND
+    )
+    clip_format: str = setting("wav", "of the clips", choices=("wav", "flac"), group=_FOUND)
+    label_studio: Path | None = setting(
+        None, "also write them as tasks for Label Studio", metavar="FILE", group=_FOUND
+    )
+
+    chunk_length_s: float | None = setting(
+        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
+    )
+    hop_length_s: float | None = setting(
+        None,
+        "from one window's start to the next; default: half a window",
+        group=_WINDOWS,
+        metavar="SECONDS",
+    )
+    batch_size: int = setting(8, "windows at a time", at_least=1, group=_WINDOWS)
+    split: str = setting("train", "of a data set", group=SOUNDS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output == Path():
+            raise ValueError("Name the index's folder: --output INDEX.")
+        if self.like and self.label:
+            raise ValueError("Search by --like or by --label, not both.")
+        searches = bool(self.like or self.label)
+        if not self.sounds and not searches:
+            raise ValueError("Name recordings to add, or search with --like or --label.")
+        if not searches:
+            for name in ("table", "clips", "label_studio"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--{name} is for a search: --like EXAMPLE or --label NAME.")
+
+
+@dataclass
+class TeachOptions(Options):
+    """What was marked, and what is to be made of it."""
+
+    index: Path = setting(Path(), "the index that ast-index wrote", positional="1")
+    marks: list[str] = setting(
+        [],
+        "CSV with the columns file, start, end, label (seconds; neither: the whole file), or Label "
+        "Studio's JSON export",
+        positional="+",
+    )
+    output: Path = setting(Path("taught"), "folder for the checkpoint", metavar="FOLDER")
+    background: Path | None = setting(
+        None, "folder of recordings, in the index, without any of the labels", metavar="FOLDER"
+    )
+    wish: Wish = setting(
+        Wish(),
+        'what a threshold is to do: "f1", the highest F1, or "precision=0.9"',
+        parse=Wish.read,
+    )
+    labels: str = setting(
+        "auto",
+        "whether labels exclude each other (one softmax) or not (a sigmoid each); auto: they do "
+        "where every marked window has exactly one",
+        choices=("auto", "exclusive", "independent"),
+    )
+    head: str = setting(
+        "new",
+        "fit a new head, or keep --model's and calibrate it",
+        choices=("new", "keep"),
+    )
+    model: str | None = setting(None, f"{MODEL_HELP}; default: the index's own")
+
+    queue: str | None = setting(
+        None, "also choose windows to mark next", choices=QUEUES, group=_QUEUE
+    )
+    queue_label: str | None = setting(None, "whose scores, with --queue likely", group=_QUEUE)
+    queue_file: Path = setting(
+        Path("next.csv"), "where they go: fill in their labels", metavar="FILE", group=_QUEUE
+    )
+    count: int = setting(20, "windows, at most", at_least=1, group=_QUEUE)
+    clips: Path | None = setting(None, "cut them out, too", metavar="FOLDER", group=_QUEUE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.queue == "likely") != (self.queue_label is not None):
+            raise ValueError("--queue likely and --queue_label NAME go together.")
+        if self.head == "keep" and self.labels != "auto":
+            raise ValueError("--labels is for a new head: a head that is kept has its own kind.")

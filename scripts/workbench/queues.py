@@ -1,0 +1,150 @@
+"""What to listen to next: windows in the order in which marks of them teach most.
+
+    uncertain   the head cannot decide
+    disputed    heads for which the marked recordings count differently say different things
+    novel       unlike everything that is marked, and unlike each other
+    likely      a label's highest scores
+    random      what all of them have to beat
+
+`pick` takes the best of an order, spread over recordings and never the same stretch twice.
+"""
+
+import numpy as np
+
+from .heads import Standard, fit_head, scores_of
+
+QUEUES = ("uncertain", "disputed", "novel", "likely", "random")
+_MEMBERS = 7  # of the committee
+_BLOCK = 65_536  # windows
+
+
+def uncertainty(scores: np.ndarray, exclusive: bool) -> np.ndarray:
+    """1 where the two best labels tie (or one label's score is a half), 0 where all is clear.
+
+    Args:
+        scores: (windows, labels).
+
+    Returns:
+        (windows,).
+    """
+    if exclusive and scores.shape[1] > 1:
+        best = np.partition(scores, -2, axis=1)
+        return 1 - (best[:, -1] - best[:, -2])
+    return (1 - np.abs(2 * scores - 1)).max(axis=1)
+
+
+def disagreement(
+    normed: np.ndarray,
+    targets: np.ndarray,
+    recordings: np.ndarray,
+    exclusive: bool,
+    standard: Standard,
+    strength: float,
+    of: np.ndarray | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """How much heads differ for which the marked recordings count differently.
+
+    Each one weighs them at random (the Bayesian bootstrap, Rubin 1981): none misses a label.
+
+    The mutual information of answer and head (arXiv 1112.5745), in nats: entropy of the mean answer
+    less the mean of the answers' entropies.
+
+    Args:
+        normed, targets, recordings: of the windows, marked or not.
+        of: (windows, D) to answer for; default: `normed`.
+
+    Returns:
+        (windows,).
+    """
+    random = np.random.default_rng(seed)
+    rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
+    groups, group_of = np.unique(recordings[rows], return_inverse=True)
+    asked = normed if of is None else of
+    members = []
+    for _ in range(_MEMBERS):
+        weights = random.exponential(size=len(groups))[group_of]
+        head = fit_head(normed[rows], targets[rows], exclusive, standard, strength, weights)
+        members.append(scores_of(head.logits(asked), exclusive))
+    answers = np.stack(members)
+    return _entropy(answers.mean(axis=0), exclusive) - _entropy(answers, exclusive).mean(axis=0)
+
+
+def _entropy(scores: np.ndarray, exclusive: bool) -> np.ndarray:
+    def terms(p: np.ndarray) -> np.ndarray:
+        return -p * np.log(np.maximum(p, 1e-12))
+
+    entropies = terms(scores) if exclusive else terms(scores) + terms(1 - scores)
+    return entropies.sum(axis=-1)
+
+
+def farthest_first(
+    features: np.ndarray, marked: np.ndarray, count: int, allowed: np.ndarray
+) -> list[int]:
+    """Windows one after the other, each the least like all that is marked or was taken before.
+
+    Args:
+        features: (windows, D) of length 1.
+        marked: positions of the marked ones.
+        count: how many.
+        allowed: (windows,) bool, which may be taken.
+    """
+    nearest = np.full(len(features), -1.0, np.float32)  # cosine of the most similar one
+    for start in range(0, len(marked), 256):
+        some = features[marked[start : start + 256]].T
+        for first in range(0, len(features), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            np.maximum(nearest[block], (features[block] @ some).max(axis=1), out=nearest[block])
+    taken: list[int] = []
+    left = allowed.copy()
+    for _ in range(min(count, int(allowed.sum()))):
+        choice = int(np.argmin(np.where(left, nearest, np.inf)))
+        taken.append(choice)
+        left[choice] = False
+        np.maximum(nearest, features @ features[choice], out=nearest)
+    return taken
+
+
+def pick(
+    values: np.ndarray,
+    recordings: np.ndarray,
+    spans: np.ndarray,
+    count: int,
+    allowed: np.ndarray | None = None,
+    at_a_time: int | None = None,
+) -> list[int]:
+    """The windows of the highest values, without those that mostly repeat a better one.
+
+    Args:
+        values: (windows,).
+        recordings: (windows,) numbers.
+        spans: (windows, 2) seconds.
+        count: how many.
+        allowed: (windows,) bool, which may be taken; None: all.
+        at_a_time: so many of one recording, then those of others come first; None: no such limit.
+
+    Returns:
+        positions, best first.
+    """
+    candidates = np.flatnonzero(np.isfinite(values) if allowed is None else allowed)
+    order = candidates[np.argsort(-values[candidates], kind="stable")]
+    taken: dict[int, list[int]] = {}  # recording -> its windows
+    turns: list[tuple[int, int]] = []
+    first_turn = 0
+    for window in order.tolist():
+        mine = taken.setdefault(int(recordings[window]), [])
+        if any(_repeats(spans[window], spans[other]) for other in mine):
+            continue
+        turn = 0 if at_a_time is None else len(mine) // at_a_time
+        mine.append(window)
+        turns.append((turn, window))
+        first_turn += turn == 0
+        if first_turn == count:
+            break
+    turns.sort(key=lambda entry: entry[0])  # stable: by value within a turn
+    return [window for _, window in turns[:count]]
+
+
+def _repeats(one: np.ndarray, other: np.ndarray) -> bool:
+    overlap = min(one[1], other[1]) - max(one[0], other[0])
+    return overlap > 0.25 * min(one[1] - one[0], other[1] - other[0])

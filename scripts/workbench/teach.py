@@ -1,0 +1,353 @@
+"""Marks and an index's embeddings to a checkpoint, in seconds.
+
+marks -> targets (windows, labels) -> head, its strength chosen by cross-validation over recordings
+      -> calibration and thresholds, from the windows' logits when they were held out -> checkpoint
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..common.files import write_whole
+from ..common.options import did_you_mean
+from ..evaluation.report import finite
+from .calibration import Calibration, Threshold, Wish, calibrate, choose_thresholds
+from .heads import (
+    DEFAULT_STRENGTH,
+    Head,
+    are_exclusive,
+    choose_strength,
+    fit_head,
+    scores_of,
+)
+from .index import SoundIndex
+from .marks import BACKGROUND, Mark, label_names, window_targets
+from .queues import disagreement, farthest_first, pick, uncertainty
+
+if TYPE_CHECKING:
+    from ..inference.classifier import Classifier
+
+_FROM_ONE_RECORDING = 10  # a queue's share of it, at first
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What was learnt from marks.
+
+    Args:
+        labels: names, in the order of the columns.
+        targets: (windows, labels) of the whole index; NaN where nobody said.
+        logits: (windows, labels) of a head that had not seen the window's recording, not yet
+            calibrated; NaN where there is none.
+        head: of the classifier, calibrated.
+        strength: of the penalty; None: the head was not fitted.
+        calibration: that the head has.
+        thresholds: one per label.
+        seconds: that it took.
+    """
+
+    labels: list[str]
+    targets: np.ndarray
+    logits: np.ndarray
+    head: Head
+    strength: float | None
+    calibration: Calibration
+    thresholds: list[Threshold]
+    seconds: float
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """(windows,) bool: labelled, and answered by a head that had not seen it."""
+        return ~np.isnan(self.targets).all(axis=1) & ~np.isnan(self.logits).any(axis=1)
+
+    def report(self, index: SoundIndex) -> dict[str, Any]:
+        """Figures for people, all on held-out windows."""
+        from sklearn.metrics import average_precision_score
+
+        rows = self.held_out
+        targets, logits = self.targets[rows], self.logits[rows]
+        recordings = index.sound_of_window
+        labelled = ~np.isnan(self.targets).all(axis=1)
+        precisions = []
+        for label in range(len(self.labels)):
+            known = ~np.isnan(targets[:, label])
+            there = targets[known, label] > 0
+            if there.any() and not there.all():
+                precisions.append(average_precision_score(there, logits[known, label]))
+            else:
+                precisions.append(float("nan"))
+        report: dict[str, Any] = {
+            "model": index.about["model"],
+            "labels": "exclusive" if self.head.exclusive else "independent",
+            "marked_windows": int(labelled.sum()),
+            "marked_recordings": len(np.unique(recordings[labelled])),
+            "held_out_windows": int(rows.sum()),
+            "strength": self.strength,
+            "mean_average_precision": _mean(precisions),
+            "average_precision": dict(zip(self.labels, precisions, strict=True)),
+            "thresholds": [threshold.as_dict() for threshold in self.thresholds],
+            "seconds": self.seconds,
+        }
+        if self.head.exclusive and rows.any():
+            report["accuracy"] = float((logits.argmax(1) == targets.argmax(1)).mean())
+        if rows.any():
+            before, after = self._calibration_errors(recordings)
+            report["calibration_error"] = {"before": before, "after": after}
+        return report
+
+    def _calibration_errors(self, recordings: np.ndarray) -> tuple[float, float]:
+        """Before and after, each half of the recordings with a calibration of the other half's."""
+        from ..evaluation.metrics import ScoredClips
+
+        exclusive = self.head.exclusive
+        rows = np.flatnonzero(self.held_out & ~np.isnan(self.targets).any(axis=1))
+        if not len(rows):
+            return float("nan"), float("nan")
+        targets, logits = self.targets[rows], self.logits[rows]
+        half = np.random.default_rng(0).permutation(recordings.max() + 1)[recordings[rows]] % 2
+        calibrated = np.empty_like(logits)
+        for this in (0, 1):
+            other = half != this
+            found = calibrate(logits[other], targets[other], recordings[rows][other], exclusive)
+            calibrated[~other] = found(logits[~other])
+        wanted = targets.argmax(axis=1) if exclusive else targets.astype(int)
+        before, after = (
+            ScoredClips(scores_of(values, exclusive), wanted).expected_calibration_error()
+            for values in (logits, calibrated)
+        )
+        return before, after
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def background_marks(folder: Path, sounds: Sequence[str]) -> list[Mark]:
+    """The recordings of an index that lie in a folder, as recordings of none of the labels.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    root = folder.absolute()
+    found = [sound for sound in sounds if Path(sound).absolute().is_relative_to(root)]
+    if not found:
+        raise ValueError(
+            f"The index holds no recording in {folder}: add it with ast-index {folder} --output …"
+        )
+    return [Mark(sound, None, None, BACKGROUND) for sound in found]
+
+
+def targets_of(index: SoundIndex, marks: Sequence[Mark], labels: Sequence[str]) -> np.ndarray:
+    """What marks say of an index's windows: (windows, labels), see `window_targets`."""
+    return window_targets(marks, index.sounds, index.sound_of_window, index.spans, labels)
+
+
+def teach(
+    index: SoundIndex,
+    marks: Sequence[Mark],
+    wish: Wish,
+    exclusive: bool | None = None,
+) -> Lesson:
+    """Fit a new head on what is marked.
+
+    Args:
+        index: of the recordings that the marks speak of.
+        marks: in the order in which they were made.
+        wish: for the thresholds.
+        exclusive: softmax over the labels; None: where every marked window has exactly one.
+
+    Raises:
+        ValueError: when the marks name no label, or recordings that the index does not hold.
+    """
+    began = time.perf_counter()
+    labels = label_names(marks)
+    if not labels:
+        raise ValueError("The marks name no label: mark some windows first.")
+    targets = targets_of(index, marks, labels)
+    rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
+    if not (np.nan_to_num(targets) > 0).any():
+        raise ValueError("No window of the index lies in what is marked.")
+    if exclusive is None:
+        exclusive = len(labels) > 1 and are_exclusive(targets)
+    elif exclusive and not are_exclusive(targets):
+        raise ValueError(
+            "Labels can only exclude each other where every marked window has exactly one: here "
+            "are windows with several, or with none (background, `not …`)."
+        )
+    if len(labels) == 1 and not (targets[rows] == 0).any():
+        raise ValueError(
+            f"Only {labels[0]!r} is marked: mark some windows without it, too (background, or "
+            "--background FOLDER)."
+        )
+    normed, marked, recordings = index.normed(rows), targets[rows], index.sound_of_window[rows]
+    choice = choose_strength(normed, marked, recordings, exclusive, index.standard)
+    head = fit_head(normed, marked, exclusive, index.standard, choice.strength)
+    return _lesson(index, labels, targets, rows, choice.logits, head, choice.strength, wish, began)
+
+
+def calibrate_model(
+    index: SoundIndex, marks: Sequence[Mark], wish: Wish, classifier: "Classifier"
+) -> Lesson:
+    """Keep a checkpoint's own head, and make its scores probabilities on what is marked.
+
+    Raises:
+        ValueError: for marks of labels that the checkpoint does not know.
+    """
+    began = time.perf_counter()
+    labels = classifier.label_names
+    unknown = [label for label in label_names(marks) if label not in labels]
+    if unknown:
+        raise ValueError(
+            f"{classifier.model_name} has no label {unknown[0]!r}{did_you_mean(unknown[0], labels)}"
+        )
+    targets = targets_of(index, marks, labels)
+    rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
+    if not len(rows):
+        raise ValueError("No window of the index lies in what is marked.")
+    head = head_of(classifier)
+    return _lesson(
+        index, labels, targets, rows, head.logits(index.normed(rows)), head, None, wish, began
+    )
+
+
+def _lesson(
+    index: SoundIndex,
+    labels: list[str],
+    targets: np.ndarray,
+    rows: np.ndarray,
+    logits: np.ndarray,
+    head: Head,
+    strength: float | None,
+    wish: Wish,
+    began: float,
+) -> Lesson:
+    recordings, marked = index.sound_of_window[rows], targets[rows]
+    calibration = calibrate(logits, marked, recordings, head.exclusive)
+    missing = np.isnan(logits).any(axis=1, keepdims=True)
+    scores = scores_of(calibration(np.where(missing, 0, logits)), head.exclusive)
+    thresholds = choose_thresholds(
+        np.where(missing, np.nan, scores), marked, recordings, labels, wish
+    )
+    everywhere = np.full(targets.shape, np.nan)
+    everywhere[rows] = logits
+    return Lesson(
+        labels=labels,
+        targets=targets,
+        logits=everywhere,
+        head=head.calibrated(calibration.scale, calibration.shift),
+        strength=strength,
+        calibration=calibration,
+        thresholds=thresholds,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def head_of(classifier: "Classifier") -> Head:
+    """A checkpoint's own head, its LayerNorm folded into the dense layer."""
+    model = classifier.pipeline.model
+    norm, dense = model.classifier.layernorm, model.classifier.dense
+    weight, bias = (values.detach().double().cpu().numpy() for values in (dense.weight, dense.bias))
+    gain, offset = (values.detach().double().cpu().numpy() for values in (norm.weight, norm.bias))
+    exclusive = model.config.problem_type not in ("multi_label_classification", "regression")
+    return Head(weight * gain, bias + weight @ offset, exclusive)
+
+
+def write_checkpoint(
+    lesson: Lesson, classifier: "Classifier", folder: Path, report: dict[str, Any]
+) -> None:
+    """An ordinary checkpoint, with thresholds.json and teaching.json beside it.
+
+    The classifier's LayerNorm gets weight 1 and bias 0, its dense layer the head: the model's
+    logits are the head's, in every runtime.
+    """
+    import copy
+
+    import torch
+
+    model = copy.deepcopy(classifier.pipeline.model)
+    config = model.config
+    config.id2label = dict(enumerate(lesson.labels))
+    config.label2id = {label: index for index, label in enumerate(lesson.labels)}
+    config.problem_type = (
+        "single_label_classification" if lesson.head.exclusive else "multi_label_classification"
+    )
+    model.num_labels = len(lesson.labels)
+    dense = torch.nn.Linear(config.hidden_size, len(lesson.labels))
+    with torch.no_grad():
+        model.classifier.layernorm.weight.fill_(1)
+        model.classifier.layernorm.bias.zero_()
+        dense.weight.copy_(torch.from_numpy(lesson.head.weight))
+        dense.bias.copy_(torch.from_numpy(lesson.head.bias))
+    model.classifier.dense = dense.to(model.device, model.dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    classifier.pipeline.feature_extractor.save_pretrained(folder)
+    thresholds = {threshold.label: threshold.value for threshold in lesson.thresholds}
+    _write_json(folder / "thresholds.json", thresholds)
+    _write_json(folder / "teaching.json", finite(report))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def next_windows(
+    index: SoundIndex,
+    queue: str,
+    count: int,
+    targets: np.ndarray,
+    head: Head | None = None,
+    label: int | None = None,
+    seed: int = 0,
+) -> list[int]:
+    """Windows to listen to next, best first: none that is marked, spread over recordings.
+
+    Args:
+        index: to choose from.
+        queue: one of `QUEUES`.
+        count: how many.
+        targets: (windows, labels), what is marked.
+        head: that is unsure; not for "novel" and "random".
+        label: the column of "likely".
+        seed: of "random" and "disputed".
+    """
+    marked = ~np.isnan(targets).all(axis=1)
+    allowed = ~marked
+    share = max(1, count // _FROM_ONE_RECORDING)
+    if queue == "novel":
+        # More than are asked for, as neighbours of one event are alike.
+        order = farthest_first(index.features(), np.flatnonzero(marked), 2 * count, allowed)
+        values = np.full(len(index), -np.inf)
+        values[order] = -np.arange(len(order), dtype=float)
+        allowed = np.isfinite(values)
+    elif queue == "random":
+        values = np.random.default_rng(seed).random(len(index))
+    else:
+        assert head is not None
+        logits = index.logits(head.weight, head.bias)
+        if queue == "uncertain":
+            values = uncertainty(scores_of(logits, head.exclusive), head.exclusive)
+        elif queue == "likely":
+            assert label is not None
+            values = logits[:, label]
+            share = count
+        else:
+            rows = np.flatnonzero(marked)
+            values = np.concatenate(
+                [
+                    disagreement(
+                        index.normed(rows), targets[rows], index.sound_of_window[rows],
+                        head.exclusive, index.standard, DEFAULT_STRENGTH,
+                        of=index.normed(block), seed=seed,
+                    )
+                    for block in index.blocks()
+                ]
+            )  # fmt: skip
+    return pick(values, index.sound_of_window, index.spans, count, allowed, share)

@@ -1,0 +1,423 @@
+"""ast-index and ast-teach, from sounds on the disk to a checkpoint that tells them apart."""
+
+import base64
+import csv
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from modeling_ast import ASTForAudioClassification
+from scripts.inference.classifier import Classifier
+from scripts.inference.clips import clip_name
+from scripts.inference.parts import Parts
+from scripts.workbench import run
+from scripts.workbench.bench import Stretch, Workbench
+from scripts.workbench.calibration import Wish
+from scripts.workbench.index import SoundIndex, parse_example
+from scripts.workbench.marks import Mark, read_marks, write_marks
+from scripts.workbench.options import IndexOptions, TeachOptions
+from scripts.workbench.page import card, read_upload
+
+from .conftest import REPOSITORY
+from .sounds import PITCHES, encode, tone
+
+LENGTH = 1.28  # seconds of a window of the tiny model
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory) -> Path:
+    """Twelve recordings of two windows each, four of a pitch, and quiet ones in a folder."""
+    folder = tmp_path_factory.mktemp("field")
+    for number in range(12):
+        name = list(PITCHES)[number % 3]
+        path = folder / f"{name}_{number}.flac"
+        path.write_bytes(encode(tone(PITCHES[name], seed=number, seconds=2 * LENGTH)))
+    (folder / "quiet").mkdir()
+    for number in range(4):
+        noise = 0.01 * np.random.default_rng(number).standard_normal(int(2 * LENGTH * 16000))
+        soundfile.write(folder / "quiet" / f"{number}.wav", noise, 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index_folder(field, native_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("index") / "index"
+    options = IndexOptions(
+        sounds=[str(field)], output=folder, model=str(native_folder), hop_length_s=LENGTH
+    )
+    assert run.index(options) == 0
+    return folder
+
+
+@pytest.fixture
+def marks(field, tmp_path) -> Path:
+    path = tmp_path / "marks.csv"
+    files = sorted(field.glob("*.flac"))
+    write_marks(path, [Mark(str(file), None, None, file.name.split("_")[0]) for file in files])
+    return path
+
+
+def test_an_index_holds_every_window_as_the_model_hears_it(index_folder, field, native_folder):
+    index = SoundIndex.open(index_folder)
+    assert len(index.sounds) == 16
+    assert index.sounds == sorted(index.sounds)
+    classifier = Classifier(str(native_folder), hop_length_s=LENGTH)
+    for number in (0, 9, 15):
+        heard = classifier.hear(index.sounds[number])
+        mine = index.sound_of_window == number
+        np.testing.assert_allclose(index.spans[mine], heard.spans)
+        np.testing.assert_allclose(index.embeddings[mine], heard.embeddings, atol=1e-5)
+
+
+def test_it_grows_and_hears_nothing_twice(index_folder, field, native_folder, tmp_path, capsys):
+    grown = tmp_path / "index"
+    shutil.copytree(index_folder, grown)
+    before = {path: path.stat().st_mtime_ns for path in (grown / "parts").iterdir()}
+    more = tmp_path / "more.flac"
+    more.write_bytes(encode(tone(500.0, seed=1, seconds=1)))
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    # The model and the windows are the index's own.
+    options = IndexOptions(sounds=[str(field), str(more), str(broken)], output=grown)
+    assert run.index(options) == 1
+    errors = capsys.readouterr().err
+    assert "holds 33 windows of 17 recordings" in errors
+    assert "broken.wav" in errors
+    index = SoundIndex.open(grown)
+    assert len(index.sounds) == 17
+    assert str(more) in index.sounds
+    written = set((grown / "parts").glob("*.parquet")) - set(before)
+    assert len(list(Parts(grown).arrays())) == 17
+    assert len(written) == 1
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.exists())
+
+
+def test_another_model_s_and_other_windows_are_refused(
+    index_folder, field, native_folder, tmp_path
+):
+    other = tmp_path / "other"
+    shutil.copytree(native_folder, other)
+    model = ASTForAudioClassification.from_pretrained(other)
+    with torch.no_grad():
+        model.audio_spectrogram_transformer.layernorm.bias.add_(0.1)
+    model.save_pretrained(other)
+    with pytest.raises(ValueError, match="hears differently: name that model, or another index"):
+        run.index(
+            IndexOptions(
+                sounds=[str(field)], output=index_folder, model=str(other), hop_length_s=LENGTH
+            )
+        )
+    with pytest.raises(ValueError, match="hop_length_s"):
+        run.index(IndexOptions(sounds=[str(field)], output=index_folder, hop_length_s=0.5))
+    with pytest.raises(ValueError, match="is no index"):
+        SoundIndex.open(tmp_path)
+
+
+def test_a_head_s_change_keeps_the_index(index_folder, native_folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(native_folder, other)
+    model = ASTForAudioClassification.from_pretrained(other)
+    with torch.no_grad():
+        model.classifier.dense.bias.add_(1)
+    model.save_pretrained(other)
+    SoundIndex.open(index_folder).check(Classifier(str(other)))
+
+
+def test_search_by_example_finds_what_sounds_alike(index_folder, field, tmp_path, capsys):
+    example = tmp_path / "example.wav"
+    sound = np.concatenate([tone(300.0, seed=50, seconds=2), tone(3000.0, seed=51, seconds=LENGTH)])
+    soundfile.write(example, sound, 16000)
+    options = IndexOptions(
+        output=index_folder,
+        like=[f"{example}:2-{2 + LENGTH}"],
+        count=8,
+        table=tmp_path / "found.csv",
+        clips=tmp_path / "clips",
+        clip_format="flac",
+        label_studio=tmp_path / "tasks.json",
+    )
+    assert run.index(options) == 0
+    with open(tmp_path / "found.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name.split("_")[0] for row in rows] == ["high"] * 8
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    clips = sorted((tmp_path / "clips").iterdir())
+    assert len(clips) == 8
+    first = rows[0]
+    name = clip_name(first["file"], float(first["start"]), float(first["end"]), scores[0], ".flac")
+    samples, rate = soundfile.read(tmp_path / "clips" / name)
+    # A second before and after, as far as there is sound.
+    assert len(samples) / rate == pytest.approx(LENGTH + 1, abs=0.02)
+    assert len(json.loads((tmp_path / "tasks.json").read_text())) == 4
+
+
+def test_similarity_is_exact(index_folder):
+    """Folding the standardisation into the example changes nothing."""
+    index = SoundIndex.open(index_folder)
+    features = index.features()
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    similarity = index.similarity(index.embeddings[[3, 20]])
+    expected = (features @ features[[3, 20]].T).max(axis=1)
+    np.testing.assert_allclose(similarity, expected, atol=1e-5)
+    assert set(np.argsort(-similarity)[:2]) == {3, 20}
+    with pytest.raises(ValueError, match="is of another model"):
+        index.similarity(np.zeros((1, 7)))
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("a.wav", ("a.wav", None)),
+        ("a.wav:1-2.5", ("a.wav", (1.0, 2.5))),
+        ("C:/a-b.wav", ("C:/a-b.wav", None)),
+        ("a.wav:0-3:1-2", ("a.wav:0-3", (1.0, 2.0))),
+    ],
+)
+def test_examples(word, expected):
+    assert parse_example(word) == expected
+    with pytest.raises(ValueError, match="the end after the start"):
+        parse_example("a.wav:3-2")
+
+
+@pytest.mark.parametrize("kind", ["exclusive", "independent"])
+def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tmp_path, kind):
+    """transformers' own classes compute the logits that the lesson promised."""
+    options = TeachOptions(
+        index=index_folder, marks=[str(marks)], output=tmp_path / "taught", labels=kind
+    )
+    assert run.teach(options) == 0
+    index = SoundIndex.open(index_folder)
+    report = json.loads((tmp_path / "taught" / "teaching.json").read_text())
+    assert report["marked_recordings"] == 12
+    assert report["held_out_windows"] == 24
+    assert report["mean_average_precision"] > 0.95
+
+    classifier = Classifier(str(tmp_path / "taught"), hop_length_s=LENGTH)
+    assert classifier.label_names == sorted(PITCHES)
+    from transformers.models.audio_spectrogram_transformer import (
+        modeling_audio_spectrogram_transformer as native,
+    )
+
+    model = native.ASTForAudioClassification.from_pretrained(tmp_path / "taught").eval()
+    head = run.head_of(classifier)
+    windows = list(classifier.windows(index.sounds[0]))
+    values = torch.cat([window.features["input_values"] for window in windows])
+    with torch.inference_mode():
+        logits = model(values).logits.numpy()
+    mine = index.sound_of_window == 0
+    np.testing.assert_allclose(logits, head.logits(index.normed(mine)), atol=2e-4)
+    high = next(name for name in index.sounds if "high" in name)
+    assert classifier.hear(high).labels(1)[0].label == "high"
+    thresholds = json.loads((tmp_path / "taught" / "thresholds.json").read_text())
+    assert set(thresholds) == set(PITCHES)
+
+    # Its own head searches the index, without hearing anything again.
+    found = tmp_path / "found.csv"
+    taught = str(tmp_path / "taught")
+    run.index(IndexOptions(output=index_folder, label="low", model=taught, count=8, table=found))
+    assert all("low" in mark.file for mark in read_marks(found))
+    assert len(read_marks(found)) == 8
+
+
+def test_background_and_queues(index_folder, field, marks, tmp_path):
+    """A detector with a background; what it would like to know next is not marked yet."""
+    some = [mark for mark in read_marks(marks) if not mark.file.endswith(("_9.flac", "_10.flac"))]
+    few = tmp_path / "few.csv"
+    write_marks(few, some)
+    for queue in ("uncertain", "disputed", "novel", "random", "likely"):
+        options = TeachOptions(
+            index=index_folder,
+            marks=[str(few)],
+            output=tmp_path / queue,
+            background=field / "quiet",
+            queue=queue,
+            queue_label="high" if queue == "likely" else None,
+            queue_file=tmp_path / f"{queue}.csv",
+            count=4,
+        )
+        assert run.teach(options) == 0
+        with open(tmp_path / f"{queue}.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 4
+        assert {Path(row["file"]).name for row in rows} == {"high_9.flac", "low_10.flac"}
+        # A queue is a marks file that waits for its labels.
+        assert read_marks(tmp_path / f"{queue}.csv") == []
+    likely = tmp_path / "likely.csv"
+    with open(likely, newline="", encoding="utf-8") as file:
+        assert "high_9" in next(csv.DictReader(file))["file"]
+    report = json.loads((tmp_path / "random" / "teaching.json").read_text())
+    assert report["labels"] == "independent"
+    quiet = Classifier(str(tmp_path / "random")).hear(str(field / "quiet" / "0.wav"))
+    assert quiet.scores.max() < 0.5
+
+
+def test_a_kept_head_is_only_calibrated(index_folder, marks, native_folder, tmp_path):
+    first = tmp_path / "taught"
+    run.teach(TeachOptions(index=index_folder, marks=[str(marks)], output=first))
+    model = ASTForAudioClassification.from_pretrained(first)
+    with torch.no_grad():
+        model.classifier.dense.weight.mul_(20)
+        model.classifier.dense.bias.mul_(20)
+    model.save_pretrained(first)
+    options = TeachOptions(
+        index=index_folder,
+        marks=[str(marks)],
+        output=tmp_path / "calibrated",
+        head="keep",
+        model=str(first),
+    )
+    run.teach(options)
+    after = ASTForAudioClassification.from_pretrained(tmp_path / "calibrated").classifier
+    ratio = after.dense.weight / model.classifier.dense.weight
+    assert ratio.std() < 1e-5
+    other = tmp_path / "other.csv"
+    write_marks(other, [Mark(read_marks(marks)[0].file, None, None, "whale")])
+    options.marks = [str(other)]
+    with pytest.raises(ValueError, match="has no label 'whale'"):
+        run.teach(options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("quiet/0.wav", "background")], "The marks name no label"),
+        ([("high_0.flac", "high")], "Only 'high' is marked"),
+        ([("nowhere.flac", "high")], "not in the index"),
+    ],
+)
+def test_marks_that_teach_nothing(index_folder, field, tmp_path, rows, message):
+    path = tmp_path / "marks.csv"
+    write_marks(path, [Mark(file, None, None, label) for file, label in rows])
+    with pytest.raises(ValueError, match=message):
+        run.teach(TeachOptions(index=index_folder, marks=[str(path)], output=tmp_path / "out"))
+
+
+def test_options_that_make_no_sense():
+    with pytest.raises(ValueError, match="--output INDEX"):
+        IndexOptions(sounds=["x.wav"])
+    with pytest.raises(ValueError, match="Name recordings to add, or search"):
+        IndexOptions(output=Path("index"))
+    with pytest.raises(ValueError, match="--clips is for a search"):
+        IndexOptions(sounds=["x.wav"], output=Path("index"), clips=Path("clips"))
+    with pytest.raises(ValueError, match="--queue likely and --queue_label"):
+        TeachOptions(index=Path("index"), marks=["m.csv"], queue="likely")
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from scripts import index, teach\n"
+    code += "for m in (index, teach):\n try: m.main(['--help'])\n except SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--like EXAMPLE" in done.stdout
+
+
+@pytest.fixture
+def bench(index_folder, tmp_path) -> Workbench:
+    return Workbench(index_folder, tmp_path / "marks.csv")
+
+
+def true_label(stretch: Stretch) -> str:
+    name = Path(stretch.file).name.split("_")[0]
+    return name if name in PITCHES else "background"
+
+
+def test_the_loop_finds_marks_and_teaches(bench, field, tmp_path):
+    """An example, its likes marked, then queues: with every lesson it asks less."""
+    example = bench.classifier.hear(str(field / "high_0.flac")).embeddings
+    found = bench.find(example, 4)
+    assert true_label(found[0]) == "high"
+    bench.mark(found[0], "high")
+    with pytest.raises(ValueError, match="Only 'high' is marked"):
+        bench.teach(Wish(), tmp_path / "taught")
+    for stretch in found[1:]:
+        bench.mark(stretch, true_label(stretch))
+    for _ in range(8):
+        stretch = bench.next("uncertain")  # nothing is taught yet: what is unlike the marks
+        assert stretch.suggestion is None
+        assert not bench.marked[stretch.window]
+        bench.mark(stretch, true_label(stretch))
+    first = bench.teach(Wish(), tmp_path / "taught")
+    assert first.marks_since is None
+    heard = bench.hear(tone(300.0, seed=71, seconds=LENGTH))
+    assert max(heard, key=lambda label: heard[label]) == "low"
+    right = 0
+    for _ in range(10):
+        stretch = bench.next("uncertain")
+        right += stretch.suggestion == true_label(stretch)
+        bench.mark(stretch, true_label(stretch))
+    assert right >= 5
+    second = bench.teach(Wish(), tmp_path / "taught")
+    assert second.marks_since == 10
+    assert second.changed >= 0
+    assert (tmp_path / "taught" / "model.safetensors").exists()
+    likely = bench.next("likely", "low")
+    assert true_label(likely) == "low"
+    with pytest.raises(ValueError, match="Choose the label"):
+        bench.next("likely", "whale")
+
+
+def test_what_is_skipped_does_not_come_back_and_what_is_undone_does(bench, index_folder):
+    first = bench.next("random")
+    bench.skip(first)
+    second = bench.next("random")
+    assert second.window != first.window
+    bench.mark(second, "high")
+    third = bench.next("random")
+    assert third.window not in (first.window, second.window)
+    assert bench.undo().window == second.window
+    assert bench.next("random").window == second.window
+    assert bench.undo() is None
+    with pytest.raises(ValueError, match="Say what it is"):
+        bench.mark(third, "  ")
+    # All that was marked is in the file: a page that is killed and started again has it.
+    bench.mark(third, "low")
+    again = Workbench(index_folder, bench.book.path)
+    assert again.marked[third.window]
+    seen = set()
+    while (stretch := again.next("random")) is not None:
+        assert stretch.window not in seen
+        seen.add(stretch.window)
+        again.skip(stretch)
+    assert len(seen) >= 30 - 1
+
+
+def test_a_card_shows_axes_and_plays(bench):
+    stretch = bench.next("random")
+    shown = card(bench, stretch, 3)
+    assert 'src="data:image/png;base64,' in shown
+    sound = base64.b64decode(shown.split("data:audio/flac;base64,")[1].split('"')[0])
+    samples, rate = soundfile.read(io.BytesIO(sound))
+    assert len(samples) / rate == pytest.approx(LENGTH + 1, abs=0.05)
+    assert f"3. {Path(stretch.file).name}" in shown
+    gone = dataclasses.replace(stretch, file="<gone>.wav")
+    assert "&lt;gone&gt;.wav" in card(bench, gone)
+    assert "is not where it was" in card(bench, gone)
+
+
+def test_uploads_have_limits(tmp_path):
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, tone(300.0, seed=1, seconds=3), 16000)
+    assert len(read_upload(str(path), 16000, 1, 0.5, 2)) == 24000
+    for arguments, message in (
+        ((None, 16000, 1), "Upload or record a sound first"),
+        ((str(path), 16000, 0.01), "^sound.wav is longer than 0.01 minutes"),
+        ((str(path), 16000, 1, 2, 1), "before it begins"),
+        ((str(tmp_path / "none.wav"), 16000, 1), "none.wav"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            read_upload(*arguments)
+        assert str(tmp_path) not in str(caught.value)
