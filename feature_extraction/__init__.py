@@ -1,6 +1,6 @@
 """Sound in, log-mel spectrograms out: decoding, Kaldi's filterbank, the AST feature extractor."""
 
-from .audio_ast import AudioDecodingError, load_audio, stream_audio
+from .audio_ast import AudioDecodingError, audio_duration, load_audio, stream_audio
 from .augmentation_ast import (
     add_noise,
     augmentation_generator,
@@ -20,6 +20,7 @@ __all__ = [
     "AudioDecodingError",
     "LogMel",
     "add_noise",
+    "audio_duration",
     "augmentation_generator",
     "filter_augment",
     "kaldi_fbank",

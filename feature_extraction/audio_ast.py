@@ -48,6 +48,7 @@ _BLOCK_VALUES = 1 << 18  # decoded at a time, over all channels: 1 MB, whatever 
 # After a seek, lossy decoders are wrong for up to a few thousand samples: decode and drop these.
 _PREROLL = 8192
 _RESAMPLING_MARGIN_S = 0.1  # soxr's filter reaches less far
+_UNKNOWN_FRAMES = 1 << 62  # what a header of no length reads as, or more
 _RATES = (1000, 768_000)  # Hz; a header beyond them is damaged
 _DOWNLOAD_TIMEOUT_S = 30
 _MAX_DOWNLOAD = 1 << 32  # bytes
@@ -169,6 +170,26 @@ def stream_audio(
         if file.samplerate != sampling_rate:
             pieces = _resample_blocks(pieces, file.samplerate, sampling_rate)
         yield from _regroup(pieces, block)
+
+
+def audio_duration(source: Any, sampling_rate: int = 16000) -> float | None:
+    """Length of a sound in seconds, as its header says; nothing is decoded.
+
+    Args:
+        source: as in `load_audio`.
+        sampling_rate: of a bare array, in Hz.
+
+    Returns:
+        None when the header does not say, as for what ffmpeg must decode.
+
+    Raises:
+        AudioDecodingError: as in `load_audio`, as far as it shows in the header.
+    """
+    array, rate = _as_array(source, _check_rate(sampling_rate, "sampling_rate"))
+    if array is not None:
+        return len(array) / rate
+    with _open(source) as (file, _):
+        return file.frames / file.samplerate if file.frames < _UNKNOWN_FRAMES else None
 
 
 def _joined(blocks: Iterator[np.ndarray], name: str, rate: int, highest_rate: int) -> np.ndarray:

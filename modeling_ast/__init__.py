@@ -12,6 +12,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
+    AutoModelForAudioFrameClassification,
 )
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -20,6 +21,7 @@ from feature_extraction import ASTFamilyFeatureExtractor, ASTFeatureExtractor
 
 from .configuration_ast import FAMILY_MODEL_TYPE, ASTConfig
 from .conversion_ast import convert_checkpoint
+from .detection_ast import ASTForAudioFrameClassification, ASTFrameConfig
 from .events_ast import find_events
 from .explanation_ast import attention_rollout, class_relevance, plot_relevance
 from .modeling_ast import ASTForAudioClassification, ASTModel
@@ -29,6 +31,8 @@ __all__ = [
     "ASTAudioClassificationPipeline",
     "ASTConfig",
     "ASTForAudioClassification",
+    "ASTForAudioFrameClassification",
+    "ASTFrameConfig",
     "ASTModel",
     "attention_rollout",
     "class_relevance",
@@ -47,6 +51,15 @@ AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
 FEATURE_EXTRACTOR_MAPPING_NAMES.pop(ASTConfig.model_type, None)
 # Found by its name, which files give.
 FEATURE_EXTRACTOR_MAPPING.register(FAMILY_MODEL_TYPE, ASTFamilyFeatureExtractor, exist_ok=True)
+
+AutoConfig.register(ASTFrameConfig.model_type, ASTFrameConfig, exist_ok=True)
+AutoFeatureExtractor.register(ASTFrameConfig, ASTFeatureExtractor, exist_ok=True)
+for auto_class in (AutoModelForAudioFrameClassification, AutoModelForAudioClassification):
+    auto_class.register(ASTFrameConfig, ASTForAudioFrameClassification, exist_ok=True)
+# It starts from classifiers' checkpoints, too; `register` wants its own config only.
+AutoModelForAudioFrameClassification._model_mapping.register(
+    ASTConfig, ASTForAudioFrameClassification, exist_ok=True
+)
 
 ASTAudioClassificationPipeline.feature_extractor_class = ASTFeatureExtractor
 # Taken out first: replacing a registered task logs a warning at every import.

@@ -26,6 +26,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .patch_grid_ast import grid_shape
+from .pooling_ast import check_pooling
 from .weights_ast import check_json_files, check_weights
 
 _MAX_PARAMETERS = 2**31  # 25 times AST-base: 8 GiB in float32
@@ -81,6 +82,7 @@ class ASTConfig(PreTrainedConfig):
     unstructured_patchout: int = 0  # training: single patches dropped per clip, of those left
     merged_tokens_per_layer: int = 0  # inference: tokens merged away per layer (arXiv 2210.09461)
     label_smoothing: float | int = 0.0  # training: part of the target spread over all labels
+    window_pooling: str | None = None  # of a long clip's windows; None: mean, weighted by length
     num_special_tokens: int = 2  # 2: class and distillation token, 1: class token, 0: patches only
     pooling: str = "special_tokens"  # mean of these tokens, or of the "patches": rows, then time
     final_norm: str = "before_pooling"  # or "after_pooling" (the head then has no norm), or "none"
@@ -205,6 +207,8 @@ class ASTConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_act must be one of transformers', got {self.hidden_act[:60]!r}."
             )
+        if self.window_pooling is not None:
+            check_pooling(self.window_pooling)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing}."

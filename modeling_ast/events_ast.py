@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .frames_ast import median_filter
+
 _RELEASE = 0.8  # of the threshold
 
 
@@ -37,6 +39,7 @@ class EventRules:
     threshold: float | Mapping[str, float] = 0.5
     release_threshold: float | None = None
     minimum_length_s: float = 0.0
+    median_filter_s: float = 0.0
 
     def __post_init__(self) -> None:
         threshold, release = self.threshold, self.release_threshold
@@ -54,9 +57,11 @@ class EventRules:
                     f"release_threshold ({release:g}) is above the threshold ({highest:g}); it "
                     "must be equal or lower."
                 )
-        _check_number(self.minimum_length_s, "minimum_length_s")
-        if self.minimum_length_s < 0:
-            raise ValueError(f"minimum_length_s must be 0 or more, got {self.minimum_length_s:g}.")
+        for name in ("minimum_length_s", "median_filter_s"):
+            seconds = getattr(self, name)
+            _check_number(seconds, name)
+            if seconds < 0:
+                raise ValueError(f"{name} must be 0 or more, got {seconds:g}.")
 
     def of_labels(self, label_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The scores that start an event and that continue one, (labels,) each."""
@@ -75,6 +80,7 @@ def find_events(
     threshold: float | Mapping[str, float] = 0.5,
     release_threshold: float | None = None,
     minimum_length_s: float = 0.0,
+    median_filter_s: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Merge neighbouring windows in which a label is heard, by thresholds with hysteresis.
 
@@ -96,6 +102,8 @@ def find_events(
         release_threshold: the score that continues one; default: four fifths of `threshold`. A
             label whose threshold is lower than this number takes its threshold.
         minimum_length_s: shorter events are left out, in seconds.
+        median_filter_s: each score is first replaced by the median over so many seconds around it,
+            which takes away peaks and gaps of less than half of that. 0: as it is.
 
     Returns:
         {"start": seconds, "end": seconds, "label": name, "score": highest of its windows}, by
@@ -105,7 +113,7 @@ def find_events(
         ValueError: for a release threshold above the threshold, a negative length, or a number
             that is none.
     """
-    rules = EventRules(threshold, release_threshold, minimum_length_s)
+    rules = EventRules(threshold, release_threshold, minimum_length_s, median_filter_s)
     windows = list(windows)
     names: dict[str, int] = {}
     for window in windows:
@@ -135,6 +143,11 @@ def events_from_scores(
     """
     if not len(spans):
         return []
+    territories = window_territories(spans)
+    step_s = float(np.median(territories[:, 1] - territories[:, 0]))
+    if rules.median_filter_s > step_s > 0:
+        length = round(rules.median_filter_s / step_s)
+        scores = median_filter(scores, length + 1 - length % 2)
     start_at, continue_at = rules.of_labels(label_names)
     # A gap between windows ends an event, too.
     is_gap = np.array([True, *(b[0] > a[1] for a, b in itertools.pairwise(spans))])

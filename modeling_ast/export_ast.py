@@ -6,6 +6,8 @@
     logits          (B, labels)
     probabilities   (B, labels)     sigmoid or softmax, as `config.problem_type` says
 
+Of a frame model, both are (B, columns, labels).
+
 B, samples and T are free at run time. A file's metadata hold what its user has to know:
 
     labels                  JSON list of the label names, in order

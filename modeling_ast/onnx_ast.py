@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from feature_extraction import ASTFeatureExtractor
 
 from .configuration_ast import ASTConfig
+from .detection_ast import ASTFrameConfig
 from .export_ast import import_optional
 from .pipeline_ast import ASTAudioClassificationPipeline
 
@@ -60,7 +62,9 @@ class OnnxModel:
                 raise ValueError("it has no output named logits")
             self.input_name = self.session.get_inputs()[0].name
             extractor_class = _Waveforms if self.input_name == "waveform" else ASTFeatureExtractor
-            self.config = ASTConfig.from_dict(json.loads(metadata["config"]))
+            config = json.loads(metadata["config"])
+            is_frame_model = config.get("model_type") == ASTFrameConfig.model_type
+            self.config = (ASTFrameConfig if is_frame_model else ASTConfig).from_dict(config)
             self.feature_extractor = extractor_class(**json.loads(metadata["preprocessor_config"]))
         # Configs fail in many ways on values that nobody wrote.
         except Exception as error:
@@ -74,6 +78,8 @@ class OnnxModel:
     ) -> SequenceClassifierOutput:
         """(B, samples) or (B, T, F), mask (B, samples) or (B, T) -> logits (B, labels).
 
+        Of a frame model (B, columns, labels); columns that a clip does not have are 0.
+
         The graphs know no mask: clips of a length go in together, without their padding.
         """
         inputs = input_values.numpy()
@@ -84,15 +90,17 @@ class OnnxModel:
                 *attention_mask.shape, *[1] * (inputs.ndim - 2)
             )
             lengths = np.maximum(attention_mask.sum(dim=1).numpy(), shortest)
-        logits = np.empty((len(inputs), self.config.num_labels), np.float32)
+        logits: dict[int, Tensor] = {}  # by row
         for length in np.unique(lengths):
             rows = lengths == length
             clips = np.ascontiguousarray(inputs[rows, :length], np.float32)
             try:
-                (logits[rows],) = self.session.run(["logits"], {self.input_name: clips})
+                (found,) = self.session.run(["logits"], {self.input_name: clips})
             except Exception as error:
                 raise ValueError(f"{self._damaged()}: {' '.join(str(error).split())}") from error
-        return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+            logits.update(zip(np.flatnonzero(rows), torch.from_numpy(found), strict=True))
+        in_order = [logits[row] for row in range(len(inputs))]
+        return SequenceClassifierOutput(logits=pad_sequence(in_order, batch_first=True))
 
 
 class OnnxClassifier(ASTAudioClassificationPipeline):

@@ -4,7 +4,13 @@ sound                       path, bytes, array, dict … at any rate
 blocks      (samples,)      mono, at the extractor's rate, read one after the other
 windows                     `chunk_length_s` long, one every `hop_length_s`, the last one partial
 logits      (1, labels)     per window, batched across windows and files
-scores      (labels,)       mean over windows, weighted by the sound in each
+scores      (labels,)       pooled over windows: their mean, weighted by the sound in each, or as
+                            the checkpoint's `window_pooling` says
+
+Of a frame model, `ASTForAudioFrameClassification`, the windows are its columns:
+
+logits      (1, columns, labels)    per window
+scores      (columns, labels)       of the whole sound, stitched where windows overlap, then pooled
 """
 
 import contextlib
@@ -24,9 +30,12 @@ from transformers import (
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from .frames_ast import column_spans, count_columns, stitch
+from .pooling_ast import check_pooling
 from .scores_ast import LabelScore, pool_windows, scores_from_logits, top_labels
 
 _MODEL_TYPE = "audio-spectrogram-transformer"
+_FRAME_MODEL_TYPE = "ast-frame-classification"
 _SHORTEST_S = 0.01  # of a window: one frame's step, as AST has it
 
 
@@ -69,6 +78,8 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         hop_length_s: from one window's start to the next; default: half a window.
         return_timestamps: also return the scores of every window:
             {"labels": […], "windows": [{"start": s, "end": s, "labels": […]}, …]}.
+        window_pooling: how the windows' scores become the sound's: "mean", "max" or
+            "linear_softmax"; default: as the checkpoint was trained, else mean.
         threshold: leave out labels that score less: a number, or one for each label of interest by
             name, and then other labels are left out. Of those that remain, `top_k` are returned.
 
@@ -98,7 +109,12 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
     @property
     def is_ast(self) -> bool:
         """Whether the checkpoint is an AST; others get the stock pipeline's behaviour."""
-        return self.model.config.model_type == _MODEL_TYPE
+        return self.model.config.model_type in (_MODEL_TYPE, _FRAME_MODEL_TYPE)
+
+    @property
+    def is_frame_model(self) -> bool:
+        """Whether the checkpoint answers for every patch column."""
+        return self.model.config.model_type == _FRAME_MODEL_TYPE
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Classify one sound (-> its answer), a list or column (-> a list), a generator or
@@ -144,6 +160,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         hop_length_s: float | None = None,
         return_timestamps: bool | None = None,
         threshold: float | Mapping[str, float] | None = None,
+        window_pooling: str | None = None,
         **kwargs,
     ):
         if not self.is_ast:
@@ -153,7 +170,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             raise ValueError(
                 f"Unknown argument {', '.join(map(repr, kwargs))}; this pipeline takes top_k, "
                 "function_to_apply, batch_size, chunk_length_s, hop_length_s, return_timestamps, "
-                "threshold."
+                "window_pooling, threshold."
             )
         top_k = stock.get("top_k")
         if top_k is not None and (isinstance(top_k, bool) or top_k != int(top_k) or top_k < 1):
@@ -175,6 +192,9 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
                     f"return_timestamps must be True or False, got {return_timestamps!r}."
                 )
             postprocess_params["return_timestamps"] = return_timestamps
+        if window_pooling is not None:
+            check_pooling(window_pooling)
+            postprocess_params["window_pooling"] = window_pooling
         if threshold is not None:
             postprocess_params["threshold"] = self._thresholds(threshold)
         return preprocess_params, {}, postprocess_params
@@ -215,16 +235,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         extractor = self.feature_extractor
         rate, filterbank = extractor.sampling_rate, extractor.filterbank
         max_length = self.model.config.max_length
-        if chunk_length_s is None:
-            chunk = filterbank.num_samples(max_length)
-        else:
-            chunk = round(chunk_length_s * rate)
-        hop = chunk // 2 if hop_length_s is None else round(hop_length_s * rate)
-        if hop > chunk:
-            raise ValueError(
-                f"hop_length_s ({hop / rate:g}) is longer than chunk_length_s ({chunk / rate:g}): "
-                "the sound between the windows would not be heard."
-            )
+        chunk, hop = self.window_samples(chunk_length_s, hop_length_s)
         # A checkpoint trained with masks gets its windows unpadded but for one patch; one trained
         # on padded spectrograms, as all published ones were, gets them padded.
         if extractor.return_attention_mask:
@@ -261,26 +272,90 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         function_to_apply: str | None = None,
         return_timestamps: bool = False,
         threshold: torch.Tensor | None = None,
+        window_pooling: str | None = None,
     ) -> list[dict[str, Any]] | dict[str, Any]:
         if not self.is_ast:
             return super().postprocess(model_outputs, top_k, function_to_apply)
-        scores = self.scores(
-            torch.cat([window["logits"].float() for window in model_outputs]), function_to_apply
-        )  # (windows, labels)
-        samples = torch.tensor([float(window["samples"]) for window in model_outputs])
-        labels = self._top_labels(pool_windows(scores, samples), top_k, threshold)
+        rate = self.feature_extractor.sampling_rate
+        spans = [
+            (window["start"] / rate, (window["start"] + window["samples"]) / rate)
+            for window in model_outputs
+        ]
+        # (1, labels) each; of a frame model (1, columns, labels)
+        of_windows = [self.scores(w["logits"].float(), function_to_apply) for w in model_outputs]
+        if self.is_frame_model:
+            spans, scores = self._columns(model_outputs, of_windows)
+        else:
+            scores = torch.cat(of_windows)
+        lengths = torch.tensor([end - start for start, end in spans])
+        pooling = window_pooling or getattr(self.model.config, "window_pooling", None)
+        labels = self._top_labels(pool_windows(scores, lengths, pooling), top_k, threshold)
         if not return_timestamps:
             return labels
-        rate = self.feature_extractor.sampling_rate
         windows = [
-            {
-                "start": window["start"] / rate,
-                "end": (window["start"] + window["samples"]) / rate,
-                "labels": self._top_labels(window_scores, top_k, threshold),
-            }
-            for window, window_scores in zip(model_outputs, scores, strict=True)
+            {"start": start, "end": end, "labels": self._top_labels(of_window, top_k, threshold)}
+            for (start, end), of_window in zip(spans, scores, strict=True)
         ]
         return {"labels": labels, "windows": windows}
+
+    @property
+    def _column_samples(self) -> int:
+        """From one column of a frame model to the next."""
+        return self.model.config.time_stride * self.feature_extractor.filterbank.frame_shift
+
+    def window_samples(
+        self, chunk_length_s: float | None = None, hop_length_s: float | None = None
+    ) -> tuple[int, int]:
+        """Length of a window and from one's start to the next one's, in samples.
+
+        Windows of a frame model are whole columns apart, so that all columns fall on one grid.
+        """
+        rate = self.feature_extractor.sampling_rate
+        if chunk_length_s is None:
+            chunk = self.feature_extractor.filterbank.num_samples(self.model.config.max_length)
+        else:
+            chunk = round(chunk_length_s * rate)
+        hop = chunk // 2 if hop_length_s is None else round(hop_length_s * rate)
+        if hop > chunk:
+            raise ValueError(
+                f"hop_length_s ({hop / rate:g}) is longer than chunk_length_s ({chunk / rate:g}): "
+                "the sound between the windows would not be heard."
+            )
+        if self.is_frame_model:
+            hop = max(1, hop // self._column_samples) * self._column_samples
+        return chunk, hop
+
+    def columns_per_hop(
+        self, chunk_length_s: float | None = None, hop_length_s: float | None = None
+    ) -> int:
+        """Columns from one window of a frame model to the next."""
+        return self.window_samples(chunk_length_s, hop_length_s)[1] // self._column_samples
+
+    def columns_of_sound(self, scores: torch.Tensor, samples: int) -> np.ndarray:
+        """A window's scores (columns, labels), without columns that hold padding."""
+        config = self.model.config
+        frames = self.feature_extractor.filterbank.num_frames(samples)
+        columns = count_columns(frames, config.time_stride, config.patch_shape[1])
+        return scores[:columns].cpu().numpy()
+
+    def _columns(
+        self, windows: list[dict[str, Any]], scores: list[torch.Tensor]
+    ) -> tuple[list[tuple[float, float]], torch.Tensor]:
+        """Of a frame model's windows: spans in seconds, scores (columns, labels) of the sound."""
+        config, rate = self.model.config, self.feature_extractor.sampling_rate
+        hop = self._column_samples
+        if len(windows) > 1:
+            hop = windows[1]["start"] - windows[0]["start"]
+        of_sound = [
+            self.columns_of_sound(of_window[0], window["samples"])
+            for window, of_window in zip(windows, scores, strict=True)
+        ]
+        stitched = stitch(of_sound, hop // self._column_samples)
+        duration = (windows[-1]["start"] + windows[-1]["samples"]) / rate
+        spans = column_spans(
+            len(stitched), config.time_stride, config.patch_shape[1], duration=duration
+        )
+        return [(start, end) for start, end in spans.tolist()], torch.from_numpy(stitched)
 
     def scores(self, logits: torch.Tensor, function_to_apply: str | None = None) -> torch.Tensor:
         """Logits (…, labels) to scores, as the checkpoint's `problem_type` or the argument says."""

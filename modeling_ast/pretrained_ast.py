@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,12 @@ class ASTPreTrainedModel(PreTrainedModel):
 
     config: ASTConfig
     config_class = ASTConfig
+    # What `auto_map` of a saved config says: where in the copied code each Auto class looks.
+    auto_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_ast.ASTConfig",
+        "AutoModel": "modeling_ast.ASTModel",
+        "AutoModelForAudioClassification": "modeling_ast.ASTForAudioClassification",
+    }
     base_model_prefix = "audio_spectrogram_transformer"
     main_input_name = "input_values"
     input_modalities = "audio"
@@ -216,11 +222,7 @@ class ASTPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save weights, config and a copy of this code, so that the folder runs anywhere."""
         # transformers adds the class that is saved; the other one must be found too.
-        self.config.auto_map = {
-            "AutoConfig": "configuration_ast.ASTConfig",
-            "AutoModel": "modeling_ast.ASTModel",
-            "AutoModelForAudioClassification": "modeling_ast.ASTForAudioClassification",
-        }
+        self.config.auto_map = dict(self.auto_classes)
         # A pipeline that the config names must lie beside it, too.
         pipeline = Path(__file__).with_name("pipeline_ast.py")
         if getattr(self.config, "custom_pipelines", None) and not pipeline.is_file():

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .pooling_ast import pool_scores
+
 _FUNCTIONS = {
     None: "softmax",  # as in `transformers`
     "single_label_classification": "softmax",
@@ -58,18 +60,18 @@ def scores_from_logits(
     )
 
 
-def pool_windows(scores: Tensor, lengths: Tensor) -> Tensor:
-    """A sound's scores from its windows': their mean, weighted by how much sound is in each.
+def pool_windows(scores: Tensor, lengths: Tensor, pooling: str | None = None) -> Tensor:
+    """A sound's scores from its windows'.
 
     Args:
         scores: (windows, labels).
-        lengths: (windows,), in any unit.
+        lengths: (windows,), how much sound is in each, in any unit.
+        pooling: of `WINDOW_POOLINGS`; None: the mean, weighted by the lengths.
 
     Returns:
         (labels,).
     """
-    lengths = lengths.to(scores)
-    return lengths @ scores / lengths.sum()
+    return pool_scores(scores, pooling or "mean", lengths)
 
 
 def top_labels(

@@ -32,6 +32,7 @@ MODEL_CODE = {
     *("configuration_ast.py", "modeling_ast.py", "patch_grid_ast.py", "pretrained_ast.py"),
     *("loss_ast.py", "patchout_ast.py", "token_merging_ast.py"),
     *("naming_ast.py", "versions_ast.py", "weights_ast.py"),
+    "pooling_ast.py",
 }
 FEATURE_CODE = {"feature_extraction_ast.py", "fbank_ast.py", "audio_ast.py", "levels_ast.py"}
 COMPLETE = MODEL_CODE | FEATURE_CODE | {"config.json", "preprocessor_config.json"}
@@ -379,6 +380,7 @@ def test_dry_run_sends_nothing(hub, run_folder, capsys, monkeypatch):
         "learning_curve.png",
         "pipeline_ast.py",
         "scores_ast.py",
+        "frames_ast.py",
     }
     assert hub.requests == []
 

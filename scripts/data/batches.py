@@ -5,6 +5,16 @@
     batches     input_values (B, T, F), labels (B,) or (B, classes), attention_mask (B, T) if padded
                 to the longest clip
 
+A clip that is longer than the extractor's `max_length` is read in windows, see `windows`. Several
+of them lie one behind the other in its waveform, and a batch of such clips has an axis more:
+
+    bags        input_values (B, N, T, F), window_weights (B, N), labels, attention_mask (B, N, T)
+
+Of annotated rows, {"events": [[start, end, class index], …]}, the labels are those of the columns
+of a frame model:
+
+    frames      labels (B, columns, classes), clip_labels (B, classes); -1 where they are not known
+
     rank_share      -> the rows of one process: each shard is read by one worker of one process
     batches         -> one pass over them: drawn class by class, shuffled, decoded, mixed, grouped
                        by length, featurised
@@ -18,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,15 +41,38 @@ from torch.utils.data import DataLoader
 from feature_extraction import (
     ASTFeatureExtractor,
     AudioDecodingError,
+    audio_duration,
     augmentation_generator,
     load_audio,
     mixup,
 )
+from modeling_ast.frames_ast import column_spans, count_columns, frame_targets
 
-Clip = tuple[Tensor, Tensor]  # waveform (samples,), label () or (classes,)
+from .windows import training_windows, whole_clips
+
+_UNKNOWN = -1.0  # of a frame model's labels
+
+
+class Clip(NamedTuple):
+    """A sound to train on or to evaluate, or a window of one."""
+
+    waveform: Tensor  # (samples,); of several windows, one behind the other
+    label: Tensor  # () index, (classes,) target or (columns + 1, classes), the clip's last
+    number: int = -1  # of the clip that it is a window of, in evaluation
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """The columns of a frame model."""
+
+    time_stride: int  # frames of 10 ms
+    patch_frames: int
+    unmarked_is_unknown: bool = False  # columns without any event; else they are background
+
 
 _SHARDS_PER_WORKER = 4  # at least, where a data set can be cut so: even shares, better shuffling
 _SHORTEST_FRAMES = 16  # one patch: the least that the model takes
+_CLIPS_PER_WORKER = 1 << 40  # more than any has: numbers of clips are unique over workers
 _NAMED_SOUNDS = 20  # in an error message
 
 
@@ -111,6 +144,10 @@ class Collator:
 
     Labels are class indices (B,), or targets (B, classes): of several labels per clip, or mixed.
     An extractor that returns attention masks pads to the longest clip, any other to `max_length`.
+
+    Args:
+        windows_per_clip: of clips longer than `max_length`, at most, each as long as that.
+        frames: makes labels of the columns of a frame model, of annotated rows.
     """
 
     feature_extractor: ASTFeatureExtractor
@@ -118,6 +155,8 @@ class Collator:
     mixup_rate: float = 0.0
     generator_key: tuple[int, int, int] = (0, 0, 0)  # seed, epoch, rank
     speed_perturbation: float = 0.0
+    windows_per_clip: int = 1
+    frames: FrameGrid | None = None
     _generator: torch.Generator | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -140,58 +179,153 @@ class Collator:
             return rows[int(torch.randint(len(rows), (), generator=generator))]
         return None
 
+    @property
+    def window_s(self) -> float:
+        """Length of what the extractor uses at once, in seconds."""
+        return self._window_samples / self.feature_extractor.sampling_rate
+
     def decode(self, row: dict[str, Any], generator: torch.Generator) -> Clip:
         """As much of a sound as the extractor uses, at a speed that is drawn, and its label.
+
+        Of a longer sound that is a window of it, or as many as `windows_per_clip` says, drawn at
+        random; or the one whose "offset" the row has.
 
         Speed perturbation (Ko et al., Interspeech 2015) resamples: the pitch changes with it.
 
         Raises:
             AudioDecodingError: when it cannot be read.
         """
-        extractor = self.feature_extractor
-        rate = extractor.sampling_rate
-        used = extractor.filterbank.samples_used(extractor.max_length) / rate
+        rate = self.feature_extractor.sampling_rate
         slower = 1.0  # a clip of a second then lasts as many
         if self.speed_perturbation:
             slower += self.speed_perturbation * (2 * float(torch.rand((), generator=generator)) - 1)
-        sound = load_audio(row["audio"], round(slower * rate), duration=used / slower)
-        waveform = torch.from_numpy(sound)
+        window_s = self.window_s / slower
+        if "offset" in row:
+            starts = [row["offset"]]
+        else:
+            duration = audio_duration(row["audio"], rate)
+            starts = [0.0]
+            if duration is not None:
+                starts = training_windows(duration, window_s, self.windows_per_clip, generator)
+        windows = []
+        for start in starts:
+            try:
+                sound = load_audio(row["audio"], round(slower * rate), start, window_s)
+            except AudioDecodingError:
+                if start == 0:
+                    raise
+                continue  # a file that is cut off ends before its header says
+            windows.append(torch.from_numpy(sound))
+        if not windows:
+            sound = load_audio(row["audio"], round(slower * rate), duration=window_s)
+            starts, windows = [0.0], [torch.from_numpy(sound)]
+        waveform = windows[0]
+        if len(windows) > 1:
+            size = self._window_samples
+            waveform = torch.cat([pad(w, (0, size - len(w))) for w in windows])
+        return Clip(waveform, self._label(row, starts[0], len(waveform)), row.get("clip", -1))
+
+    @property
+    def _window_samples(self) -> int:
+        return self.feature_extractor.filterbank.samples_used(self.feature_extractor.max_length)
+
+    def _label(self, row: dict[str, Any], start: float, samples: int) -> Tensor:
         label = torch.tensor(row["label"])
-        if label.ndim or self.mixup_rate:
-            target = torch.zeros(self.num_labels)
-            target[label.long()] = 1.0
-            label = target
-        return waveform, label
+        if self.frames is None and not label.ndim and not self.mixup_rate:
+            return label
+        target = torch.zeros(self.num_labels)
+        target[label.long()] = 1.0
+        if self.frames is None:
+            return target
+        rate = self.feature_extractor.sampling_rate
+        frames, step = self.frames, self.frames.time_stride
+        num_frames = self.feature_extractor.filterbank.num_frames(samples)
+        columns = count_columns(num_frames, step, frames.patch_frames)
+        targets = np.full((columns, self.num_labels), _UNKNOWN, np.float32)
+        if row["events"] is not None:
+            spans = column_spans(columns, step, frames.patch_frames, duration=samples / rate)
+            events = [(begin - start, end - start, int(of)) for begin, end, of in row["events"]]
+            targets = frame_targets(events, spans, self.num_labels)
+            if frames.unmarked_is_unknown:
+                targets[~targets.any(axis=1)] = _UNKNOWN
+            target.fill_(_UNKNOWN)  # of the whole clip, not of this window
+        return torch.cat([torch.from_numpy(targets), target[None]])
 
     def mix(self, clip: Clip, partner: Clip | None, generator: torch.Generator) -> Clip:
         """Waveform mixup with a partner; without one the mean is removed all the same."""
         if not self.mixup_rate:
             return clip
-        partners = None if partner is None else ([partner[0]], partner[1][None])
+        shape = clip.label.shape
+        partners = None
+        if partner is not None:
+            partners = ([partner.waveform], _fitted(partner.label, shape).reshape(1, -1))
         (waveform,), label = mixup(
-            [clip[0]],
-            clip[1][None],
+            [clip.waveform],
+            clip.label.reshape(1, -1),
             rate=0.0 if partner is None else 1.0,
             generator=generator,
             partners=partners,
         )
-        return waveform, label[0]
+        # What is not known of one of them is not known of both.
+        is_unknown = clip.label.reshape(1, -1) < 0
+        if partners is not None:
+            is_unknown = is_unknown | (partners[1] < 0)
+        return Clip(waveform, label.masked_fill(is_unknown, _UNKNOWN).reshape(shape))
 
     def batch(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        windows = [clip.waveform for clip in clips]
+        counts = [1] * len(clips)
+        if self.windows_per_clip > 1:
+            pieces = [waveform.split(self._window_samples) for waveform in windows]
+            counts = [len(of_clip) for of_clip in pieces]
+            windows = [window for of_clip in pieces for window in of_clip]
+        samples = torch.tensor([float(len(window)) for window in windows])
         extractor = self.feature_extractor
-        waveforms = [waveform for waveform, _ in clips]
         padding = "max_length"
         if extractor.return_attention_mask:
             padding = "longest"
             shortest = extractor.filterbank.num_samples(_SHORTEST_FRAMES)
-            waveforms = [pad(w, (0, max(0, shortest - len(w)))) for w in waveforms]
-        features = extractor(
-            waveforms,
-            sampling_rate=extractor.sampling_rate,
-            padding=padding,
-            return_tensors="pt",
-        )
-        return {**features, "labels": torch.stack([label for _, label in clips])}
+            windows = [pad(w, (0, max(0, shortest - len(w)))) for w in windows]
+        features = {
+            **extractor(
+                windows,
+                sampling_rate=extractor.sampling_rate,
+                padding=padding,
+                return_tensors="pt",
+            )
+        }
+        if self.windows_per_clip > 1:
+            features["window_weights"] = samples
+            features = {key: _bags(value, counts) for key, value in features.items()}
+        if clips[0].number >= 0:
+            features["clip"] = torch.tensor([clip.number for clip in clips])
+            features["window_weights"] = samples
+        labels = [clip.label for clip in clips]
+        if self.frames is not None:
+            features["clip_labels"] = torch.stack([label[-1] for label in labels])
+            columns = count_columns(
+                features["input_values"].shape[1], self.frames.time_stride, self.frames.patch_frames
+            )
+            labels = [_fitted(label, (columns + 1, self.num_labels))[:-1] for label in labels]
+        return {**features, "labels": torch.stack(labels)}
+
+
+def _bags(windows: Tensor, counts: list[int]) -> Tensor:
+    """All clips' windows (W, …) -> (B, N, …), zeros where a clip has fewer than N."""
+    bags = windows.new_zeros(len(counts), max(counts), *windows.shape[1:])
+    for bag, of_clip in zip(bags, windows.split(counts), strict=True):
+        bag[: len(of_clip)] = of_clip
+    return bags
+
+
+def _fitted(label: Tensor, shape: Sequence[int]) -> Tensor:
+    """A frame model's labels with more or fewer columns; added ones are padding, not known."""
+    if label.ndim < 2 or label.shape == tuple(shape):
+        return label
+    columns = shape[0] - 1
+    of_columns = label[:-1][:columns]
+    missing = columns - len(of_columns)
+    return torch.cat([pad(of_columns, (0, 0, 0, missing), value=_UNKNOWN), label[-1:]])
 
 
 def batches(
@@ -204,6 +338,7 @@ def batches(
     bucket_batches: int = 0,
     skipped: SkippedSounds | None = None,
     read_in_turn: bool = False,
+    whole: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """One pass over a stream in featurised batches.
 
@@ -223,6 +358,9 @@ def batches(
         read_in_turn: read shuffled shards one after another, not ten at a time. That avoids a wait
             of 5 s for `datasets`' threads at the end of a pass over Parquet, and loses nothing
             where the shuffle buffer holds all rows.
+        whole: read all windows of clips that are longer than `max_length`. Each is a row of a batch
+            then, with its clip's label, the number of its clip, "clip" (B,), unique in this
+            process, and how many samples it holds, "window_weights" (B,).
 
     Raises:
         ValueError: when more sounds cannot be read than `skipped` allows.
@@ -235,7 +373,7 @@ def batches(
         shards_at_once = {"max_buffer_input_shards": 1} if read_in_turn else {}
         stream = stream.shuffle(seed=shards_seed, buffer_size=1, **shards_at_once)
     loader = DataLoader(
-        _Batches(stream, batch_size, collator, shuffle_buffer, draws, bucket_batches),
+        _Batches(stream, batch_size, collator, shuffle_buffer, draws, bucket_batches, whole),
         batch_size=None,
         num_workers=min(num_workers, stream.num_shards),
         collate_fn=_unchanged,
@@ -284,6 +422,7 @@ class _Batches(torch.utils.data.IterableDataset):
     shuffle_buffer: int
     draws: Sequence[float] | None
     bucket_batches: int
+    whole: bool
 
     def __iter__(
         self,
@@ -306,7 +445,7 @@ class _Batches(torch.utils.data.IterableDataset):
         while window := list(islice(clips, size * max(1, self.bucket_batches))):
             starts = torch.arange(0, len(window), size)
             if self.bucket_batches:
-                window.sort(key=lambda clip: len(clip[0]))
+                window.sort(key=lambda clip: len(clip.waveform))
                 starts = starts[torch.randperm(len(starts), generator=generator)]
             for start in starts.tolist():
                 yield window[start : start + size]
@@ -334,7 +473,12 @@ class _Batches(torch.utils.data.IterableDataset):
         # decide over the partners, and they come from the whole data set in the original.
         recent: deque[dict] = deque(maxlen=max(self.shuffle_buffer, 2 * self.batch_size))
         buffer: list[dict] = []
-        for row in self.rows:
+        rows: Iterable[dict] = self.rows
+        if self.whole:
+            worker = torch.utils.data.get_worker_info()
+            first = 0 if worker is None else worker.id * _CLIPS_PER_WORKER
+            rows = whole_clips(rows, self.collator.window_s, first)
+        for row in rows:
             recent.append(row)
             for _ in range(self._copies(row, generator)):
                 if len(buffer) < self.shuffle_buffer:

@@ -12,7 +12,10 @@ from tqdm.auto import tqdm
 from feature_extraction import load_audio
 
 from ..common.options import did_you_mean
+from ..common.tables import write_csv
+from .annotations import Annotation
 from .options import MixOptions
+from .soundscapes import soundscape
 from .sources import open_stream
 
 _SAMPLING_RATE = 16000
@@ -30,7 +33,10 @@ def mix(sounds: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
 
 
 def mix_clips(options: MixOptions) -> list[Path]:
-    """Write the mixtures, a Parquet file per fold; returns the files.
+    """Write the mixtures, a Parquet file per fold, and events.csv of soundscapes.
+
+    Returns:
+        The files.
 
     Raises:
         ValueError: for a wrong path, column or option, or a sound that cannot be read.
@@ -68,30 +74,50 @@ def mix_clips(options: MixOptions) -> list[Path]:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     files = []
+    events: list[dict[str, Any]] = []
     for number, (fold, classes) in enumerate(sorted(folds.items())):
         random = np.random.default_rng([options.seed, number])
-        rows = [
-            _mixture(classes, options.max_clips, random, f"fold{fold}_{index}.flac", str(fold))
-            for index in tqdm(range(options.mixtures_per_fold), desc=f"fold {fold}", unit="mixture")
-        ]
+        rows = []
+        for index in tqdm(range(options.mixtures_per_fold), desc=f"fold {fold}", unit="mixture"):
+            name = f"fold{fold}_{index}.flac"
+            row, heard = _mixture(classes, options, random, name, str(fold), label_feature.names)
+            rows.append(row)
+            events += [{"file": name, **event._asdict()} for event in heard]
         files.append(output / f"fold{fold}.parquet")
         Dataset.from_list(rows, features=features).to_parquet(files[-1])
+    if options.soundscape_s:
+        files.append(output / "events.csv")
+        write_csv(files[-1], ["file", "start", "end", "label"], events)
     return files
 
 
 def _mixture(
-    classes: dict[Any, list[Any]], max_clips: int, random: np.random.Generator, name: str, fold: str
-) -> dict[str, Any]:
-    num_clips = random.integers(1, min(max_clips, len(classes)) + 1)
+    classes: dict[Any, list[Any]],
+    options: MixOptions,
+    random: np.random.Generator,
+    name: str,
+    fold: str,
+    label_names: list[str],
+) -> tuple[dict[str, Any], list[Annotation]]:
+    """A row, and the events of a soundscape."""
+    num_clips = random.integers(1, min(options.max_clips, len(classes)) + 1)
     labels = sorted(random.permutation(sorted(classes))[:num_clips].tolist())
-    sounds = [classes[label][random.integers(len(classes[label]))] for label in labels]
-    mixture = mix([load_audio(sound, _SAMPLING_RATE) for sound in sounds], random)
+    sources = [classes[label][random.integers(len(classes[label]))] for label in labels]
+    sounds = [load_audio(source, _SAMPLING_RATE) for source in sources]
+    events: list[Annotation] = []
+    if options.soundscape_s:
+        clips = [(label_names[label], sound) for label, sound in zip(labels, sounds, strict=True)]
+        snr_db = (options.snr_from, options.snr_to)
+        mixture, events = soundscape(clips, options.soundscape_s, snr_db, _SAMPLING_RATE, random)
+    else:
+        mixture = mix(sounds, random)
     encoded = io.BytesIO()
     soundfile.write(encoded, mixture, _SAMPLING_RATE, format="FLAC")
-    paths = [sound.get("path") if isinstance(sound, dict) else str(sound) for sound in sounds]
-    return {
+    paths = [source.get("path") if isinstance(source, dict) else str(source) for source in sources]
+    row = {
         "audio": {"bytes": encoded.getvalue(), "path": name},
         "labels": labels,
         "fold": fold,
         "sources": paths,
     }
+    return row, events

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..common.options import Options, setting
 
 GROUP = "which sounds"
+_SOUNDSCAPES = "soundscapes"
 
 
 @dataclass
@@ -93,6 +94,25 @@ class MixOptions(DatasetOptions):
         3, "clips in a mixture: one to so many, each number as likely", at_least=1
     )
     seed: int = setting(0, "of what is mixed and how loud")
+    soundscape_s: float = setting(
+        0.0,
+        "make soundscapes of so many seconds: events at random times in noise, and events.csv, "
+        "which says when; 0: plain mixtures",
+        at_least=0,
+        group=_SOUNDSCAPES,
+        metavar="SECONDS",
+    )
+    snr_from: float = setting(
+        3.0, "an event's level over the noise, at least", group=_SOUNDSCAPES, metavar="DB"
+    )
+    snr_to: float = setting(15.0, "the same at most", group=_SOUNDSCAPES, metavar="DB")
     split: str = setting("train", "its split", group=GROUP)
     label_column: str = setting("label", "column with the class, a name or an index", group=GROUP)
     fold_column: str = setting("fold", "column with the fold", group=GROUP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.snr_to < self.snr_from:
+            raise ValueError(
+                f"--snr_to ({self.snr_to:g}) must not be below --snr_from ({self.snr_from:g})."
+            )

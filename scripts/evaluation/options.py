@@ -27,6 +27,11 @@ class EvaluateOptions(LabelledOptions):
     )
     json: bool = setting(False, "print the report as JSON instead of tables")
 
+    window_pooling: str | None = setting(
+        None,
+        "a long clip's score from its windows'; default: as the checkpoint was trained, else mean",
+        choices=("mean", "max", "linear_softmax"),
+    )
     batch_size: int = setting(16, "windows per forward pass", group=_RUNNING, at_least=1)
     num_workers: int = setting(2, "processes that decode", group=_RUNNING, at_least=0)
     bootstrap_resamples: int = setting(

@@ -103,7 +103,13 @@ def evaluate_checkpoints(
             "work alone. Set ACCELERATE_USE_CPU=true."
         )
     classifiers = [
-        Classifier(name, accelerator.device, batch_size=options.batch_size) for name in checkpoints
+        Classifier(
+            name,
+            accelerator.device,
+            batch_size=options.batch_size,
+            window_pooling=options.window_pooling,
+        )
+        for name in checkpoints
     ]
     labels = _common_labels(checkpoints, classifiers)
     whole_split = options.evaluation_split is not None

@@ -2,7 +2,8 @@
 
 sound       whatever `load_audio` reads
 Window      a part of it: features (1, T, F), from when to when
-Scored      the same with scores (labels,) and an embedding (D,); batches go across sounds
+Scored      the same with scores (labels,) and an embedding (D,); batches go across sounds; of a
+            frame model each of its columns, stitched where windows overlap, without embedding
 Heard       all of a sound's windows: labels, events, embeddings
 """
 
@@ -20,6 +21,7 @@ from transformers import pipeline
 from transformers.pipelines.base import pad_collate_fn
 
 from feature_extraction import AudioDecodingError
+from modeling_ast.frames_ast import Stitcher, column_spans
 from modeling_ast.onnx_ast import OnnxClassifier
 from modeling_ast.weights_ast import check_json_files
 
@@ -64,7 +66,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Scored(Generic[K]):
-    """A window that was listened to."""
+    """A window that was listened to, or a column of a frame model."""
 
     sound: K
     span: tuple[float, float]  # seconds
@@ -81,6 +83,18 @@ class Unreadable(Generic[K]):
     error: str
 
 
+@dataclass
+class _Columns:
+    """Of the sound that a frame model listens to: how far it has come."""
+
+    stitcher: Stitcher | None = None
+    count: int = 0
+
+    def forget(self) -> None:
+        """The next window is another sound's."""
+        self.stitcher, self.count = None, 0
+
+
 class Classifier:
     """A checkpoint: sounds to windows, batches of windows to scores and embeddings.
 
@@ -90,6 +104,7 @@ class Classifier:
         batch_size: windows per forward pass.
         chunk_length_s, hop_length_s: of the windows, as in the pipeline.
         function_to_apply: "softmax", "sigmoid" or "none" instead of the checkpoint's.
+        window_pooling: of a sound's windows; default: as the checkpoint was trained, else mean.
         labels: the ones to speak of, in this order; None: all. Scores stay what they are.
 
     Raises:
@@ -105,6 +120,7 @@ class Classifier:
         chunk_length_s: float | None = None,
         hop_length_s: float | None = None,
         function_to_apply: str | None = None,
+        window_pooling: str | None = None,
         labels: Sequence[str] | None = None,
     ):
         self.pipeline: Any = (
@@ -122,6 +138,7 @@ class Classifier:
         self.batch_size = batch_size
         self.chunk_length_s, self.hop_length_s = chunk_length_s, hop_length_s
         self.function_to_apply = function_to_apply
+        self.window_pooling = window_pooling or getattr(config, "window_pooling", None)
         self.problem_type: str | None = config.problem_type
         self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
         self._columns: list[int] | slice = slice(None)
@@ -134,6 +151,15 @@ class Classifier:
             self._columns = [self.label_names.index(label) for label in labels]
             self.label_names = list(labels)
         self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
+
+    @property
+    def is_frame_model(self) -> bool:
+        """Whether it answers for every patch column, not for windows."""
+        return self.pipeline.is_frame_model
+
+    def new_heard(self) -> Heard:
+        """A sound of which nothing has been heard yet."""
+        return Heard(self.label_names, pooling=self.window_pooling)
 
     def windows(self, source: Any, first: int = 0) -> Iterator[Window]:
         """A sound's windows, from number `first` on.
@@ -153,19 +179,22 @@ class Classifier:
 
     @torch.inference_mode()
     def score(self, windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
-        """A batch -> scores (windows, labels), embeddings (windows, D)."""
+        """A batch -> scores (windows, labels), embeddings (windows, D).
+
+        Of a frame model scores (windows, columns, labels) and no embeddings, (windows, 0).
+        """
         model = self.pipeline.model
         features = pad_collate_fn(None, self.pipeline.feature_extractor)(
             [window.features for window in windows]
         )
         features = {name: values.to(model.device) for name, values in features.items()}
-        if isinstance(self.pipeline, OnnxClassifier):
+        if isinstance(self.pipeline, OnnxClassifier) or self.is_frame_model:
             logits, pooled = model(**features).logits, torch.empty(len(windows), 0)
         else:
             pooled = model.base_model(**features).pooler_output
             logits = model.classifier(pooled)
         scores = self.pipeline.scores(logits.float(), self.function_to_apply)
-        return scores[:, self._columns].cpu().numpy(), pooled.float().cpu().numpy()
+        return scores[..., self._columns].cpu().numpy(), pooled.float().cpu().numpy()
 
     def listen(self, sounds: Iterable[tuple[K, Any, int]]) -> Iterator[Scored[K] | Unreadable[K]]:
         """Window by window through sounds, in order; batches go across them.
@@ -174,11 +203,15 @@ class Classifier:
             sounds: what the answers call each one, the sound, the window to begin with.
         """
         batch: list[tuple[K, Window]] = []
+        columns = _Columns()
 
         def answers() -> Iterator[Scored[K]]:
             scores, embeddings = self.score([window for _, window in batch])
             done, batch[:] = batch[:], []
             for (key, window), of_labels, vector in zip(done, scores, embeddings, strict=True):
+                if self.is_frame_model:
+                    yield from self._settled_columns(key, window, of_labels, columns)
+                    continue
                 yield Scored(key, (window.start, window.end), window.is_last, of_labels, vector)
 
         for key, source, first in sounds:
@@ -191,9 +224,38 @@ class Classifier:
                         yield from answers()
             except AudioDecodingError as error:
                 del batch[begun:]
+                if not begun:
+                    columns.forget()
                 yield Unreadable(key, str(error))
         if batch:
             yield from answers()
+
+    def _settled_columns(
+        self, key: K, window: Window, scores: np.ndarray, columns: "_Columns"
+    ) -> Iterator[Scored[K]]:
+        """Those of a frame model that no later window of the sound changes."""
+        config = self.pipeline.model.config
+        samples = round((window.end - window.start) * self.sampling_rate)
+        of_sound = self.pipeline.columns_of_sound(torch.from_numpy(scores), samples)
+        hop = self.pipeline.columns_per_hop(self.chunk_length_s, self.hop_length_s)
+        if columns.stitcher is None:
+            columns.stitcher = Stitcher(hop)
+        settled = columns.stitcher.add(of_sound, window.is_last)
+        spans = column_spans(
+            len(settled),
+            config.time_stride,
+            config.patch_shape[1],
+            columns.count,
+            window.end if window.is_last else None,
+        )
+        columns.count += len(settled)
+        last = len(settled) - 1 if window.is_last else -1
+        for number, ((start, end), of_labels) in enumerate(
+            zip(spans.tolist(), settled, strict=True)
+        ):
+            yield Scored(key, (start, end), number == last, of_labels, np.empty(0, np.float32))
+        if window.is_last:
+            columns.forget()
 
     def hear_each(self, sounds: Iterable[tuple[K, Any]]) -> Iterator[tuple[K, Heard | str]]:
         """Sounds by name -> each one as it was heard, or what is wrong with it.
@@ -208,7 +270,7 @@ class Classifier:
                 heard.pop(number, None)
                 yield key, answer.error
                 continue
-            sound = heard.setdefault(number, Heard(self.label_names))
+            sound = heard.setdefault(number, self.new_heard())
             sound.add(answer.span, answer.scores, answer.embedding)
             if answer.is_last:
                 yield key, heard.pop(number)

@@ -3,6 +3,8 @@
 spans       (windows, 2)        seconds
 scores      (windows, labels)   float32
 embeddings  (windows, D)        float32; D is 0 where nobody asked for them
+
+Of a frame model the windows are its columns: a tenth of a second each, without overlap.
 """
 
 import math
@@ -33,6 +35,7 @@ class Heard:
     spans: list[tuple[float, float]] = field(default_factory=list)
     _scores: list[np.ndarray] = field(default_factory=list)
     _embeddings: list[np.ndarray] = field(default_factory=list)
+    pooling: str | None = None  # of the windows, see `pool_windows`
 
     def add(self, span: tuple[float, float], scores: np.ndarray, embedding: np.ndarray) -> float:
         """One more window. Returns how many seconds of it no earlier one had heard."""
@@ -58,9 +61,9 @@ class Heard:
         return np.stack(self._embeddings)
 
     def clip_scores(self) -> np.ndarray:
-        """(labels,): of the whole sound, the mean of its windows weighted by their length."""
+        """(labels,): of the whole sound, pooled over its windows."""
         lengths = torch.tensor([end - start for start, end in self.spans])
-        return pool_windows(torch.from_numpy(self.scores), lengths).numpy()
+        return pool_windows(torch.from_numpy(self.scores), lengths, self.pooling).numpy()
 
     def labels(self, top_k: int | None = None) -> list[LabelScore]:
         """Those of the whole sound, best first."""

@@ -87,6 +87,12 @@ class ClassifyOptions(DatasetOptions):
         group=_WINDOWS,
         metavar="SECONDS",
     )
+    window_pooling: str | None = setting(
+        None,
+        "the sound's score from its windows'; default: as the checkpoint was trained, else mean",
+        choices=("mean", "max", "linear_softmax"),
+        group=_WINDOWS,
+    )
     batch_size: int = setting(8, "windows at a time", at_least=1, group=_WINDOWS)
 
     threshold: float = setting(
@@ -105,6 +111,14 @@ class ClassifyOptions(DatasetOptions):
         group=_EVENTS,
         metavar="SECONDS",
         aliases=["minimum_length"],
+    )
+
+    median_filter_s: float = setting(
+        0.0,
+        "events from the median of the scores over so long: leaves out shorter peaks and gaps",
+        at_least=0,
+        group=_EVENTS,
+        metavar="SECONDS",
     )
 
     split: str = setting("train", "of a data set", group=SOUNDS)

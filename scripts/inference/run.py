@@ -37,7 +37,16 @@ _NO_EMBEDDING = np.empty(0, np.float32)
 
 # The settings that the results in a folder depend on; --formats and --per can change.
 _SETTINGS = ["model", "top_k", "chunk_length_s", "hop_length_s", "threshold", "release_threshold"]
-_SETTINGS += ["minimum_length_s", "embeddings", "plot", "split", "dataset_config", "audio_column"]
+_SETTINGS += [
+    "minimum_length_s",
+    "median_filter_s",
+    "window_pooling",
+    "embeddings",
+    "plot",
+    "split",
+    "dataset_config",
+    "audio_column",
+]
 
 
 class Listening:
@@ -57,7 +66,7 @@ class Listening:
         begun: Callable[[Recording], Heard] | None = None,
     ):
         self.classifier, self.options, self.rules = classifier, options, rules
-        self._begun = begun or (lambda _: Heard(classifier.label_names))
+        self._begun = begun or (lambda _: classifier.new_heard())
         self.unfinished: dict[str, tuple[Recording, Heard]] = {}
 
     def results(
@@ -87,6 +96,9 @@ class Listening:
     ) -> Iterator[tuple[Recording, Any, int]]:
         for recording in recordings:
             heard = self._begun(recording)
+            if self.classifier.is_frame_model:  # windows before its last column are not kept
+                heard = self.classifier.new_heard()
+            heard.pooling = self.classifier.window_pooling
             progress.skip(heard.duration)
             self.unfinished[recording.name] = (recording, heard)
             yield recording, recording.source, len(heard.spans)
@@ -118,7 +130,12 @@ class Listening:
 def classify(options: ClassifyOptions) -> int:
     """Run the command. Returns the exit status."""
     # Wrong thresholds are found before hours of work.
-    rules = EventRules(options.threshold, options.release_threshold, options.minimum_length_s)
+    rules = EventRules(
+        options.threshold,
+        options.release_threshold,
+        options.minimum_length_s,
+        options.median_filter_s,
+    )
     status = _print(options, rules) if options.output is None else _write(options, rules)
     if options.model == DEFAULT_MODEL:
         print(
@@ -337,8 +354,11 @@ def _classifier(
         batch_size=options.batch_size,
         chunk_length_s=options.chunk_length_s,
         hop_length_s=options.hop_length_s,
+        window_pooling=options.window_pooling,
         labels=None if options.labels is None else read_names(options.labels),
     )
+    if options.embeddings and classifier.is_frame_model:
+        raise ValueError(f"--embeddings: {options.model} is a frame model and gives scores only.")
     if isinstance(rules.threshold, dict):
         for label in rules.threshold:
             if label not in classifier.label_names:

@@ -44,6 +44,22 @@ class FinetuneOptions(LabelledOptions):
     )
     learning_rate: float = setting(1e-4, "peak, after the warm-up")
 
+    annotations: str | None = setting(
+        None,
+        "file or folder that says when what is heard (Raven, Audacity, DCASE's TSV, CSV): makes a "
+        "detector, which answers for every tenth of a second",
+        group=SOUNDS,
+        metavar="PATH",
+    )
+    annotation_label_column: str | None = setting(
+        None, "column of the annotations with the label, where it has an unusual name", group=SOUNDS
+    )
+    unmarked: str = setting(
+        "background",
+        "what annotated recordings are where nothing is marked",
+        group=SOUNDS,
+        choices=["background", "unknown"],
+    )
     max_corrupt: float = setting(
         0.0,
         "unreadable sounds to put up with: below 1 their share, otherwise their number",
@@ -68,10 +84,23 @@ class FinetuneOptions(LabelledOptions):
 
     max_length: int | None = setting(
         None,
-        "frames per clip: longer clips are cut, shorter ones padded; default, here and below: the "
-        "checkpoint's, or AST's (1024, 128, 10, 10)",
+        "frames heard at once: longer clips are read in windows, shorter ones padded; default, "
+        "here and below: the checkpoint's, or AST's (1024, 128, 10, 10)",
         group=_INPUT,
         at_least=1,
+    )
+    windows_per_clip: int = setting(
+        1,
+        "windows of a longer clip that are heard together, per epoch; one is drawn at random",
+        group=_INPUT,
+        at_least=1,
+    )
+    window_pooling: str | None = setting(
+        None,
+        "a longer clip's score from its windows': mean, max, or linear_softmax, between the two; "
+        "default: the model's own, or mean",
+        group=_INPUT,
+        choices=["mean", "max", "linear_softmax"],
     )
     num_mel_bins: int | None = setting(None, "mel bins", group=_INPUT, at_least=1)
     frequency_stride: int | None = setting(
@@ -237,6 +266,18 @@ class FinetuneOptions(LabelledOptions):
             )
         if self.bucket_batches and self.time_roll:
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")
+        if self.annotations is not None:
+            for option, off in (
+                ("windows_per_clip", 1), ("speed_perturbation", 0.0), ("time_roll", 0),
+                ("time_patchout", 0), ("label_smoothing", 0.0),
+            ):  # fmt: skip
+                if getattr(self, option) != off:
+                    raise ValueError(f"With --annotations, --{option} must be {off}.")
+            if self.loss == "cross_entropy":
+                raise ValueError(
+                    "With --annotations several labels may be heard at once: no "
+                    "--loss cross_entropy."
+                )
         if self.early_stopping_epochs and self.best_metric is None:
             raise ValueError(
                 "--early_stopping_epochs needs --best_metric: what has to improve, e.g. accuracy."

@@ -34,6 +34,8 @@ from .start import (
     describe_data,
     describe_run,
     describe_start,
+    describe_windows,
+    frame_grid,
     open_data,
     save_model,
     start_model,
@@ -48,6 +50,7 @@ from .steps import (
     evaluate_model,
     evaluation_batches,
     parts_of,
+    training_loss,
 )
 
 
@@ -106,6 +109,8 @@ class TrainingRun:
         set_seed(options.seed)
         ast, self.extractor = start_model(options, self.data)
         self.folder.settle_statistics(self.extractor)
+        self.frames = frame_grid(ast, options)
+        self.say(describe_windows(options, self.data, self.extractor))
         self.model: Any = choose_trained_weights(ast, options)
         # Before anybody prepares the model: for mixed precision it gets a `forward` that a copy
         # would share, and so run the original's weights.
@@ -135,7 +140,7 @@ class TrainingRun:
         return self.progress.epoch > self.options.num_epochs or self.folder.stops_early()
 
     def say(self, text: str) -> None:
-        if self.is_main:
+        if self.is_main and text:
             print(text)
 
     @property
@@ -180,6 +185,7 @@ class TrainingRun:
             self.data,
             self.extractor,
             self.skipped,
+            self.frames,
             epoch,
             skip,
             self._rank,
@@ -195,7 +201,8 @@ class TrainingRun:
 
     def loss(self, model: nn.Module, part: Batch, num_items_in_batch: Any) -> Tensor:
         """Of a part; those of all parts of a step add up to its mean."""
-        return model(**part, num_items_in_batch=num_items_in_batch).loss
+        pooling = self.options.window_pooling or "mean"
+        return training_loss(model, part, pooling, num_items_in_batch)
 
     def end_step(self, loss: float, clips: int) -> None:
         """Count an optimizer step over `clips` clips of this mean loss, of all processes.
@@ -273,7 +280,13 @@ class TrainingRun:
     ) -> dict[str, Any]:
         """Evaluate, record, keep the result if it is the best so far; returns the record."""
         batches = evaluation_batches(
-            self.options, self.data, self.extractor, self.skipped, self._rank, self._processes
+            self.options,
+            self.data,
+            self.extractor,
+            self.skipped,
+            self.frames,
+            self._rank,
+            self._processes,
         )
         scores = evaluate_model(self.result(model), batches, accelerator)
         record = self.progress.end_epoch(scores, learning_rate, self.seconds)

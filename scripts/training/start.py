@@ -10,13 +10,21 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast import (
+    ASTConfig,
+    ASTForAudioClassification,
+    ASTForAudioFrameClassification,
+    ASTFrameConfig,
+)
 from modeling_ast.conversion_ast import vision_config
 
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..common.shown import shown
+from ..data.annotated import open_annotated_audio
+from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
 from ..data.statistics import measure_sounds
+from ..data.windows import count_long_clips, describe_long_clips
 from ..evaluation.metrics import METRICS
 from .options import FinetuneOptions
 
@@ -30,6 +38,10 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
     """The dataset that the options name."""
     if not options.dataset:
         raise ValueError("Name a dataset, for example my_sounds/ (see --help).")
+    if options.annotations is not None:
+        return open_annotated_audio(
+            options.dataset, options.annotations, options, options.annotation_label_column
+        )
     data = open_labelled_audio(options.dataset, for_class_folders(options.dataset, options))
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
         raise ValueError(
@@ -78,6 +90,23 @@ def describe_run(
     }
 
 
+def describe_windows(
+    options: FinetuneOptions, data: LabelledAudio, extractor: ASTFeatureExtractor
+) -> str:
+    """What happens to clips that are longer than the model hears at once; "" when none is."""
+    window_s = Collator(extractor, 0).window_s
+    counted = count_long_clips(data.train, data.train_clips, window_s)
+    return describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
+
+
+def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:
+    """The columns that a frame model answers for; None for a classifier."""
+    config = model.config
+    if config.model_type != ASTFrameConfig.model_type:
+        return None
+    return FrameGrid(config.time_stride, config.patch_shape[1], options.unmarked == "unknown")
+
+
 def check_sharded(options: FinetuneOptions) -> None:
     """Refuse what does not work when FSDP or DeepSpeed shards the weights over processes.
 
@@ -107,7 +136,10 @@ def start_model(
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     """The model to fine-tune and its feature extractor, with the data's statistics where the start
     has none."""
+    model: Any
     model, extractor = _load_model(options, data)
+    if options.annotations is not None and model.config.model_type != ASTFrameConfig.model_type:
+        model = ASTForAudioFrameClassification.from_classifier(model)
     if extractor is None:
         extractor = ASTFeatureExtractor(
             max_length=model.config.max_length, num_mel_bins=model.config.num_mel_bins
@@ -147,11 +179,13 @@ def _load_model(
         for name in ("max_length", "num_mel_bins", "frequency_stride", "time_stride")
         if (value := getattr(options, name)) is not None
     }
-    training = {
+    training: dict[str, Any] = {
         "time_patchout": options.time_patchout,
         "frequency_patchout": options.frequency_patchout,
         "label_smoothing": options.label_smoothing,
     }
+    if options.window_pooling is not None:
+        training["window_pooling"] = options.window_pooling
     if options.model == "scratch":
         size = {
             "hidden_size": options.hidden_size,
@@ -170,7 +204,10 @@ def _load_model(
     if not ASTConfig.from_pretrained(name).is_native:
         # Of AST's descendants, strides and mel bins are the checkpoint's.
         geometry = {key: value for key, value in geometry.items() if key == "max_length"}
-    model = ASTForAudioClassification.from_pretrained(
+    model_class: Any = ASTForAudioClassification
+    if options.annotations is not None:  # also from a classifier's checkpoint, with a new head
+        model_class = ASTForAudioFrameClassification
+    model = model_class.from_pretrained(
         name, ignore_mismatched_sizes=True, **geometry, **labels, **training
     )
     return model, ASTFeatureExtractor.from_pretrained(
@@ -206,6 +243,8 @@ def describe_start(options: FinetuneOptions) -> str:
 
 def choose_trained_weights(model: ASTForAudioClassification, options: FinetuneOptions) -> Any:
     """Freeze what `options.trained` leaves out; with "lora", the model wrapped by PEFT."""
+    is_frame_model = model.config.model_type == ASTFrameConfig.model_type
+    head = "frame_classifier" if is_frame_model else "classifier"
     if options.trained == "lora":
         try:
             from peft import LoraConfig, get_peft_model
@@ -215,10 +254,10 @@ def choose_trained_weights(model: ASTForAudioClassification, options: FinetuneOp
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
             target_modules=r".*encoder\.layer\..*(query|key|value|dense)",
-            modules_to_save=["classifier"],
+            modules_to_save=[head],
         )
         return get_peft_model(model, config)
-    prefix = {"all": "", "head": "classifier.", "linear": "classifier.dense."}[options.trained]
+    prefix = {"all": "", "head": f"{head}.", "linear": f"{head}.dense."}[options.trained]
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name.startswith(prefix)
     return model

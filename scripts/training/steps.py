@@ -2,10 +2,12 @@
 
 (seed, epoch, rank) -> the epoch's batches, the same every time: what makes resuming exact
 (seed, step, rank)  -> the augmentation of a step
+bags                -> one loss and one score per clip, pooled from its windows
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 from tqdm.auto import tqdm
 
 from feature_extraction import (
@@ -25,9 +27,12 @@ from feature_extraction import (
     roll,
     spec_augment,
 )
+from modeling_ast import ASTFrameConfig
+from modeling_ast.loss_ast import classification_loss
+from modeling_ast.pooling_ast import pool_logits
 from modeling_ast.scores_ast import scores_from_logits
 
-from ..data.batches import Collator, SkippedSounds, batches, rank_share, repeated
+from ..data.batches import Collator, FrameGrid, SkippedSounds, batches, rank_share, repeated
 from ..data.labelled import LabelledAudio
 from ..evaluation.metrics import METRICS, compute_metrics, headline
 from .options import FinetuneOptions
@@ -46,6 +51,7 @@ def epoch_batches(
     data: LabelledAudio,
     extractor: ASTFeatureExtractor,
     skipped: SkippedSounds,
+    frames: FrameGrid | None,
     epoch: int,
     skip: int = 0,
     rank: int = 0,
@@ -69,6 +75,8 @@ def epoch_batches(
             options.mixup_rate,
             (options.seed, epoch, rank),
             options.speed_perturbation,
+            options.windows_per_clip,
+            frames,
         ),
         shuffle_buffer=options.shuffle_buffer,
         draws=data.balanced_draws() if options.balanced_sampling else None,
@@ -87,13 +95,16 @@ def evaluation_batches(
     data: LabelledAudio,
     extractor: ASTFeatureExtractor,
     skipped: SkippedSounds,
+    frames: FrameGrid | None,
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """The evaluation part, this process's share of it."""
+    """The evaluation part, this process's share of it: all windows of its clips."""
     share = rank_share(data.evaluation, rank, processes, options.num_workers)
-    collator = Collator(extractor, len(data.label_names))
-    return batches(share, options.batch_size, options.num_workers, collator, skipped=skipped)
+    collator = Collator(extractor, len(data.label_names), frames=frames)
+    return batches(
+        share, options.batch_size, options.num_workers, collator, skipped=skipped, whole=True
+    )
 
 
 def augment(
@@ -109,7 +120,8 @@ def augment(
     Drawn from a generator of this step alone, so there is no state to keep. Its keys lie above the
     loaders' (epoch, rank < processes).
     """
-    inputs = batch["input_values"]
+    shape = batch["input_values"].shape
+    inputs = batch["input_values"].flatten(0, -3)  # windows of bags one by one
     generator = augmentation_generator(options.seed, step, processes + rank, inputs.device)
     if options.filter_augment:
         decibel = math.log(10) / 10 / (2 * extractor.std)  # in normalised log-mel
@@ -119,13 +131,39 @@ def augment(
     inputs = spec_augment(inputs, options.time_mask, options.frequency_mask, generator=generator)
     if options.noise_level:
         inputs = add_noise(inputs, options.noise_level, generator)
-    return {**batch, "input_values": roll(inputs, options.time_roll, generator)}
+    inputs = roll(inputs, options.time_roll, generator)
+    return {**batch, "input_values": inputs.view(shape)}
 
 
 def parts_of(batch: Batch, size: int) -> list[Batch]:
     """A step's batch in parts of `size` clips: the same loss and gradients in less memory."""
     pieces = {key: value.split(size) for key, value in batch.items()}
     return [dict(zip(pieces, part, strict=True)) for part in zip(*pieces.values(), strict=True)]
+
+
+def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_batch: Any) -> Tensor:
+    """Of a batch as the model takes it, or of bags: windows whose pooled score is the clip's.
+
+    Args:
+        model: as it is prepared for training.
+        batch: with "window_weights" (B, N) it is one of bags.
+        pooling: of bags.
+        num_items_in_batch: see `classification_loss`.
+    """
+    if "window_weights" not in batch:
+        return model(**batch, num_items_in_batch=num_items_in_batch).loss
+    weights, labels = batch["window_weights"], batch["labels"]
+    is_there = weights > 0  # (B, N)
+    windows = {
+        key: batch[key][is_there] for key in ("input_values", "attention_mask") if key in batch
+    }
+    logits = model(**windows).logits
+    bags = logits.new_zeros(*weights.shape, logits.shape[-1])
+    bags[is_there] = logits
+    config: Any = getattr(model, "module", model).config  # DDP wraps the model
+    pooled = pool_logits(bags, config.problem_type, pooling, weights)
+    smoothing = config.label_smoothing if model.training else 0.0
+    return classification_loss(pooled, labels, config.problem_type, num_items_in_batch, smoothing)
 
 
 def _in_step(data: Iterator[Batch], accelerator: Accelerator) -> Iterator[tuple[Batch, bool]]:
@@ -149,41 +187,106 @@ def _in_step(data: Iterator[Batch], accelerator: Accelerator) -> Iterator[tuple[
 def evaluate_model(
     model: nn.Module, data: Iterator[Batch], accelerator: Accelerator
 ) -> dict[str, float | None]:
-    """Loss and metrics over all processes' clips, each counted once; None where undefined."""
+    """Loss and metrics over all processes' clips, each counted once; None where undefined.
+
+    A clip's windows are pooled as `config.window_pooling` says. Of a frame model the metrics are of
+    its columns: each is a clip with labels of its own.
+    """
     model.eval()
     config: Any = getattr(model, "module", model).config  # DDP wraps the model
-    multi_label = config.problem_type == "multi_label_classification"
-    scores: list[list[float]] = []
-    references: list[Any] = []
-    losses: list[float] = []
+    clips: dict[int, _ScoredClip] = {}
     bar = tqdm(
         desc="evaluating", unit="batch", leave=False, disable=not accelerator.is_main_process
     )
     for batch, counts in _in_step(data, accelerator):
         bar.update()
-        batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-        targets = batch["labels"].tolist()
-        if multi_label and batch["labels"].dim() == 1:
-            batch["labels"] = one_hot(batch["labels"], config.num_labels).float()
+        inputs = {
+            key: batch[key].to(accelerator.device)
+            for key in ("input_values", "attention_mask")
+            if key in batch
+        }
         with accelerator.autocast():
-            output = model(**batch)
+            logits = model(**inputs).logits
         if not counts:
             continue
-        references += targets
-        logits = output.logits.float()
-        scores += scores_from_logits(logits, config.problem_type).tolist()
-        losses.append(output.loss.item() * len(logits))
+        windows = zip(
+            batch["clip"].tolist(), logits.float().cpu(), batch["labels"], batch["window_weights"],
+            strict=True,
+        )  # fmt: skip
+        for number, of_window, label, weight in windows:
+            clips.setdefault(number, _ScoredClip()).add(of_window, label, weight)
     bar.close()
+    scored = list(clips.values())
+    losses: list[float] = []
+    scores: list[list[float]] = []
+    references: list[Any] = []
+    if scored:  # of few clips and many processes, some have none
+        is_frame_model = config.model_type == ASTFrameConfig.model_type
+        rows = _columns(scored) if is_frame_model else _pooled_clips(scored, config)
+        losses, scores, references = _measured(*rows, config.problem_type)
     scores, references = gather_object(scores), gather_object(references)
     values = {
         "loss": sum(gather_object(losses)) / len(references),
         **compute_metrics(scores, references),
-        "clips": len(references),
+        "clips": len(gather_object([None] * len(scored))),
     }
     return {
         f"evaluation_{name}": value if math.isfinite(value) else None
         for name, value in values.items()
     }
+
+
+@dataclass
+class _ScoredClip:
+    """A clip's windows as far as they came."""
+
+    logits: list[Tensor] = field(default_factory=list)  # (labels,) or (columns, labels) each
+    labels: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+
+    def add(self, logits: Tensor, label: Tensor, weight: Tensor) -> None:
+        self.logits.append(logits)
+        self.labels.append(label)
+        self.weights.append(weight)
+
+
+def _pooled_clips(clips: list[_ScoredClip], config: Any) -> tuple[Tensor, Tensor]:
+    """Logits (clips, labels) and the clips' labels, as the data set has them."""
+    pooling = config.window_pooling or "mean"
+    logits = [
+        clip.logits[0]
+        if len(clip.logits) == 1
+        else pool_logits(
+            torch.stack(clip.logits), config.problem_type, pooling, torch.stack(clip.weights)
+        )
+        for clip in clips
+    ]
+    return torch.stack(logits), torch.stack([clip.labels[0] for clip in clips])
+
+
+def _columns(clips: list[_ScoredClip]) -> tuple[Tensor, Tensor]:
+    """Logits and labels (known columns, labels) of a frame model."""
+    logits = [window for clip in clips for window in clip.logits]
+    labels = [window for clip in clips for window in clip.labels]
+    is_known = [(of_window >= 0).all(dim=1) for of_window in labels]
+    return (
+        torch.cat([window[known] for window, known in zip(logits, is_known, strict=True)]),
+        torch.cat([window[known] for window, known in zip(labels, is_known, strict=True)]),
+    )
+
+
+def _measured(
+    logits: Tensor, targets: Tensor, problem_type: str | None
+) -> tuple[list[float], list[list[float]], list[Any]]:
+    """Loss, scores and target of each row."""
+    if problem_type != "multi_label_classification":
+        per_row = cross_entropy(logits, targets, reduction="none")
+        return per_row.tolist(), scores_from_logits(logits, problem_type).tolist(), targets.tolist()
+    references = targets.tolist()
+    if targets.dim() == 1:
+        targets = one_hot(targets, logits.shape[1])
+    per_row = binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1)
+    return per_row.tolist(), scores_from_logits(logits, problem_type).tolist(), references
 
 
 def describe_epoch(record: dict[str, Any]) -> str:

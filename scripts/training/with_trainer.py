@@ -76,6 +76,20 @@ class ASTTrainer(Trainer):
         self.run.end_step(self.accelerator.reduce(loss, "mean").item(), int(clips))
         return loss
 
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> torch.Tensor:
+        """Of a part of a step's batch, which may be one of bags."""
+        if "window_weights" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self.run.loss(model, inputs, num_items_in_batch)
+        # As Trainer has it: the items are those of all processes, whose gradients are averaged.
+        return loss * self.accelerator.num_processes
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """End an epoch: evaluate, record, keep the best."""
         rate = float(self.lr_scheduler.get_last_lr()[-1])

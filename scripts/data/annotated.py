@@ -1,0 +1,227 @@
+"""Recordings and annotations as labelled sound: what is heard in them, and when.
+
+    recordings      a folder of sounds, in sub-folders or not; CSV, Parquet or tar; a Hub dataset
+    annotations     see `annotations`
+
+    rows            {"audio": undecoded, "label": [class index, …], "name": where from,
+                    "events": [[start, end, class index], …] in seconds, or None: only the labels
+                    of the whole recording are known}
+
+A recording that nobody annotated is read for the labels in its label column, if there is one, and
+is left out otherwise: that nothing is marked in it says nothing.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from datasets import ClassLabel, IterableDataset
+
+from feature_extraction import AudioDecodingError, audio_duration
+
+from ..common.options import did_you_mean
+from .annotations import Annotation, read_annotations
+from .fingerprint import ClassFingerprint, Fingerprint, checksum, short_name
+from .holdout import NO_LABEL, hold_out
+from .labelled import LabelledAudio, _labels, _name, _sound_key
+from .options import LabelledOptions
+from .sources import AUDIO_SUFFIXES, _table_stream, data_files, hub_revision, open_stream
+
+logger = logging.getLogger(__name__)
+
+_TABLES = (".parquet", ".tar", ".csv", ".tsv")
+
+Row = dict[str, Any]
+
+
+def open_annotated_audio(
+    dataset: str, annotations: str, options: LabelledOptions, label_column: str | None = None
+) -> LabelledAudio:
+    """Open recordings with their annotations for training, with their evaluation part.
+
+    Args:
+        dataset: see above.
+        annotations: file or folder, see `read_annotations`.
+        options: columns and parts, as for `open_labelled_audio`.
+        label_column: of the annotations, where it has an unusual name.
+
+    Raises:
+        ValueError: as `read_annotations` and `open_labelled_audio`. Rows that are left out are
+            logged.
+    """
+    splits = [options.train_split]
+    if options.evaluation_split is not None:
+        splits.append(options.evaluation_split)
+    if (options.fold_column is None) != (options.evaluation_fold is None):
+        raise ValueError("--fold_column and --evaluation_fold belong together.")
+    streams = [_open_recordings(dataset, split, options) for split in splits]
+    columns = streams[0].column_names or list(next(iter(streams[0]), {}))
+    _check_columns(dataset, columns, options)
+
+    recordings: dict[str, _Recording] = {}
+    feature = (streams[0].features or {}).get(options.label_column)
+    for number, stream in enumerate(streams):
+        for row in stream:
+            name = _name(row, options.audio_column)
+            if name in recordings:
+                raise ValueError(f"{dataset} holds {name} twice; names tell recordings apart here.")
+            recordings[name] = _read_recording(row, number == 1, options, feature)
+    found = read_annotations(
+        annotations, recordings, lambda name: recordings[name].duration, label_column
+    )
+    if problems := found.describe_problems():
+        logger.warning("%s", problems)
+    for name, events in found.of_recording.items():
+        recordings[name].events = events
+    known = {name: r for name, r in recordings.items() if r.labels is not None}
+    if len(known) < len(recordings):
+        logger.warning(
+            "Recordings left out, as nothing says what is heard in them: %d of %d. An empty file "
+            "of annotations says that nothing is.",
+            len(recordings) - len(known),
+            len(recordings),
+        )
+    if options.evaluation_split is None:
+        _hold_out(known, options)
+    label_names = sorted({label for r in known.values() for label in r.labels or ()})
+    classes = {name: ClassFingerprint() for name in label_names}
+    clips = {False: 0, True: 0}
+    for name, recording in known.items():
+        clips[recording.is_held_out] += 1
+        for label in recording.labels or ():
+            content = checksum(short_name(name), recording.events, label)
+            classes[label].add(content, is_train=not recording.is_held_out)
+    for is_held_out, title in ((False, "train"), (True, "evaluation")):
+        if not clips[is_held_out]:
+            raise ValueError(
+                f"There are no annotated recordings in the {title} part of {dataset}. Check the "
+                "split, fold, group or fraction."
+            )
+    index = {name: position for position, name in enumerate(label_names)}
+
+    def part(stream: IterableDataset, is_held_out: bool) -> IterableDataset:
+        of_part = {n: r for n, r in known.items() if r.is_held_out == is_held_out}
+        rows = stream.filter(partial(_is_among, audio_column=options.audio_column, names=of_part))
+        keep = partial(_keep, audio_column=options.audio_column, recordings=of_part, index=index)
+        return rows.map(keep, remove_columns=columns)
+
+    return LabelledAudio(
+        train=part(streams[0], is_held_out=False),
+        evaluation=part(streams[-1], is_held_out=True),
+        label_names=label_names,
+        train_counts=[classes[name].train for name in label_names],
+        evaluation_counts=[classes[name].evaluation for name in label_names],
+        problem_type="multi_label_classification",
+        train_clips=clips[False],
+        evaluation_clips=clips[True],
+        fingerprint=Fingerprint(classes, data_files(dataset, splits), hub_revision(dataset)),
+    )
+
+
+@dataclass
+class _Recording:
+    """What is known of a recording."""
+
+    duration: float | None  # seconds
+    key: int  # of it, or of its group
+    is_held_out: bool
+    weak_labels: list[str] | None
+    events: list[Annotation] | None = None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """All that are heard in it; None where nothing says so."""
+        if self.events is None:
+            return self.weak_labels
+        return sorted({annotation.label for annotation in self.events})
+
+
+def _read_recording(
+    row: Row, is_held_out: bool, options: LabelledOptions, feature: Any
+) -> _Recording:
+    try:
+        duration = audio_duration(row[options.audio_column])
+    except AudioDecodingError:
+        duration = None  # is reported where it is decoded
+    if options.fold_column is not None:
+        is_held_out = str(row[options.fold_column]) == options.evaluation_fold
+    key = _sound_key(row[options.audio_column])
+    if options.group_column is not None:
+        key = checksum(row[options.group_column])
+    value = row.get(options.label_column)
+    weak_labels = None
+    if value not in (None, "", -1):
+        values = _labels(value, options.label_separator)
+        weak_labels = [_label_name(of_class, feature) for of_class in values]
+    return _Recording(duration, key, is_held_out, weak_labels)
+
+
+def _hold_out(recordings: dict[str, _Recording], options: LabelledOptions) -> None:
+    """Choose the evaluation part where no split and no fold does: a share of each class."""
+    if options.fold_column is not None:
+        return
+    groups: dict[int, Counter] = {}
+    for recording in recordings.values():
+        labels: list[Any] = list(recording.labels or ()) or [NO_LABEL]
+        groups.setdefault(recording.key, Counter()).update(labels)
+    held_out = hold_out(groups, options.evaluation_fraction)
+    for recording in recordings.values():
+        recording.is_held_out = recording.key in held_out
+
+
+def _open_recordings(dataset: str, split: str, options: LabelledOptions) -> IterableDataset:
+    """Also a folder that holds nothing but sounds."""
+    folder = Path(dataset)
+    if folder.is_dir() and not any(file.suffix in _TABLES[:2] for file in folder.rglob("*")):
+        files = sorted(
+            str(file)
+            for file in folder.rglob("*")
+            if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
+        )
+        tables = any(file.stem.startswith(("train", split)) for file in folder.glob("*.[ct]sv"))
+        if files and not tables:
+            if options.evaluation_split is not None:
+                raise ValueError(f"{dataset} is a folder of sounds: it has no splits.")
+            table = pyarrow.table({options.audio_column: pyarrow.array(files, pyarrow.string())})
+            return _table_stream(table, None, None)
+    return open_stream(dataset, split, options.dataset_config, options.audio_column)
+
+
+def _check_columns(dataset: str, columns: list[str], options: LabelledOptions) -> None:
+    for option in ("audio_column", "fold_column", "group_column"):
+        column = getattr(options, option)
+        if column is not None and column not in columns:
+            raise ValueError(
+                f"{dataset} has no column {column!r} (--{option}){did_you_mean(column, columns)}"
+            )
+
+
+def _label_name(value: Any, feature: Any) -> str:
+    """A label column's value as the name of its class."""
+    feature = getattr(feature, "feature", feature)  # of a list
+    return feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
+
+
+def _is_among(row: Row, audio_column: str, names: Mapping[str, Any]) -> bool:
+    return _name(row, audio_column) in names
+
+
+def _keep(
+    row: Row, audio_column: str, recordings: Mapping[str, _Recording], index: Mapping[str, int]
+) -> Row:
+    name = _name(row, audio_column)
+    recording = recordings[name]
+    events = recording.events
+    return {
+        "audio": row[audio_column],
+        "label": [index[label] for label in recording.labels or ()],
+        "name": name,
+        "events": None
+        if events is None
+        else [[start, end, index[label]] for start, end, label in events],
+    }

@@ -1,0 +1,313 @@
+"""Annotations: who is heard from when to when, as people and programs write it down.
+
+    Raven       selection table: tab-separated, "Begin Time (s)", "End Time (s)", a label column
+    Audacity    label track: start, end, label, tab-separated, without a header
+    DCASE       TSV: filename, onset, offset, event_label
+    CSV         file, start, end, label; also what `ast-classify` writes: sound, start, end, label
+
+    one file with the names of its recordings, or a folder of files, one per recording, found by
+    its name: bird.wav -> bird.txt, bird.wav.txt, bird.Table.1.selections.txt
+
+    -> {recording: [Annotation(start, end, label), …]}, seconds, by start; and what is wrong with
+       rows that are left out, with their line
+
+Formats are told by their first line, not by their suffix. An annotation file without rows says that
+nothing is heard in its recording; so does a row of DCASE's with nothing but a file name.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+_SUFFIXES = (".txt", ".tsv", ".csv")
+# In lower case; the first one that a header has counts.
+_FILE_COLUMNS = ("file", "filename", "sound", "path", "recording", "begin path", "begin file")
+_START_COLUMNS = ("start", "onset", "begin time (s)", "start (s)")
+_END_COLUMNS = ("end", "offset", "end time (s)", "end (s)")
+_LABEL_COLUMNS = (
+    "label", "event_label", "event label", "annotation", "species", "species code", "class",
+    "common name", "tag",
+)  # fmt: skip
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # `write_csv` puts an apostrophe before these
+_TOLERANCE_S = 0.05  # an end may lie so far behind the sound's: programs round in many ways
+_SHOWN = 20
+
+
+class Annotation(NamedTuple):
+    """A label that is heard from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    label: str
+
+
+class _Row(NamedTuple):
+    """A row as it stands in a file."""
+
+    line: int
+    file: str | None  # None: the file's own name says it
+    start: str
+    end: str
+    label: str
+
+    @property
+    def says_nothing_is_heard(self) -> bool:
+        """DCASE's way: a file name and nothing else."""
+        return self.start.lower() in ("", "nan") and self.label.lower() in ("", "nan")
+
+
+@dataclass
+class Annotations:
+    """What was read.
+
+    Args:
+        of_recording: recording -> its annotations by start, once each; a recording that nobody
+            annotated is no key.
+        problems: a sentence for each row or file that was left out, with file and line.
+        rows: read, those that were left out included.
+    """
+
+    of_recording: dict[str, list[Annotation]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    rows: int = 0
+
+    @property
+    def label_names(self) -> list[str]:
+        """All labels, sorted."""
+        return sorted({a.label for events in self.of_recording.values() for a in events})
+
+    def describe_problems(self) -> str:
+        """All that was left out, for a person; "" when there is nothing."""
+        if not self.problems:
+            return ""
+        more = len(self.problems) - _SHOWN
+        return (
+            f"Annotations left out: {len(self.problems)}. "
+            + " ".join(self.problems[:_SHOWN])
+            + (f" And {more} more." if more > 0 else "")
+        )
+
+
+def read_annotations(
+    path: str | Path,
+    recordings: Iterable[str],
+    duration_of: Callable[[str], float | None] | None = None,
+    label_column: str | None = None,
+) -> Annotations:
+    """Read annotations of known recordings.
+
+    Args:
+        path: a file that names its recordings, or a folder: of such files, or of one file per
+            recording, in sub-folders or not; the recordings may lie in it, too.
+        recordings: their names: paths, or what a data set calls them.
+        duration_of: a recording's length in seconds, None where it is not known; asked for
+            annotated ones only.
+        label_column: the column with the label, where it has an unusual name.
+
+    Raises:
+        ValueError: when there is no such file or folder, a table has no column for the label, or
+            nothing that is in it belongs to these recordings; the message says why.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"No such file or folder of annotations: {path}")
+    files = [path]
+    if path.is_dir():
+        files = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file()
+        )
+        if not files:
+            raise ValueError(
+                f"{path} holds no annotations: expected Raven selection tables or Audacity label "
+                "tracks (.txt), TSV or CSV files."
+            )
+    found = Annotations()
+    names = _Names(recordings)
+    durations: dict[str, float | None] = {}
+    for file in files:
+        rows = list(_read_rows(file, label_column))
+        own_name = None
+        if not rows or rows[0].file is None:
+            own_name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            recording = names.of_track(own_name)
+            if recording is None:
+                found.problems.append(f"{file} belongs to none of the recordings by its name.")
+                continue
+            found.of_recording.setdefault(recording, [])
+        for row in rows:
+            found.rows += 1
+            where = f"{file}, line {row.line}"
+            recording = names.of_file(row.file) if row.file is not None else recording
+            if recording is None:
+                found.problems.append(
+                    f"{where}: {row.file!r} is none of the recordings, or several."
+                )
+                continue
+            if row.file is not None and row.says_nothing_is_heard:
+                found.of_recording.setdefault(recording, [])
+                continue
+            if recording not in durations:
+                durations[recording] = None if duration_of is None else duration_of(recording)
+            annotation = _checked(row, durations[recording])
+            if isinstance(annotation, str):
+                found.problems.append(f"{where}: {annotation}")
+                continue
+            found.of_recording.setdefault(recording, []).append(annotation)
+    if not found.of_recording:
+        raise ValueError(
+            f"Nothing in {path} belongs to these recordings. {found.describe_problems()}"
+        )
+    for recording, annotations in found.of_recording.items():
+        found.of_recording[recording] = sorted(set(annotations))
+    return found
+
+
+def _checked(row: _Row, duration: float | None) -> Annotation | str:
+    """The annotation, or what is wrong with it."""
+    try:
+        # Programs write numbers as their user's language does.
+        start, end = (float(text.replace(",", ".")) for text in (row.start, row.end))
+    except ValueError:
+        start = end = math.nan
+    if not (math.isfinite(start) and math.isfinite(end)):
+        return f"start {row.start!r} and end {row.end!r} are no times in seconds."
+    if not row.label:
+        return "there is no label."
+    if end <= start:
+        return f"it ends at {end:g} s, not after it starts, at {start:g} s."
+    if start < 0 or (duration is not None and start >= duration):
+        of = "" if duration is None else f", which lasts {duration:g} s"
+        return f"it starts at {start:g} s, outside of the sound{of}."
+    if duration is not None and end > duration:
+        if end > duration + _TOLERANCE_S:
+            return f"it ends at {end:g} s, behind the end of the sound, which lasts {duration:g} s."
+        end = duration
+    return Annotation(start, end, row.label)
+
+
+def _read_rows(file: Path, label_column: str | None) -> Iterator[_Row]:
+    """The rows of a file in whichever of the formats it is."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Cannot read the annotations {file}: {error}") from error
+    lines = text.splitlines()
+    if not text.strip():
+        return
+    delimiter = next((mark for mark in ("\t", ";") if mark in lines[0]), ",")
+    # What separates by tabs does not quote: a label may be 5" or "A".
+    rows = csv.reader(
+        lines,
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
+    )
+    header = [name.strip() for name in next(rows)]
+    if _is_number(header[0]):
+        if delimiter != "\t":
+            raise ValueError(
+                f"{file} has no header: expected one that names the columns, e.g. "
+                "file,start,end,label."
+            )
+        yield from _audacity_rows(lines)
+        return
+    place = {name.lower(): number for number, name in reversed([*enumerate(header)])}
+    start, end = _column(place, _START_COLUMNS), _column(place, _END_COLUMNS)
+    wanted = _LABEL_COLUMNS if label_column is None else (label_column.lower(),)
+    label = _column(place, wanted)
+    if start is None or end is None or label is None:
+        missing = "label" if None not in (start, end) else "start and end"
+        raise ValueError(
+            f"{file} has no column for the {missing}; its columns are {', '.join(header)}. "
+            "Expected a Raven selection table, an Audacity label track, or a table with the "
+            "columns file, start, end, label (--annotation_label_column names another one)."
+        )
+    of_file = _column(place, _FILE_COLUMNS)
+    view, seen = place.get("view"), set()
+    for line, cells in enumerate(rows, start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        cells += [""] * (len(header) - len(cells))
+        row = _Row(
+            line,
+            None if of_file is None else _unescaped(cells[of_file]),
+            cells[start].strip(),
+            cells[end].strip(),
+            _unescaped(cells[label]),
+        )
+        # Raven writes a selection once for each view that shows it.
+        if view is not None and row[1:] in seen:
+            continue
+        seen.add(row[1:])
+        yield row
+
+
+def _audacity_rows(lines: Sequence[str]) -> Iterator[_Row]:
+    for line, text in enumerate(lines, start=1):
+        # A line with a backslash holds the frequencies of the one before it.
+        if text.strip() and not text.startswith("\\"):
+            start, end, label = [*text.split("\t", 2), "", ""][:3]
+            yield _Row(line, None, start.strip(), end.strip(), label.strip())
+
+
+def _column(place: dict[str, int], names: Sequence[str]) -> int | None:
+    return next((place[name] for name in names if name in place), None)
+
+
+def _unescaped(text: str) -> str:
+    text = text.strip()
+    return text[1:] if text[:1] == "'" and text[1:2] in _FORMULA_STARTS else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+class _Names:
+    """Recordings by what annotations call them: a path, the end of one, with or without suffix."""
+
+    def __init__(self, recordings: Iterable[str]):
+        self._by_end: dict[str, set[str]] = {}
+        for recording in recordings:
+            path = PurePath(recording)
+            for name in {path.name, path.stem}:
+                self._by_end.setdefault(name, set()).add(recording)
+
+    def of_file(self, name: str) -> str | None:
+        """The recording that a row means by `name`; None when there is none, or more than one."""
+        wanted = PurePath(name.replace("\\", "/"))
+        found = self._by_end.get(wanted.name, set()) | self._by_end.get(wanted.stem, set())
+        if name in found:
+            return name
+        # Of recordings with the same name in several folders, the one with most folders in common.
+        common = {recording: _common_end(wanted, PurePath(recording)) for recording in found}
+        best = [r for r, length in common.items() if length == max(common.values())]
+        return best[0] if len(best) == 1 else None
+
+    def of_track(self, name: str) -> str | None:
+        """The recording of a file of annotations: bird.txt, bird.wav.txt, bird.Table.1.…"""
+        path = PurePath(name)
+        stem = path.name
+        while "." in stem.lstrip("."):
+            stem = stem.rpartition(".")[0]
+            if recording := self.of_file((path.parent / stem).as_posix()):
+                return recording
+        return None
+
+
+def _common_end(a: PurePath, b: PurePath) -> int:
+    pairs = zip(
+        reversed((*a.parent.parts, a.stem)), reversed((*b.parent.parts, b.stem)), strict=False
+    )
+    length = 0
+    for one, other in pairs:
+        if one != other:
+            break
+        length += 1
+    return length
