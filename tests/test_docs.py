@@ -112,6 +112,13 @@ def template(tmp_path_factory) -> Path:
         for place in ("recordings", "more_recordings"):
             (folder / place).mkdir(exist_ok=True)
             soundfile.write(folder / place / name, tone(pitch, seed=number, seconds=2), 16000)
+    columns = "Selection\tBegin Time (s)\tEnd Time (s)\tLabel"
+    for line in marks[1:]:
+        name, start, end, label = line.split(",")
+        table = folder / "raven" / f"{name}.Table.1.selections.txt"
+        table.parent.mkdir(exist_ok=True)
+        table.write_text(f"{columns}\n1\t{start}\t{end}\t{label}\n")
+    shutil.copytree(folder / "recordings", folder / "new")
     (folder / "marks.csv").write_text("\n".join(marks))
     soundfile.write(folder / "call.wav", tone(3000.0, seed=9, seconds=5), 16000)
     for name, pitch in {"crane": 3000.0, "heron": 300.0}.items():
@@ -197,8 +204,10 @@ class Shell:
         elif "-m" in words and words[words.index("-m") + 1].startswith("ast_scripts."):
             at = words.index("-m") + 1  # torchrun, accelerate launch, srun torchrun
             module = words[at].replace("ast_scripts", "scripts")
-            (command,) = (k for k, v in self.commands.items() if v.split(":")[0] == module)
-            self.run_command(command, words[at + 1 :])
+            named = {v.split(":")[0]: k for k, v in self.commands.items()}
+            if module not in named:  # such as mix_clips, which has no other name
+                self.commands[module] = f"{module}:main"
+            self.run_command(named.get(module, module), words[at + 1 :])
         elif first == "make":
             for target in (word for word in words[1:] if "=" not in word):
                 assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(), re.M)
