@@ -205,8 +205,6 @@ class Shell:
             at = words.index("-m") + 1  # torchrun, accelerate launch, srun torchrun
             module = words[at].replace("ast_scripts", "scripts")
             named = {v.split(":")[0]: k for k, v in self.commands.items()}
-            if module not in named:  # such as mix_clips, which has no other name
-                self.commands[module] = f"{module}:main"
             self.run_command(named.get(module, module), words[at + 1 :])
         elif first == "make":
             for target in (word for word in words[1:] if "=" not in word):
@@ -222,7 +220,8 @@ class Shell:
         arguments = [*arguments, *shlex.split(SHORTER.get(name, ""))]
         if name.startswith("ast-finetune") and "--model" not in arguments:
             arguments += ["--model", "tiny"]
-        module, function = self.commands[name].split(":")
+        # A module that is no console command, such as mix_clips, is its own name.
+        module, function = self.commands.get(name, f"{name}:main").split(":")
         main = getattr(importlib.import_module(module), function)
         before = signal.getsignal(signal.SIGTERM)
         with pytest.MonkeyPatch.context() as patch:
