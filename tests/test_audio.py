@@ -548,7 +548,7 @@ def test_integers_as_floats_are_warned_of(caplog, monkeypatch):
         np.testing.assert_array_equal(load_audio(encode(loud, subtype="FLOAT")), loud)
     (record,) = caplog.records
     assert "sound of " in record.getMessage()
-    assert "integers as floats, by the look of it. Divide them by" in record.getMessage()
+    assert "look like integers stored as floats: divide them by" in record.getMessage()
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -556,7 +556,7 @@ def test_integers_as_floats_are_warned_of(caplog, monkeypatch):
             load_audio((loud).astype(np.int32))
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2  # each once
-    assert "16-bit numbers in 32-bit integers, by the look of it: 96 dB below full sc" in said[1]
+    assert "looks like 16-bit sound stored in 32-bit integers, 96 dB too quiet" in said[1]
     caplog.clear()
     monkeypatch.setattr(levels_ast, "_warned", set())
     for quiet in (noise(1000)[:, 0] * 30, np.zeros(9, np.int32), np.full(9, 256, np.int32)):
@@ -662,7 +662,7 @@ def test_text_file_object(tmp_path):
         (None, "Expected a path, an http.* got NoneType"),
         (42, "Expected a path, .* got int"),
         ({"file": "a.wav"}, r'needs "bytes", "path", or "array".*got the keys \[.file.\]'),
-        ({"array": [0.1]}, 'needs its "sampling_rate" too'),
+        ({"array": [0.1]}, 'also needs its "sampling_rate"'),
         ({"array": [0.1], "sampling_rate": 0}, '"sampling_rate" must be a whole number.*got 0'),
         ({"array": [0.1], "sampling_rate": "x"}, r"must be a whole number of Hz .* got 'x'"),
         ({"array": [[0.1], [0.1, 0.2]], "sampling_rate": 16000}, r"got shape \(1,\) of object"),
