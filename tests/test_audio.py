@@ -410,7 +410,7 @@ def test_no_such_file(tmp_path):
 
 
 def test_folder(tmp_path):
-    with pytest.raises(AudioDecodingError, match="is a folder, expected an audio file"):
+    with pytest.raises(AudioDecodingError, match="is a folder; expected an audio file"):
         load_audio(tmp_path)
 
 
@@ -427,7 +427,7 @@ def test_no_permission(tmp_path):
 def test_zero_bytes(tmp_path):
     (tmp_path / "empty.wav").touch()
     for source in (tmp_path / "empty.wav", b"", io.BytesIO()):
-        with pytest.raises(AudioDecodingError, match="is empty: it holds no bytes, expected an"):
+        with pytest.raises(AudioDecodingError, match="is empty: it holds no bytes; expected an"):
             load_audio(source)
 
 
@@ -462,7 +462,7 @@ def test_cut_wav_gives_what_there_is(caplog):
         loaded = load_audio(cut)
     np.testing.assert_allclose(loaded, waveform[: len(loaded), 0])
     assert 9_900 <= len(loaded) <= 10_000
-    assert "is cut off: its header promises 1.00 s, it holds 0.6" in caplog.text
+    assert "is truncated: its header promises 1.00 s, it holds 0.6" in caplog.text
 
 
 def test_header_that_promises_more(caplog):
@@ -612,7 +612,7 @@ def test_pipes_and_devices_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
     for path in (tmp_path / "pipe.wav", "/dev/zero"):
         with pytest.raises(
-            AudioDecodingError, match="is a pipe, a socket or a device, expected an"
+            AudioDecodingError, match="is a pipe, a socket or a device; expected an"
         ):
             load_audio(path)
     # Who opens it knows what it is.
@@ -649,7 +649,7 @@ def test_text_file_object(tmp_path):
     (tmp_path / "text").write_text("x")
     with (
         (tmp_path / "text").open() as opened,
-        pytest.raises(AudioDecodingError, match="gives str, expected bytes: open it in mode 'rb'"),
+        pytest.raises(AudioDecodingError, match="yields str; expected bytes: open it in mode 'rb'"),
     ):
         load_audio(opened)
     with pytest.raises(AudioDecodingError, match=r"Cannot read .*closed file"):

@@ -192,7 +192,7 @@ def test_errors_take_one_line(tmp_path, command):
         ([str(recipe), parquet], "unknown option 'num_epoch'. Did you mean 'num_epochs'?"),
         (
             ["nowhere.yaml", parquet],
-            "There is no recipe nowhere.yaml, neither as a file nor among ours: arabic_speech",
+            "No recipe nowhere.yaml: neither a file nor bundled (arabic_speech",
         ),
         ([], "Name a dataset, for example my_sounds/"),
         ([str(tmp_path / "no")], "No such folder or file"),

@@ -126,7 +126,7 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"(?i)broken\.pth(: it is a pickle| was not written)"):
             ASTForAudioClassification.from_original_checkpoint(tmp_path / "broken.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds a list, expected a dict of tensors"):
+    with pytest.raises(ValueError, match="holds a list; expected a dict of tensors"):
         ASTForAudioClassification.from_original_checkpoint(tmp_path / "list.pth")
 
 
@@ -190,11 +190,11 @@ def test_convert_says_what_is_wrong(tmp_path, capsys):
         ((tmp_path, tmp_path / "m.pth"), "has no config.json"),
         (
             (tmp_path, tmp_path / "m.pth", "--labels=esc50"),
-            "--labels, --problem-type and --variant are for",
+            "--labels, --problem-type, --variant and the numbers",
         ),
         ((golden, names), "labels.json is a file; the second argument must be a folder"),
         ((golden, tmp_path / "m", *fits, f"--labels={names}"), "7 labels, but 2 names were given"),
-        ((golden, tmp_path / "m", *fits, "--labels=esc"), "neither a file nor one of the bundled"),
+        ((golden, tmp_path / "m", *fits, "--labels=esc"), "neither a file nor bundled"),
     ]:
         convert(*arguments, status=2)
         error = capsys.readouterr().err
