@@ -407,7 +407,7 @@ def test_other_settings_need_another_folder(run, folder, tmp_path):
     assert run(folder / "0.wav", "--output", tmp_path)[0] == 0
     status, _, stderr = run(folder / "0.wav", "--output", tmp_path, "--chunk-length-s", "1")
     assert status == 2
-    assert "holds results with chunk_length_s None, this run has 1.0" in stderr
+    assert "holds results with chunk_length_s None, but this run has 1.0" in stderr
 
 
 def test_other_models_are_refused(run, folder, tmp_path):
