@@ -418,7 +418,7 @@ def test_command(checkpoint, sounds, tmp_path, monkeypatch, capsys):
     status, out, error = run(checkpoint, sounds, *options)
     assert status == 0, error
     assert "accuracy" in out
-    assert f"Tables, picture and evaluation.json: {tmp_path}" in out
+    assert f"Tables, picture and evaluation.json are in {tmp_path}" in out
     assert "left out: Cannot read" in error
     status, out, _ = run(checkpoint, checkpoint, sounds, *options, "--json")
     assert status == 0
