@@ -218,7 +218,11 @@ def test_a_card_speaks_of_code_only_where_there_is_some(run):
 @pytest.mark.parametrize(
     ("line", "replacement", "problem"),
     [
-        ("license: apache-2.0", "license: Apache 2", "'Apache 2' is none of the Hub's identifiers"),
+        (
+            "license: apache-2.0",
+            "license: Apache 2",
+            "'Apache 2' is not one of the Hub's identifiers",
+        ),
         ("license: apache-2.0", "license: other", "'other' needs a license_name"),
         ("library_name: transformers", "", "library_name must be 'transformers', got None"),
         ("- ashraq/esc50", "- /data/esc50", "datasets must be names on the Hub"),
