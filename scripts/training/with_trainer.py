@@ -83,8 +83,8 @@ class ASTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """Of a part of a step's batch, which may be one of bags."""
-        if "window_weights" not in inputs:
+        """Of a part of a step's batch, which may be one of bags, or of a student."""
+        if "window_weights" not in inputs and self.run.teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.run.loss(model, inputs, num_items_in_batch)
         # As Trainer has it: the items are those of all processes, whose gradients are averaged.
