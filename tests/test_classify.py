@@ -646,7 +646,7 @@ def test_pipes_and_read_errors_are_one_sounds_trouble(run, folder, tmp_path):
     assert [row["sound"] for row in read_csv(output / "files.csv")] == [str(folder / "1.wav")]
     errors = {row["sound"]: row["error"] for row in read_csv(output / "errors.csv")}
     assert (
-        "pipe.wav is a pipe, a socket or a device, expected an audio file"
+        "pipe.wav is a pipe, a socket or a device; expected an audio file"
         in errors[str(tmp_path / "pipe.wav")]
     )
     assert len(errors) == len(trouble)

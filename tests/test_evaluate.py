@@ -183,6 +183,49 @@ def test_labels_are_matched_by_name(checkpoint, sounds, tmp_path):
     assert both["metrics"]["roc_auc"] == pytest.approx(one["metrics"]["roc_auc"], abs=1e-6)
 
 
+def test_a_dataset_with_names_of_its_own(checkpoint, sounds, tmp_path):
+    """Its labels are matched with the checkpoint's; the highest score of those counts."""
+    own = tmp_path / "own"
+    shutil.copytree(sounds, own)
+    for name in LABELS:
+        (own / name).rename(own / f"my {name}")
+    matches = tmp_path / "matches.json"
+    with pytest.raises(ValueError, match="The dataset's label 'my high' is none of"):
+        evaluate(checkpoint, own, tmp_path / "report")
+    matches.write_text(json.dumps({f"my {name}": [name] for name in LABELS}))
+    plain = evaluate(checkpoint, sounds, tmp_path / "report")
+    matched = evaluate(checkpoint, own, tmp_path / "report", match_labels=str(matches))
+    assert sorted(matched["labels"]) == sorted(f"my {name}" for name in LABELS)
+    assert matched["metrics"] == plain["metrics"]
+
+    # Two of the checkpoint's labels, "low" and "mid", mean the same.
+    shutil.rmtree(own / "my mid")
+    joint = {"my low": ["low", "mid"], "my high": ["high"]}
+    matches.write_text(json.dumps(joint))
+    joined = evaluate(checkpoint, own, tmp_path / "report", match_labels=str(matches))
+    assert joined["labels"] == list(joint)
+    files = [path for path in sorted(own.rglob("*.flac")) if path.name != "broken.flac"]
+    scores = heard(checkpoint, files)[:, [LABELS.index(n) for n in ("low", "mid", "high")]]
+    is_high = scores[:, 2] > scores[:, :2].max(axis=1)
+    right = np.mean(is_high == [path.parent.name == "my high" for path in files])
+    assert joined["metrics"]["accuracy"]["value"] == pytest.approx(right)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "must be a JSON object, .*holds list"),
+        ('{"low": "low"}', "'low' has 'low'"),
+        ('{"low": ["lo"]}', "'lo', for 'low', is none of the checkpoint's 3 labels.*'low'"),
+        ("{", "Cannot read match_labels"),
+    ],
+)
+def test_wrong_matches_are_refused(checkpoint, sounds, tmp_path, content, message):
+    (tmp_path / "matches.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        evaluate(checkpoint, sounds, tmp_path / "r", match_labels=str(tmp_path / "matches.json"))
+
+
 def test_an_ensemble_is_the_mean_probability(checkpoint, sounds, tmp_path):
     second = write_checkpoint(tmp_path / "second", labels=LABELS[::-1], seed=5)
     files = [path for path in sorted(sounds.rglob("*.flac")) if path.name != "broken.flac"]
@@ -375,7 +418,7 @@ def test_command(checkpoint, sounds, tmp_path, monkeypatch, capsys):
     status, out, error = run(checkpoint, sounds, *options)
     assert status == 0, error
     assert "accuracy" in out
-    assert f"Tables, picture and evaluation.json: {tmp_path}" in out
+    assert f"Tables, picture and evaluation.json are in {tmp_path}" in out
     assert "left out: Cannot read" in error
     status, out, _ = run(checkpoint, checkpoint, sounds, *options, "--json")
     assert status == 0

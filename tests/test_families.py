@@ -171,7 +171,7 @@ def test_training_state_beside_the_weights_is_not_run(tmp_path):
 
     state["args"] = Trap()
     torch.save(state, tmp_path / "trap.pth")
-    with pytest.raises(ValueError, match=r"trap\.pth was not read: .* could run any code"):
+    with pytest.raises(ValueError, match=r"Refused to read .*trap\.pth: .* could run any code"):
         convert_checkpoint(tmp_path / "trap.pth", **HEADS)
     assert not (tmp_path / "ran").exists()
 
@@ -200,8 +200,8 @@ def test_says_what_does_not_fit(tmp_path):
     assert "pass num_attention_heads" in error(nothing, num_attention_heads=None)
     assert "must be divisible by" in error(nothing, num_attention_heads=5)
     assert "12 rows, but frequency_stride=16 cuts" in error(nothing, frequency_stride=16)
-    assert "12 rows, which no stride makes of num_mel_bins=64" in error(nothing, num_mel_bins=64)
-    assert "max_length=96 to 105 would fit, got 500" in error(nothing, max_length=500)
+    assert "12 rows, but no stride cuts num_mel_bins=64 into" in error(nothing, num_mel_bins=64)
+    assert "max_length=96 to 105 would fit; got 500" in error(nothing, max_length=500)
     assert "lacks 'new_pos_embed'" in error(lambda s: s.pop("new_pos_embed"))
     missing = error(lambda s: s.pop("blocks.1.mlp.fc1.weight"))
     assert "it lacks audio_spectrogram_transformer.encoder.layer.1.intermediate" in missing
@@ -215,7 +215,7 @@ def test_says_what_does_not_fit(tmp_path):
     state = torch.load(FAMILIES_GOLDEN / "ced.pth", weights_only=True)
     state["front_end.0.mel_scale.fb"] *= 2
     torch.save(state, path)
-    with pytest.raises(ValueError, match="mel filters are not those of 0 to 8000 Hz"):
+    with pytest.raises(ValueError, match=r"mel filters differ from .*, 0 to 8000 Hz"):
         convert_checkpoint(path, **HEADS)
 
 
@@ -372,7 +372,7 @@ def test_numbers_of_no_encoder_are_refused(fields, message):
         ({"mel_floor": None}, "mel_floor must be a number, got None"),
         ({"preemphasis": 2.0}, "preemphasis must be from 0 to 1"),
         ({"dynamic_range": -1.0}, "dynamic_range must be above 0"),
-        ({"bin_scale": [1.0] * 128}, "bin_scale and bin_offset must both be given"),
+        ({"bin_scale": [1.0] * 128}, "Give both bin_scale and bin_offset"),
         ({"bin_scale": [1.0], "bin_offset": [0.0]}, "one finite number for each of 128 mel bins"),
         (
             {"bin_scale": [math.nan] * 128, "bin_offset": [0.0] * 128},

@@ -375,7 +375,7 @@ def test_dry_run_sends_nothing(hub, run_folder, capsys, monkeypatch):
         main([str(run_folder), "someone/my-sounds", "--dry-run", "--with-pipeline"])
     assert exit_.value.code == 0
     *files, ending = capsys.readouterr().out.splitlines()
-    assert ending == "Would go to someone/my-sounds; nothing was sent."
+    assert ending == "Would upload to someone/my-sounds; nothing was sent."
     assert {line.split()[1] for line in files} == COMPLETE | {
         "learning_curve.png",
         "pipeline_ast.py",

@@ -405,7 +405,7 @@ def test_a_card_shows_axes_and_plays(bench):
     assert f"3. {Path(stretch.file).name}" in shown
     gone = dataclasses.replace(stretch, file="<gone>.wav")
     assert "&lt;gone&gt;.wav" in card(bench, gone)
-    assert "is not where it was" in card(bench, gone)
+    assert "has moved, or this is not the folder" in card(bench, gone)
 
 
 def test_uploads_have_limits(tmp_path):

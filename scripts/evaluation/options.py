@@ -26,7 +26,13 @@ class EvaluateOptions(LabelledOptions):
         aliases=["output_dir"],
     )
     json: bool = setting(False, "print the report as JSON instead of tables")
-
+    match_labels: str | None = setting(
+        None,
+        "for a dataset with other label names than the checkpoint's: a JSON file, "
+        "{label of the dataset: [labels of the checkpoint]}, or a bundled one's name "
+        "(esc10_in_audioset); the highest of their scores counts",
+        metavar="FILE",
+    )
     window_pooling: str | None = setting(
         None,
         "a long clip's score from its windows'; default: as the checkpoint was trained, else mean",

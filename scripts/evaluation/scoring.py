@@ -1,6 +1,7 @@
 """Checkpoints scored on labelled sound: clips in, a report out."""
 
 import difflib
+import json
 import math
 import os
 import time
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 from feature_extraction import AudioDecodingError, load_audio
 
+from ..common.bundled import hub_configs_folder
 from ..common.options import did_you_mean
 from ..data.batches import rank_share
 from ..data.labelled import LabelledAudio, open_labelled_audio
@@ -79,7 +81,7 @@ def evaluate_checkpoints(
             "clips"         how many were measured
             "unreadable"    [{"file", "error"}, …]: not among them
             "windowed_clips"    how many of them are longer than (one of) the models' length
-            "labels"        the checkpoint's, in its order
+            "labels"        the checkpoint's, in its order, or the dataset's of `match_labels`
             "classes_without_positives"     names: left out of all means over classes
             "metrics"       {name: {"value", "low", "high"}}, names as in `compute_metrics`; null
                             where undefined, or infinite, as d′ is when ROC-AUC is 1
@@ -112,16 +114,19 @@ def evaluate_checkpoints(
         for name in checkpoints
     ]
     labels = _common_labels(checkpoints, classifiers)
+    meanings = _read_meanings(options.match_labels, labels) if options.match_labels else None
     whole_split = options.evaluation_split is not None
     which = options
     if options.evaluation_split is not None:
         # No other split is read, and no clip is left out for its group.
         which = replace(options, train_split=options.evaluation_split, group_column=None)
     data = open_labelled_audio(dataset, which)
-    columns = _match_labels(data, labels)
+    answered = list(meanings) if meanings else labels
+    columns = _match_labels(data, answered)
 
     start = time.perf_counter()
-    scored = list(_score(classifiers, labels, data, options, accelerator))
+    scored = list(_score(classifiers, labels, meanings, data, options, accelerator))
+    labels = answered
     # In an order that does not depend on how many processes there are, as the bootstrap sees it.
     clips = sorted(gather_object(scored), key=lambda clip: (clip.file, str(clip.label)))
     seconds = time.perf_counter() - start
@@ -201,6 +206,30 @@ def _common_labels(checkpoints: Sequence[str], classifiers: Sequence[Classifier]
     return first
 
 
+def _read_meanings(file: str, labels: list[str]) -> dict[str, list[str]]:
+    """The checkpoint's labels for each of the dataset's, from a JSON object."""
+    bundled = hub_configs_folder() / "label_matches" / f"{file}.json"
+    path = bundled if bundled.is_file() and not Path(file).is_file() else Path(file)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read match_labels {file!r}: {error}") from error
+    wanted = "a JSON object, {label of the dataset: [labels of the checkpoint]}"
+    if not (isinstance(content, dict) and content):
+        raise ValueError(f"match_labels must be {wanted}; {file} holds {type(content).__name__}.")
+    for label, names in content.items():
+        if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+            raise ValueError(f"match_labels must be {wanted}; in {file}, {label!r} has {names!r}.")
+        for name in names:
+            if name not in labels:
+                closest = difflib.get_close_matches(name, labels, n=10, cutoff=0.0)
+                raise ValueError(
+                    f"{file}: {name!r}, for {label!r}, is none of the checkpoint's {len(labels)} "
+                    "labels" + did_you_mean(name, closest)
+                )
+    return content
+
+
 def _match_labels(data: LabelledAudio, labels: list[str]) -> list[int | None]:
     """The checkpoint's column of each of the dataset's labels, by name; None for unused ones."""
     columns: list[int | None] = []
@@ -218,6 +247,7 @@ def _match_labels(data: LabelledAudio, labels: list[str]) -> list[int | None]:
 def _score(
     classifiers: Sequence[Classifier],
     labels: list[str],
+    meanings: dict[str, list[str]] | None,
     data: LabelledAudio,
     options: EvaluateOptions,
     accelerator: Accelerator,
@@ -239,6 +269,7 @@ def _score(
         is_multi_label = problem_type == "multi_label_classification"
         classifier.function_to_apply = "sigmoid" if is_multi_label else "softmax"
     columns = [[c.label_names.index(name) for name in labels] for c in classifiers]
+    groups = [[labels.index(n) for n in names] for names in meanings.values()] if meanings else None
     share = math.ceil(data.evaluation_clips / accelerator.num_processes)
     with tqdm(
         desc="scoring", total=share, unit=" clips", disable=not accelerator.is_main_process
@@ -252,6 +283,8 @@ def _score(
                 heard = [h for answer in answers if isinstance(h := answer[index], Heard)]
                 scores = [h.clip_scores()[order] for h, order in zip(heard, columns, strict=True)]
                 clip.scores = np.mean(scores, axis=0)
+                if groups is not None:
+                    clip.scores = np.array([clip.scores[group].max() for group in groups])
                 clip.windows = max(len(h.spans) for h in heard)
                 clip.waveform = None
             progress.update(len(clips))
