@@ -29,6 +29,20 @@ class LabelScore(NamedTuple):
     label: str
 
 
+def activation(problem_type: str | None) -> str:
+    """The function from logits to scores: "softmax", "sigmoid" or "none".
+
+    Raises:
+        ValueError: for an unknown problem type.
+    """
+    if problem_type not in _FUNCTIONS:
+        raise ValueError(
+            f"Unknown problem_type {problem_type!r}; expected one of "
+            f"{', '.join(name for name in _FUNCTIONS if name)}."
+        )
+    return _FUNCTIONS[problem_type]
+
+
 def scores_from_logits(
     logits: Tensor, problem_type: str | None, function_to_apply: str | None = None
 ) -> Tensor:
@@ -43,12 +57,7 @@ def scores_from_logits(
         ValueError: for an unknown problem type or function.
     """
     if function_to_apply is None:
-        if problem_type not in _FUNCTIONS:
-            raise ValueError(
-                f"Unknown problem_type {problem_type!r}; expected one of "
-                f"{', '.join(name for name in _FUNCTIONS if name)}."
-            )
-        function_to_apply = _FUNCTIONS[problem_type]
+        function_to_apply = activation(problem_type)
     if function_to_apply == "softmax":
         return logits.softmax(dim=-1)
     if function_to_apply == "sigmoid":

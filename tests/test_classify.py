@@ -23,6 +23,7 @@ from modeling_ast import find_events
 from scripts import classify
 from scripts.common.lock import hold
 from scripts.common.tables import write_csv
+from scripts.data.answers import read_answers
 from scripts.data.recordings import Recordings
 from scripts.inference.classifier import Classifier
 from scripts.inference.parts import Parts
@@ -193,6 +194,32 @@ def test_rows_and_embeddings_per_window_and_per_file(run, native_folder, folder,
         lengths.append(len(part))
     mean = np.average([window["embedding"] for window in by_window], axis=0, weights=lengths)
     np.testing.assert_allclose(by_file["embedding"], mean, atol=1e-5)
+
+
+def test_answers_that_a_student_learns_from(run, native_folder, folder, tmp_path):
+    """Each window's logits, of which its scores are made, and what a fine-tuning reads of them."""
+    output = tmp_path / "out"
+    options = ["--logits", "--embeddings", "--per", "window", "--formats", "parquet"]
+    status, _, _ = run(folder, "--output", output, "--top_k", "5", *options)
+    assert status == 1  # two sounds are damaged
+    rows = pq.read_table(output / "windows.parquet").to_pylist()
+    answers = pq.read_table(output / "answers.parquet").to_pylist()
+    vectors = pq.read_table(output / "embeddings.parquet").to_pylist()
+    names = Classifier(str(native_folder)).label_names
+    for row, answer, vector in zip(rows, answers, vectors, strict=True):
+        span = {"sound": row["sound"], "start": row["start"], "end": row["end"]}
+        assert span == {name: answer[name] for name in span}
+        scores = torch.tensor(answer["logits"]).softmax(dim=0).tolist()
+        for rank in range(1, 6):
+            index = names.index(row[f"label_{rank}"])
+            assert row[f"score_{rank}"] == pytest.approx(scores[index], abs=1e-5)
+        assert answer["embedding"] == vector["embedding"]
+    stored = read_answers([str(output / "answers.parquet")])
+    assert (stored.label_names, stored.activation) == (names, "softmax")
+    first = answers[0]
+    found = stored({"name": first["sound"]}, [(0.0, 0.01)])
+    expected = [*torch.tensor(first["logits"]).softmax(dim=0).tolist(), *first["embedding"]]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])

@@ -17,10 +17,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import pyarrow
 from datasets import ClassLabel, IterableDataset
 
 from feature_extraction import AudioDecodingError, audio_duration
@@ -31,11 +29,9 @@ from .fingerprint import ClassFingerprint, Fingerprint, checksum, short_name
 from .holdout import NO_LABEL, hold_out
 from .labelled import LabelledAudio, _labels, _name, _sound_key
 from .options import LabelledOptions
-from .sources import AUDIO_SUFFIXES, _table_stream, data_files, hub_revision, open_stream
+from .sources import data_files, hub_revision, open_sounds, open_stream
 
 logger = logging.getLogger(__name__)
-
-_TABLES = (".parquet", ".tar", ".csv", ".tsv")
 
 Row = dict[str, Any]
 
@@ -176,19 +172,10 @@ def _hold_out(recordings: dict[str, _Recording], options: LabelledOptions) -> No
 
 def _open_recordings(dataset: str, split: str, options: LabelledOptions) -> IterableDataset:
     """Also accepts a folder that holds only sounds."""
-    folder = Path(dataset)
-    if folder.is_dir() and not any(file.suffix in _TABLES[:2] for file in folder.rglob("*")):
-        files = sorted(
-            str(file)
-            for file in folder.rglob("*")
-            if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
-        )
-        tables = any(file.stem.startswith(("train", split)) for file in folder.glob("*.[ct]sv"))
-        if files and not tables:
-            if options.evaluation_split is not None:
-                raise ValueError(f"{dataset} is a folder of sounds and has no splits.")
-            table = pyarrow.table({options.audio_column: pyarrow.array(files, pyarrow.string())})
-            return _table_stream(table, None, None)
+    if stream := open_sounds(dataset, options.audio_column):
+        if options.evaluation_split is not None:
+            raise ValueError(f"{dataset} is a folder of sounds and has no splits.")
+        return stream
     return open_stream(dataset, split, options.dataset_config, options.audio_column)
 
 

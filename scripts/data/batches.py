@@ -15,6 +15,12 @@ model's columns:
 
     frames      labels (B, columns, classes), clip_labels (B, classes); -1 where unknown
 
+Where a teacher has answered, or is to hear what the student hears, a batch has, too:
+
+    answers     teacher_targets (B, its labels), teacher_embeddings (B, D)
+    sounds      teacher_waveforms (B, samples), teacher_samples (B,), teacher_keys (B,): the same
+                crop has the same key; -1 of what is mixed or played at another speed
+
     rank_share      -> the rows of one process: each shard is read by one worker of one process
     batches         -> one pass over them: drawn class by class, shuffled, decoded, mixed, grouped
                        by length, featurised
@@ -36,6 +42,7 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from feature_extraction import (
@@ -48,6 +55,8 @@ from feature_extraction import (
 )
 from modeling_ast.frames_ast import column_spans, count_columns, frame_targets
 
+from .answers import Answers
+from .fingerprint import checksum
 from .windows import training_windows, whole_clips
 
 _UNKNOWN = -1.0  # in a frame model's labels
@@ -59,6 +68,8 @@ class Clip(NamedTuple):
     waveform: Tensor  # (samples,); several windows are concatenated
     label: Tensor  # () index, (classes,) target or (columns + 1, classes), the clip's last
     number: int = -1  # in evaluation: of the clip this is a window of
+    answer: Tensor | None = None  # a teacher's, (its labels + D,)
+    key: int = -1  # of the crop, unless it was changed at random
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,8 @@ class Collator:
     Args:
         windows_per_clip: at most this many windows of `max_length` from a longer clip.
         frames: turns annotated rows into labels for a frame model's columns.
+        answers: a teacher's answers to what is heard of a row.
+        keeps_waveforms: pass the sounds on, for a teacher to hear.
     """
 
     feature_extractor: ASTFeatureExtractor
@@ -157,6 +170,8 @@ class Collator:
     speed_perturbation: float = 0.0
     windows_per_clip: int = 1
     frames: FrameGrid | None = None
+    answers: Answers | None = None
+    keeps_waveforms: bool = False
     _generator: torch.Generator | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -207,7 +222,7 @@ class Collator:
             starts = [0.0]
             if duration is not None:
                 starts = training_windows(duration, window_s, self.windows_per_clip, generator)
-        windows = []
+        windows, heard = [], []
         for start in starts:
             try:
                 sound = load_audio(row["audio"], round(slower * rate), start, window_s)
@@ -216,14 +231,23 @@ class Collator:
                     raise
                 continue  # a truncated file ends before its header says
             windows.append(torch.from_numpy(sound))
+            heard.append((start, start + len(sound) / (slower * rate)))
         if not windows:
             sound = load_audio(row["audio"], round(slower * rate), duration=window_s)
             starts, windows = [0.0], [torch.from_numpy(sound)]
+            heard = [(0.0, len(sound) / (slower * rate))]
         waveform = windows[0]
         if len(windows) > 1:
             size = self._window_samples
             waveform = torch.cat([pad(w, (0, size - len(w))) for w in windows])
-        return Clip(waveform, self._label(row, starts[0], len(waveform)), row.get("clip", -1))
+        return Clip(
+            waveform,
+            self._label(row, starts[0], len(waveform)),
+            row.get("clip", -1),
+            None if self.answers is None else self.answers(row, heard),
+            # 63 bits: a tensor holds it
+            checksum(row["name"], *heard) >> 1 if slower == 1.0 and self.keeps_waveforms else -1,
+        )
 
     @property
     def _window_samples(self) -> int:
@@ -252,28 +276,35 @@ class Collator:
         return torch.cat([torch.from_numpy(targets), target[None]])
 
     def mix(self, clip: Clip, partner: Clip | None, generator: torch.Generator) -> Clip:
-        """Waveform mixup with a partner; without one, the mean is still removed."""
+        """Waveform mixup with a partner; without one, the mean is still removed.
+
+        A teacher's answers are mixed like the labels.
+        """
         if not self.mixup_rate:
             return clip
-        shape = clip.label.shape
+        shape, size = clip.label.shape, clip.label.numel()
+        target = _with_answer(clip.label, clip.answer)
         partners = None
         if partner is not None:
-            partners = ([partner.waveform], _fitted(partner.label, shape).reshape(1, -1))
-        (waveform,), label = mixup(
+            fitted = _fitted(partner.label, shape)
+            partners = ([partner.waveform], _with_answer(fitted, partner.answer))
+        (waveform,), mixed = mixup(
             [clip.waveform],
-            clip.label.reshape(1, -1),
+            target,
             rate=0.0 if partner is None else 1.0,
             generator=generator,
             partners=partners,
         )
         # What is unknown for one of them is unknown for the mixture.
-        is_unknown = clip.label.reshape(1, -1) < 0
+        is_unknown = target[:, :size] < 0
         if partners is not None:
-            is_unknown = is_unknown | (partners[1] < 0)
-        return Clip(waveform, label.masked_fill(is_unknown, _UNKNOWN).reshape(shape))
+            is_unknown = is_unknown | (partners[1][:, :size] < 0)
+        label = mixed[:, :size].masked_fill(is_unknown, _UNKNOWN).reshape(shape)
+        answer = None if clip.answer is None else mixed[0, size:]
+        return Clip(waveform, label, answer=answer, key=clip.key if partner is None else -1)
 
     def batch(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
-        windows = [clip.waveform for clip in clips]
+        windows = waveforms = [clip.waveform for clip in clips]
         counts = [1] * len(clips)
         if self.windows_per_clip > 1:
             pieces = [waveform.split(self._window_samples) for waveform in windows]
@@ -300,6 +331,14 @@ class Collator:
         if clips[0].number >= 0:
             features["clip"] = torch.tensor([clip.number for clip in clips])
             features["window_weights"] = samples
+        if self.answers is not None:
+            answers = torch.stack([clip.answer for clip in clips if clip.answer is not None])
+            features["teacher_targets"] = answers[:, : self.answers.num_labels]
+            features["teacher_embeddings"] = answers[:, self.answers.num_labels :]
+        if self.keeps_waveforms:
+            features["teacher_waveforms"] = pad_sequence(waveforms, batch_first=True)
+            features["teacher_samples"] = torch.tensor([len(sound) for sound in waveforms])
+            features["teacher_keys"] = torch.tensor([clip.key for clip in clips])
         labels = [clip.label for clip in clips]
         if self.frames is not None:
             features["clip_labels"] = torch.stack([label[-1] for label in labels])
@@ -316,6 +355,12 @@ def _bags(windows: Tensor, counts: list[int]) -> Tensor:
     for bag, of_clip in zip(bags, windows.split(counts), strict=True):
         bag[: len(of_clip)] = of_clip
     return bags
+
+
+def _with_answer(label: Tensor, answer: Tensor | None) -> Tensor:
+    """What is mixed alike, as one row (1, n)."""
+    parts = [label.reshape(-1)] if answer is None else [label.reshape(-1), answer]
+    return torch.cat(parts)[None]
 
 
 def _fitted(label: Tensor, shape: Sequence[int]) -> Tensor:

@@ -1,5 +1,8 @@
 """Labelled sound for training and evaluation: opens, splits, counts and checks it.
 
+With the label column "" there are no labels (for a student that has only a teacher), and a folder
+of sounds needs no sub-folders.
+
     open_stream     -> one split as stored (in `sources`)
     LabelledAudio   -> train and evaluation streams with labels as class indices, and their counts
 
@@ -10,7 +13,7 @@ built.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +24,7 @@ from ..common.options import did_you_mean
 from .fingerprint import ClassFingerprint, Fingerprint, checksum, file_size, short_name
 from .holdout import NO_LABEL, hold_out
 from .options import LabelledOptions
-from .sources import class_folder_splits, data_files, hub_revision, open_stream
+from .sources import class_folder_splits, data_files, hub_revision, open_sounds, open_stream
 
 __all__ = ["LabelledAudio", "for_class_folders", "open_labelled_audio", "open_stream"]
 
@@ -58,7 +61,9 @@ class LabelledAudio:
         return [self.train_clips * weight / total for weight in weights]
 
 
-def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio:
+def open_labelled_audio(
+    dataset: str, options: LabelledOptions, kept: Mapping[str, str] | None = None
+) -> LabelledAudio:
     """Open a dataset for training, with its evaluation part, and count its labels once.
 
     The evaluation part is `evaluation_split` if given, else the rows whose `fold_column` equals
@@ -69,14 +74,18 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         dataset: see `open_stream`.
         options: columns and parts. A label is a class name or index per clip, or a list of them
             (multi-label). If there are groups, the fraction holds out whole groups; given parts
-            must not share any.
+            must not share any. With the label column "" there are no labels.
+        kept: further columns, by the name they get in the streams.
 
     Raises:
         ValueError: for a wrong path, an unknown column, a missing or unknown label, an empty part
             or a group in both.
     """
-    stream = open_stream(dataset, options.train_split, options.dataset_config, options.audio_column)
+    stream = _open(dataset, options.train_split, options)
     columns = _checked_columns(dataset, options, stream)
+    for column in (kept or {}).values():
+        if column not in columns:
+            raise ValueError(f"{dataset} has no column {column!r}{did_you_mean(column, columns)}")
     train, evaluation, held_out = _divide(dataset, options, stream)
     for name, part in (("train", train), ("evaluation", evaluation)):
         if not part.clips:
@@ -90,23 +99,24 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
             f"{', '.join(common[:3])}, are in both the train and the evaluation part of "
             f"{dataset}. Choose other parts, or omit --group_column to accept this."
         )
-    values, label_names = _classes(
-        dataset,
-        options.label_column,
-        train,
-        evaluation,
-        (stream.features or {}).get(options.label_column),
-        options.evaluation_split is not None,
-    )
+    values: list[Any] = []
+    label_names: list[str] = []
+    if options.label_column:
+        values, label_names = _classes(
+            dataset,
+            options.label_column,
+            train,
+            evaluation,
+            (stream.features or {}).get(options.label_column),
+            options.evaluation_split is not None,
+        )
     if isinstance(held_out, _HeldOutKeys):
         _warn_of_small_classes(values, label_names, train, evaluation, options.group_column)
 
     if held_out is None:
         assert options.evaluation_split is not None
         train_rows = stream
-        evaluation_rows = open_stream(
-            dataset, options.evaluation_split, options.dataset_config, options.audio_column
-        )
+        evaluation_rows = _open(dataset, options.evaluation_split, options)
     else:
         train_rows = stream.filter(partial(_negate, held_out))
         evaluation_rows = stream.filter(held_out)
@@ -117,6 +127,7 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         label_separator=options.label_separator,
         is_multi_label=train.is_multi_label,
         index={value: position for position, value in enumerate(values)},
+        kept=dict(kept or {}),
     )
     splits = [options.train_split]
     if options.evaluation_split is not None:
@@ -134,6 +145,19 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
     )
 
 
+def _open(
+    dataset: str, split: str, options: LabelledOptions, columns: list[str] | None = None
+) -> IterableDataset:
+    """A split; of a folder without splits, where no labels are wanted, all sounds in it."""
+    if not options.label_column and not class_folder_splits(dataset):
+        stream = open_sounds(dataset, options.audio_column, columns)
+        if stream is not None and split != options.train_split:
+            raise ValueError(f"{dataset} is a folder of sounds: it has no split {split!r}.")
+        if stream is not None:
+            return stream
+    return open_stream(dataset, split, options.dataset_config, options.audio_column, columns)
+
+
 def _checked_columns(dataset: str, options: LabelledOptions, stream: IterableDataset) -> list[str]:
     """The data's columns, if they include those named by the options."""
     columns = stream.column_names or list(next(iter(stream), {}))
@@ -141,7 +165,7 @@ def _checked_columns(dataset: str, options: LabelledOptions, stream: IterableDat
         raise ValueError(f"The split {options.train_split!r} of {dataset} is empty.")
     for option in ("audio_column", "label_column", "fold_column", "group_column"):
         column = getattr(options, option)
-        if column is not None and column not in columns:
+        if column and column not in columns:
             raise ValueError(
                 f"{dataset} has no column {column!r} (--{option}){did_you_mean(column, columns)}"
             )
@@ -168,7 +192,7 @@ def _divide(
     read = sorted(filter(None, columns))
 
     def clips_of(split: str) -> Iterator[_Clip]:
-        rows = open_stream(dataset, split, options.dataset_config, options.audio_column, read)
+        rows = _open(dataset, split, options, read)
         for position, row in enumerate(rows):
             yield _read_clip(row, position, f"of the split {split!r} of {dataset}", options)
 
@@ -202,7 +226,7 @@ def for_class_folders(dataset: str, options: O) -> O:
     This lets a recipe made for a table work on them; a warning says what is ignored.
     """
     splits = class_folder_splits(dataset)
-    if splits is None:
+    if splits is None or not options.label_column:
         return options
     plain: dict[str, Any] = {
         "audio_column": "audio",
@@ -244,7 +268,7 @@ class _Clip(NamedTuple):
 
 def _read_clip(row: dict[str, Any], position: int, where: str, options: LabelledOptions) -> _Clip:
     where = f"Row {position} {where}"
-    value = row[options.label_column]
+    value = row[options.label_column] if options.label_column else []
     separator = options.label_separator
     is_multi_label = isinstance(value, list) or separator is not None
     if value is None or (not is_multi_label and value in ("", -1)):
@@ -324,7 +348,7 @@ class _Part:
         self.clips += 1
         self.is_multi_label = clip.is_multi_label
         self.labels.update(clip.labels)
-        for label in clip.labels:
+        for label in clip.labels or [NO_LABEL]:
             self.checksums[label] += clip.checksum
         if clip.group is not None:
             self.groups.add(clip.group)
@@ -338,16 +362,19 @@ def _fingerprint(
     train: _Part,
     evaluation: _Part,
 ) -> Fingerprint:
+    # A sound that moves from one part to the other changes the sum, too.
+    sums = {
+        value: (train.checksums[value] + 3 * evaluation.checksums[value]) % 2**64
+        for value in values or [NO_LABEL]
+    }
+    classes = {
+        name: ClassFingerprint(train.labels[value], evaluation.labels[value], sums[value])
+        for value, name in zip(values, label_names, strict=True)
+    }
+    if not values:
+        classes = {"": ClassFingerprint(train.clips, evaluation.clips, sums[NO_LABEL])}
     return Fingerprint(
-        {
-            name: ClassFingerprint(
-                train.labels[value],
-                evaluation.labels[value],
-                # A sound that moves from one part to the other changes the sum, too.
-                (train.checksums[value] + 3 * evaluation.checksums[value]) % 2**64,
-            )
-            for value, name in zip(values, label_names, strict=True)
-        },
+        classes,
         data_files(dataset, splits),
         hub_revision(dataset),
     )
@@ -425,12 +452,15 @@ def _keep(
     label_separator: str | None,
     is_multi_label: bool,
     index: dict[Any, int],
+    kept: dict[str, str],
 ) -> dict[str, Any]:
-    labels = [index[label] for label in _labels(example[label_column], label_separator)]
+    stored = example[label_column] if label_column else []
+    labels = [index[label] for label in _labels(stored, label_separator)]
     return {
         "audio": example[audio_column],
         "label": labels if is_multi_label else labels[0],
         "name": _name(example, audio_column),
+        **{name: example[column] for name, column in kept.items()},
     }
 
 

@@ -99,6 +99,24 @@ def open_stream(
     return _load(dataset, split, columns, name=config)
 
 
+def open_sounds(
+    folder: str, audio_column: str, columns: list[str] | None = None
+) -> IterableDataset | None:
+    """All sounds of a folder and its sub-folders, by path; None of any other data set."""
+    path = Path(folder)
+    if not path.is_dir() or _files_by_kind(path)[1] or _tables(path):
+        return None
+    files = [
+        str(file)
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file() and _is_text(str(file))
+    ]
+    if not files:
+        return None
+    table = pyarrow.table({audio_column: pyarrow.array(files, pyarrow.string())})
+    return _table_stream(table, None, columns)
+
+
 def _file_split(file: Path) -> str:
     return file.stem.split("-")[0].lower()
 

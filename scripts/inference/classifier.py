@@ -32,6 +32,7 @@ from .heard import Heard
 __all__ = ["DEFAULT_MODEL", "Classifier", "Scored", "Unreadable", "Window", "load_classifier"]
 
 K = TypeVar("K")
+_NONE = np.empty(0, np.float32)
 
 
 def load_classifier(model: str, **kwargs: Any) -> Any:
@@ -72,6 +73,7 @@ class Scored(Generic[K]):
     span: tuple[float, float]  # seconds
     is_last: bool
     scores: np.ndarray  # (labels,)
+    logits: np.ndarray  # (labels,); none of a frame model
     embedding: np.ndarray  # (D,)
 
 
@@ -178,10 +180,10 @@ class Classifier:
             yield Window(start, end, window.pop("is_last"), window)
 
     @torch.inference_mode()
-    def score(self, windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
-        """A batch -> scores (windows, labels), embeddings (windows, D).
+    def score(self, windows: list[Window]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A batch -> scores and logits (windows, labels), embeddings (windows, D).
 
-        For a frame model: scores (windows, columns, labels) and no embeddings, (windows, 0).
+        For a frame model: (windows, columns, labels) and no embeddings, (windows, 0).
         """
         model = self.pipeline.model
         features = pad_collate_fn(None, self.pipeline.feature_extractor)(
@@ -193,8 +195,10 @@ class Classifier:
         else:
             pooled = model.base_model(**features).pooler_output
             logits = model.classifier(pooled)
-        scores = self.pipeline.scores(logits.float(), self.function_to_apply)
-        return scores[..., self._columns].cpu().numpy(), pooled.float().cpu().numpy()
+        logits = logits.float()
+        scores = self.pipeline.scores(logits, self.function_to_apply)
+        of_labels = (values[..., self._columns].cpu().numpy() for values in (scores, logits))
+        return *of_labels, pooled.float().cpu().numpy()
 
     def listen(self, sounds: Iterable[tuple[K, Any, int]]) -> Iterator[Scored[K] | Unreadable[K]]:
         """Window by window through sounds, in order; batches span sounds.
@@ -206,13 +210,14 @@ class Classifier:
         columns = _Columns()
 
         def answers() -> Iterator[Scored[K]]:
-            scores, embeddings = self.score([window for _, window in batch])
+            answered = self.score([window for _, window in batch])
             done, batch[:] = batch[:], []
-            for (key, window), of_labels, vector in zip(done, scores, embeddings, strict=True):
+            for (key, window), of_labels, logits, vector in zip(done, *answered, strict=True):
                 if self.is_frame_model:
                     yield from self._settled_columns(key, window, of_labels, columns)
                     continue
-                yield Scored(key, (window.start, window.end), window.is_last, of_labels, vector)
+                span = (window.start, window.end)
+                yield Scored(key, span, window.is_last, of_labels, logits, vector)
 
         for key, source, first in sounds:
             begun = len(batch)
@@ -253,7 +258,7 @@ class Classifier:
         for number, ((start, end), of_labels) in enumerate(
             zip(spans.tolist(), settled, strict=True)
         ):
-            yield Scored(key, (start, end), number == last, of_labels, np.empty(0, np.float32))
+            yield Scored(key, (start, end), number == last, of_labels, _NONE, _NONE)
         if window.is_last:
             columns.forget()
 

@@ -57,7 +57,9 @@ def _write_json(path: Path, columns: Columns, rows: Rows) -> None:
     write_whole(path, write)
 
 
-def write_parquet(path: Path, columns: Columns, rows: Rows) -> None:
+def write_parquet(
+    path: Path, columns: Columns, rows: Rows, metadata: Mapping[str, str] | None = None
+) -> None:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
@@ -67,7 +69,8 @@ def write_parquet(path: Path, columns: Columns, rows: Rows) -> None:
         "float": pyarrow.float32(),
         "vector": pyarrow.list_(pyarrow.float32()),
     }
-    schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    fields = [(name, types[kind]) for name, kind in columns.items()]
+    schema = pyarrow.schema(fields, None if metadata is None else dict(metadata))
 
     def write(unfinished: Path) -> None:
         remaining = iter(rows)

@@ -77,6 +77,12 @@ class ClassifyOptions(DatasetOptions):
     embeddings: bool = setting(
         False, "also write embeddings.parquet, a vector per row", group=_RESULTS
     )
+    logits: bool = setting(
+        False,
+        "also write answers.parquet: each window's logits, and its embedding with --embeddings: "
+        "what ast-finetune --teacher reads",
+        group=_RESULTS,
+    )
 
     chunk_length_s: float | None = setting(
         None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
@@ -127,7 +133,7 @@ class ClassifyOptions(DatasetOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.output is None:
-            for name in ("embeddings", "plot"):
+            for name in ("embeddings", "logits", "plot"):
                 if getattr(self, name):
                     raise ValueError(f"--{name} writes files: it needs --output FOLDER.")
         elif self.json:

@@ -1,11 +1,12 @@
 """Makes the files that people read from the parts of an output folder.
 
-OUTPUT/windows.csv, events.csv, audacity/…, embeddings.parquet …
+OUTPUT/windows.csv, events.csv, audacity/…, embeddings.parquet, answers.parquet …
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -23,7 +24,12 @@ _NAME_BYTES = 160  # of a folder or file; the limit, with our suffixes and "unfi
 
 
 def collect(
-    folder: Path, per: str, formats: Iterable[str], top_k: int, embeddings: bool
+    folder: Path,
+    per: str,
+    formats: Iterable[str],
+    top_k: int,
+    embeddings: bool,
+    answers: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Make the files that people read from the parts.
 
@@ -33,6 +39,8 @@ def collect(
         formats: names in `FORMATS`.
         top_k: labels in a row.
         embeddings: also write embeddings.parquet.
+        answers: also write answers.parquet, and this, with the names of the labels as JSON, in its
+            header: the windows' vectors begin with their logits.
 
     Returns:
         errors: name of the sound -> what is wrong with it.
@@ -48,10 +56,16 @@ def collect(
             for result in parts.results():
                 path = file_of(folder / name, result.sound, how.suffix)
                 _write_text(path, how.track(result.events))
+    labels = 0 if answers is None else len(json.loads(answers["label_names"]))
     if embeddings:
         columns = {"sound": "string", **_span(per), "embedding": "vector"}
-        rows = _embedding_rows(parts.results(embeddings=True), per)
+        rows = _embedding_rows(parts.results(embeddings=True), per, labels)
         write_parquet(folder / "embeddings.parquet", columns, rows)
+    if answers is not None:
+        columns = {"sound": "string", **_span("window"), "logits": "vector"}
+        columns |= {"embedding": "vector"} if embeddings else {}
+        rows = _answer_rows(parts.results(embeddings=True), labels)
+        write_parquet(folder / "answers.parquet", columns, rows, answers)
     errors = {result.sound: str(result.error) for result in parts.results(errors=True)}
     error_file = folder / "errors.csv"
     if errors:
@@ -119,9 +133,17 @@ def _event_rows(results: Iterable[Result]) -> Iterator[dict[str, Any]]:
     return ({"sound": r.sound, **event._asdict()} for r in results for event in r.events)
 
 
-def _embedding_rows(results: Iterable[Result], per: str) -> Iterator[dict[str, Any]]:
+def _answer_rows(results: Iterable[Result], labels: int) -> Iterator[dict[str, Any]]:
     for result in results:
-        windows, vectors = result.windows, result.embeddings
+        for window, vector in zip(result.windows, result.embeddings, strict=True):
+            span = {"start": window.start, "end": window.end}
+            answer = {"logits": vector[:labels], "embedding": vector[labels:]}
+            yield {"sound": result.sound, **span, **answer}
+
+
+def _embedding_rows(results: Iterable[Result], per: str, labels: int) -> Iterator[dict[str, Any]]:
+    for result in results:
+        windows, vectors = result.windows, result.embeddings[:, labels:]
         if per == "window":
             for window, vector in zip(windows, vectors, strict=True):
                 span = {"start": window.start, "end": window.end}

@@ -1,6 +1,7 @@
 """What `ast-classify` does: classify recordings, and print or store the results."""
 
 import contextlib
+import json
 import sys
 import time
 import zlib
@@ -15,13 +16,14 @@ import torch
 
 from feature_extraction import AudioDecodingError
 from modeling_ast.events_ast import EventRules
+from modeling_ast.scores_ast import activation
 
 from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder
 from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..common.shown import shown
 from ..data.recordings import Recording, Recordings, locate
-from .classifier import Classifier, Unreadable
+from .classifier import Classifier, Scored, Unreadable
 from .clips import best_events, clip_name, write_clip
 from .heard import Heard
 from .options import ClassifyOptions
@@ -33,7 +35,7 @@ from .results import collect, file_of, path_of
 _LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 PART_S = 30.0  # between writes: the most that a kill can cost
 PART_WINDOWS = 4096  # in memory, at most, before a write
-_NO_EMBEDDING = np.empty(0, np.float32)
+_NOTHING = np.empty(0, np.float32)
 
 # The settings that the results in a folder depend on; --formats and --per can change.
 _SETTINGS = ["model", "top_k", "chunk_length_s", "hop_length_s", "threshold", "release_threshold"]
@@ -82,14 +84,19 @@ class Listening:
                 yield Result(recording.name, recording.version, error=error)
                 continue
             _, heard = self.unfinished[recording.name]
-            embedding = answer.embedding if self.options.embeddings else _NO_EMBEDDING
-            progress.heard(heard.add(answer.span, answer.scores, embedding))
+            progress.heard(heard.add(answer.span, answer.scores, self._kept(answer)))
             if answer.is_last:
                 del self.unfinished[recording.name]
                 progress.finished()
                 yield self._result(recording, heard)
             else:
                 yield None
+
+    def _kept(self, answer: Scored) -> np.ndarray:
+        """Of a window, besides its scores: logits (labels,), embedding (D,), as one vector."""
+        logits = answer.logits if self.options.logits else _NOTHING
+        embedding = answer.embedding if self.options.embeddings else _NOTHING
+        return np.concatenate([logits, embedding])
 
     def _sounds(
         self, recordings: Iterable[Recording], progress: Progress
@@ -171,11 +178,14 @@ def _write(options: ClassifyOptions, rules: EventRules) -> int:
     settings = {name: getattr(options, name) for name in _SETTINGS}
     settings["labels"] = None if options.labels is None else read_names(options.labels)
     settings["model_version"] = model_version(options.model)
+    if options.logits:
+        settings["logits"] = True
     with listen_into(output, options, rules, settings) as run:
         if run is None:
             return 0
         top_k = min(options.top_k, run.labels)
-        errors = collect(output, options.per, options.formats, top_k, options.embeddings)
+        answers = run.answers if options.logits else None
+        errors = collect(output, options.per, options.formats, top_k, options.embeddings, answers)
         if options.clips is not None:
             _cut_out(options, Parts(output).results())
     print(f"{run} Results: {shown(output)}", file=sys.stderr)
@@ -208,6 +218,7 @@ class Run:
     elapsed: float
     processes: int
     labels: int  # known to the model
+    answers: dict[str, str]  # what a file of its logits says of them
 
     def __str__(self) -> str:
         everyone = f" by process 0 of {self.processes}" if self.processes > 1 else ""
@@ -274,7 +285,11 @@ def listen_into(
             yield None
             return
         remove_unfinished(output)
-        yield Run(progress.seconds, elapsed, count, len(classifier.label_names))
+        about = {
+            "label_names": json.dumps(classifier.label_names),
+            "activation": activation(classifier.problem_type),
+        }
+        yield Run(progress.seconds, elapsed, count, len(classifier.label_names), about)
 
 
 def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: Listening) -> None:
@@ -357,8 +372,9 @@ def _classifier(
         window_pooling=options.window_pooling,
         labels=None if options.labels is None else read_names(options.labels),
     )
-    if options.embeddings and classifier.is_frame_model:
-        raise ValueError(f"--embeddings: {options.model} is a frame model and only gives scores.")
+    for name in ("embeddings", "logits"):
+        if getattr(options, name) and classifier.is_frame_model:
+            raise ValueError(f"--{name}: {options.model} is a frame model and only gives scores.")
     if isinstance(rules.threshold, dict):
         for label in rules.threshold:
             if label not in classifier.label_names:

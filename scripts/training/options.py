@@ -10,6 +10,7 @@ from ..evaluation.metrics import METRICS
 
 _MODEL = "the model"
 _INPUT = "the model's input"
+_TEACHER = "a teacher, and what to learn from it"
 _OPTIMISATION = "optimisation"
 _RESULT = "which weights are the result"
 _AUGMENTATION = "augmentation and regularisation"
@@ -110,6 +111,57 @@ class FinetuneOptions(LabelledOptions):
     )
     std: float | None = setting(
         None, "standard deviation of the same; default as for mean", group=_INPUT
+    )
+
+    teacher: list[str] = setting(
+        [],
+        "models that hear what the student hears (checkpoint folder, ONNX file, bundled or Hub "
+        "name of any audio classifier; several: an ensemble), or Parquet files of stored answers, "
+        "as ast-classify --logits writes them",
+        group=_TEACHER,
+    )
+    teacher_column: str | None = setting(
+        None, "column of the data set with a teacher's logits", group=_TEACHER
+    )
+    teacher_embedding_column: str | None = setting(
+        None, "column of the data set with a teacher's embedding", group=_TEACHER
+    )
+    teacher_key: str | None = setting(
+        None,
+        "column that data set and stored answers both have; default: the sounds' names",
+        group=_TEACHER,
+    )
+    teacher_labels: str | None = setting(
+        None,
+        "names of the labels of stored logits: a JSON list, or a bundled one such as audioset",
+        group=_TEACHER,
+        metavar="FILE",
+    )
+    teacher_activation: str | None = setting(
+        None,
+        "from the teacher's logits to probabilities; default: as it says itself, else sigmoid",
+        group=_TEACHER,
+        choices=["sigmoid", "softmax"],
+    )
+    teacher_share: float = setting(
+        0.5,
+        "share of the teacher's targets in the loss; the rest is that of hard labels; without "
+        "labels: 1",
+        group=_TEACHER,
+    )
+    teacher_temperature: float = setting(
+        1.0, "logits are divided by it, for softer targets", group=_TEACHER
+    )
+    embedding_weight: float = setting(
+        1.0, "of the teacher's embeddings in the loss, where there are any; 0: not learnt",
+        group=_TEACHER, at_least=0,
+    )  # fmt: skip
+    keep_teacher_head: bool = setting(
+        False, "the checkpoint gets the head of the teacher's labels, not of the data's",
+        group=_TEACHER,
+    )  # fmt: skip
+    teacher_cache: bool = setting(
+        False, "keep what online teachers answered to a crop in memory", group=_TEACHER
     )
 
     loss: str | None = setting(
@@ -260,6 +312,7 @@ class FinetuneOptions(LabelledOptions):
             raise ValueError(
                 f"--speed_perturbation is a share below 1, e.g. 0.1; got {self.speed_perturbation}."
             )
+        self._check_teacher()
         if self.bucket_batches and self.time_roll:
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")
         if self.annotations is not None:
@@ -274,4 +327,28 @@ class FinetuneOptions(LabelledOptions):
         if self.early_stopping_epochs and self.best_metric is None:
             raise ValueError(
                 "--early_stopping_epochs needs --best_metric, e.g. accuracy: what must improve."
+            )
+
+    @property
+    def has_teacher(self) -> bool:
+        return bool(self.teacher or self.teacher_column or self.teacher_embedding_column)
+
+    def _check_teacher(self) -> None:
+        if self.teacher and (self.teacher_column or self.teacher_embedding_column):
+            raise ValueError("Give either --teacher or the columns of a teacher's answers.")
+        if not self.has_teacher:
+            for option in ("teacher_key", "teacher_labels", "keep_teacher_head", "teacher_cache"):
+                if getattr(self, option):
+                    raise ValueError(f"--{option} needs --teacher or --teacher_column.")
+        elif self.annotations is not None:
+            raise ValueError(
+                "A teacher answers for whole clips, and --annotations makes a detector, which "
+                "answers for every tenth of a second: train a classifier with the teacher first, "
+                "and start the detector from it (--model)."
+            )
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"--teacher_share is from 0 to 1, got {self.teacher_share:g}.")
+        if not self.teacher_temperature > 0:
+            raise ValueError(
+                f"--teacher_temperature must be above 0, got {self.teacher_temperature:g}."
             )

@@ -12,6 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..common.lock import hold
-from ..data.batches import SkippedSounds
+from ..data.batches import Collator, SkippedSounds
 from ..data.labelled import LabelledAudio
+from .distil import Student, make_student
 from .optimisation import learning_rate_factor, make_average, make_optimizer
 from .options import FinetuneOptions
 from .run_folder import Progress, RunFolder
@@ -34,11 +36,13 @@ from .start import (
     describe_data,
     describe_run,
     describe_start,
+    describe_teacher,
     describe_windows,
     frame_grid,
     open_data,
     save_model,
     start_model,
+    with_teachers_labels,
 )
 from .state import TrainingState
 from .steps import (
@@ -52,6 +56,7 @@ from .steps import (
     parts_of,
     training_loss,
 )
+from .teachers import Teacher, open_teacher
 
 
 @contextlib.contextmanager
@@ -104,6 +109,11 @@ class TrainingRun:
             options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
         )
         self.say(describe_data(self.data))
+        self.teacher = open_teacher(options, self.data, device)
+        self._is_unlabelled = self.teacher is not None and not self.data.label_names
+        if self.teacher is not None and self._is_unlabelled:
+            options = self.options = replace(options, teacher_share=1.0)
+            self.data = with_teachers_labels(self.data, self.teacher)
         logging.disable_progress_bar()  # of transformers, for loading and saving
         self.say(describe_start(options))
         set_seed(options.seed)
@@ -112,6 +122,8 @@ class TrainingRun:
         self.frames = frame_grid(ast, options)
         self.say(describe_windows(options, self.data, self.extractor))
         self.model: Any = choose_trained_weights(ast, options)
+        if self.teacher is not None:
+            self.model = self._student(self.model, self.teacher)
         # Before the model is prepared: mixed precision gives it a `forward` that a copy would
         # share, and that would run the original's weights.
         self.average = make_average(self.model, options)
@@ -120,6 +132,15 @@ class TrainingRun:
         self.steps_per_epoch = count_steps(options, self.data, processes)
         self._rank, self._processes = rank, processes
         self._begin = time.perf_counter() - self.progress.seconds
+
+    def _student(self, model: Any, teacher: Teacher) -> Student:
+        embeddings = None
+        if teacher.embedding_size and self.options.embedding_weight:
+            collator = Collator(self.extractor, len(self.data.label_names))
+            embeddings = teacher.measure_embeddings(self.data, collator)
+        student = make_student(model, teacher, self.options, embeddings)
+        self.say(describe_teacher(self.options, teacher, student))
+        return student
 
     @property
     def progress(self) -> Progress:
@@ -190,9 +211,15 @@ class TrainingRun:
             skip,
             self._rank,
             self._processes,
+            self.teacher,
         )
 
     def augmented(self, batch: Batch, step: int) -> Batch:
+        """A step's batch as the student gets it; a teacher hears it before."""
+        if self.teacher is not None:
+            batch = self.teacher.with_answers(batch, self.extractor.sampling_rate)
+        if self._is_unlabelled:
+            batch = {**batch, "labels": batch["teacher_targets"]}
         return augment(batch, self.options, self.extractor, step, self._rank, self._processes)
 
     def parts(self, batch: Batch) -> list[Batch]:
@@ -287,6 +314,7 @@ class TrainingRun:
             self.frames,
             self._rank,
             self._processes,
+            self.teacher if self._is_unlabelled else None,
         )
         scores = evaluate_model(self.result(model), batches, accelerator)
         record = self.progress.end_epoch(scores, learning_rate, self.seconds)

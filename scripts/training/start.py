@@ -1,6 +1,7 @@
 """What a run starts from: data, model, precision; and how its result is saved."""
 
 import copy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
+from ..data.options import LabelledOptions
+from ..data.sources import class_folder_splits, open_stream
 from ..data.statistics import measure_sounds
 from ..data.windows import count_long_clips, describe_long_clips
 from ..evaluation.metrics import METRICS
+from .distil import Student
 from .options import FinetuneOptions
+from .teachers import Teacher, kept_columns
 
+_LABEL_COLUMN = next(f.default for f in fields(LabelledOptions) if f.name == "label_column")
 _MEASURED_CLIPS = 200  # for the normalisation of a model without statistics
 _LARGER_START = "MIT/ast-finetuned-audioset-10-10-0.4593"
 
@@ -42,7 +48,12 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
         return open_annotated_audio(
             options.dataset, options.annotations, options, options.annotation_label_column
         )
-    data = open_labelled_audio(options.dataset, for_class_folders(options.dataset, options))
+    plain = for_class_folders(options.dataset, options)
+    if _has_no_labels(plain):
+        plain = replace(plain, label_column="")
+    data = open_labelled_audio(options.dataset, plain, kept_columns(options))
+    if not plain.label_column:
+        return data
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
         raise ValueError(
             f"{options.dataset} has only one label ({data.label_names[0]!r}); a classifier needs "
@@ -55,7 +66,59 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
     return data
 
 
+def _has_no_labels(options: FinetuneOptions) -> bool:
+    """Whether there is a teacher, and neither class folders nor the usual column of labels."""
+    if not options.has_teacher or options.label_column != _LABEL_COLUMN:
+        return options.has_teacher and not options.label_column
+    folder = Path(options.dataset)
+    if folder.is_dir() and class_folder_splits(options.dataset) == []:
+        return not any(child.is_dir() for child in folder.iterdir())
+    stream = open_stream(
+        options.dataset, options.train_split, options.dataset_config, options.audio_column
+    )
+    return _LABEL_COLUMN not in (stream.column_names or next(iter(stream), {}))
+
+
+def with_teachers_labels(data: LabelledAudio, teacher: Teacher) -> LabelledAudio:
+    """Data without labels, with those of its teacher.
+
+    Raises:
+        ValueError: when their names are not known.
+    """
+    if not teacher.are_names_known or not teacher.label_names:
+        raise ValueError(
+            "There are no labels here but the teacher's: name them (--teacher_labels), for the "
+            "checkpoint."
+        )
+    is_single = teacher.activation == "softmax"
+    return replace(
+        data,
+        label_names=teacher.label_names,
+        problem_type=f"{'single' if is_single else 'multi'}_label_classification",
+    )
+
+
+def describe_teacher(options: FinetuneOptions, teacher: Teacher, student: Student) -> str:
+    """What is learnt from whom."""
+    who = ", ".join(options.teacher) or "the data set's column " + " and ".join(
+        filter(None, (options.teacher_column, options.teacher_embedding_column))
+    )
+    lesson = student.lesson
+    what = []
+    if lesson.share:
+        how = "a head of its own" if student.teacher_head is not None else "the same head"
+        what.append(f"{len(teacher.label_names)} labels through {how}, share {lesson.share:g}")
+    if student.projection is not None:
+        what.append(f"embeddings of {teacher.embedding_size}, weight {lesson.embedding_weight:g}")
+    return f"Teacher: {who}: {'; '.join(what) or 'nothing to learn'}"
+
+
 def describe_data(data: LabelledAudio) -> str:
+    if not data.label_names:
+        return (
+            f"{data.train_clips} clips without labels to train on, {data.evaluation_clips} to "
+            "evaluate on"
+        )
     names = shown(", ".join(data.label_names[:10])) + (" …" if len(data.label_names) > 10 else "")
     return (
         f"{data.train_clips} clips to train on, {data.evaluation_clips} to evaluate on, "
@@ -77,8 +140,8 @@ def describe_run(
             "clips_per_class": {
                 name: {"train": train, "evaluation": evaluation}
                 for name, train, evaluation in zip(
-                    data.label_names, data.train_counts, data.evaluation_counts, strict=True
-                )
+                    data.label_names, data.train_counts, data.evaluation_counts, strict=False
+                )  # none of data without labels
             },
         },
         "model": {
@@ -118,6 +181,8 @@ def check_sharded(options: FinetuneOptions) -> None:
     ):  # fmt: skip
         if getattr(options, option) != off:
             raise ValueError(f"With FSDP or DeepSpeed --{option} must be {off}.")
+    if options.has_teacher:
+        raise ValueError("A teacher does not go with FSDP or DeepSpeed.")
     if options.trained == "lora":
         raise ValueError("--trained lora does not work with FSDP or DeepSpeed.")
 
@@ -271,6 +336,8 @@ def save_model(
     Args:
         weights: the model's, gathered, if it holds only a part of them itself.
     """
+    if isinstance(model, Student):
+        model = model.checkpoint()
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(folder, state_dict=weights)

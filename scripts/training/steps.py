@@ -35,7 +35,9 @@ from modeling_ast.scores_ast import scores_from_logits
 from ..data.batches import Collator, FrameGrid, SkippedSounds, batches, rank_share, repeated
 from ..data.labelled import LabelledAudio
 from ..evaluation.metrics import METRICS, compute_metrics, headline
+from .distil import Student
 from .options import FinetuneOptions
+from .teachers import Teacher
 
 Batch = dict[str, Tensor]
 
@@ -56,6 +58,7 @@ def epoch_batches(
     skip: int = 0,
     rank: int = 0,
     processes: int = 1,
+    teacher: Teacher | None = None,
 ) -> Iterator[Batch]:
     """An epoch's training batches in one process, one per optimizer step.
 
@@ -77,6 +80,8 @@ def epoch_batches(
             options.speed_perturbation,
             options.windows_per_clip,
             frames,
+            None if teacher is None else teacher.stored,
+            teacher is not None and bool(teacher.online),
         ),
         shuffle_buffer=options.shuffle_buffer,
         draws=data.balanced_draws() if options.balanced_sampling else None,
@@ -98,13 +103,36 @@ def evaluation_batches(
     frames: FrameGrid | None,
     rank: int = 0,
     processes: int = 1,
+    teacher: Teacher | None = None,
 ) -> Iterator[Batch]:
-    """This process's share of the evaluation part: all windows of its clips."""
+    """This process's share of the evaluation part: all windows of its clips.
+
+    Args:
+        teacher: gives the labels where the data has none.
+    """
     share = rank_share(data.evaluation, rank, processes, options.num_workers)
-    collator = Collator(extractor, len(data.label_names), frames=frames)
-    return batches(
+    collator = Collator(
+        extractor,
+        len(data.label_names),
+        frames=frames,
+        answers=None if teacher is None else teacher.stored,
+        keeps_waveforms=teacher is not None and bool(teacher.online),
+    )
+    of_share = batches(
         share, options.batch_size, options.num_workers, collator, skipped=skipped, whole=True
     )
+    for batch in of_share:
+        if teacher is not None:
+            batch = teacher.with_answers(batch, extractor.sampling_rate)
+            batch["labels"] = said_labels(batch["teacher_targets"], teacher)
+        yield batch
+
+
+def said_labels(targets: Tensor, teacher: Teacher) -> Tensor:
+    """What a teacher said, as labels: those above a half, or the likeliest one."""
+    if teacher.activation == "softmax":
+        return targets.argmax(dim=-1)
+    return (targets > 0.5).float()
 
 
 def augment(
@@ -150,6 +178,13 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
         pooling: for bags.
         num_items_in_batch: see `classification_loss`.
     """
+    student: Any = getattr(model, "module", model)  # DDP wraps the model
+    if isinstance(student, Student):
+        inputs = {key: batch[key] for key in ("input_values", "attention_mask") if key in batch}
+        if "window_weights" in batch:
+            is_there = batch["window_weights"] > 0  # (B, N)
+            inputs = {key: values[is_there] for key, values in inputs.items()}
+        return student.loss(model(**inputs), batch, num_items_in_batch, pooling)
     if "window_weights" not in batch:
         return model(**batch, num_items_in_batch=num_items_in_batch).loss
     weights, labels = batch["window_weights"], batch["labels"]

@@ -83,8 +83,8 @@ class ASTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The loss of a part of a step's batch, which may consist of bags."""
-        if "window_weights" not in inputs:
+        """The loss of a part of a step's batch, which may consist of bags or need a teacher."""
+        if "window_weights" not in inputs and self.run.teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.run.loss(model, inputs, num_items_in_batch)
         # As in Trainer: the count covers all processes, whose gradients are averaged.
