@@ -81,7 +81,13 @@ def count_long_clips(
 
 
 def describe_long_clips(
-    long: int, looked_at: int, longest: float, clips: int, window_s: float, windows_per_clip: int
+    long: int,
+    looked_at: int,
+    longest: float,
+    clips: int,
+    window_s: float,
+    windows_per_clip: int,
+    is_annotated: bool = False,
 ) -> str:
     """What happens to clips that are longer than a window, for the start of a run; "" for none."""
     if not long:
@@ -89,8 +95,9 @@ def describe_long_clips(
     of = f"the first {looked_at} training clips" if looked_at < clips else f"{clips} training clips"
     enough = math.ceil((longest - _SHORTEST_REST_S) / window_s)
     if windows_per_clip == 1:
+        label = "the annotations" if is_annotated else "the whole clip's label"
         how = (
-            "each epoch hears one window of them, drawn at random, with the whole clip's label "
+            f"each epoch hears one window of them, drawn at random, with {label} "
             "(--windows_per_clip N hears N of them together)"
         )
     elif windows_per_clip < enough:
