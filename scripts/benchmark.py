@@ -10,6 +10,7 @@
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
+    ast-benchmark detection DATASET
 
 Cases alternate after a warm-up, so that a machine that gets busier slows all of them alike; the
 table gives medians, the spread, and how many times faster each is than the first case.
@@ -76,6 +77,11 @@ BENCHMARKS = {
         options.QueuesOptions,
         "marks that each queue needs for 90 and 95 % of the accuracy that all give",
         "benchmarks.marking:benchmark_queues",
+    ),
+    "detection": Subcommand(
+        options.DetectionOptions,
+        "sounds found in soundscapes: a frame model against a window classifier",
+        "benchmarks.detection:benchmark_detection",
     ),
 }
 

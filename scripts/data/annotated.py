@@ -47,7 +47,8 @@ def open_annotated_audio(
     Args:
         dataset: see above.
         annotations: file or folder, see `read_annotations`.
-        options: columns and parts, as for `open_labelled_audio`.
+        options: columns and parts, as for `open_labelled_audio`; with the same split for training
+            and evaluation all of it is for evaluation.
         label_column: of the annotations, where it has an unusual name.
 
     Raises:
@@ -55,7 +56,9 @@ def open_annotated_audio(
             logged.
     """
     splits = [options.train_split]
-    if options.evaluation_split is not None:
+    # Measured whole, a split is no part of another one.
+    is_whole = options.evaluation_split == options.train_split
+    if options.evaluation_split is not None and not is_whole:
         splits.append(options.evaluation_split)
     if (options.fold_column is None) != (options.evaluation_fold is None):
         raise ValueError("--fold_column and --evaluation_fold belong together.")
@@ -70,7 +73,7 @@ def open_annotated_audio(
             name = _name(row, options.audio_column)
             if name in recordings:
                 raise ValueError(f"{dataset} holds {name} twice; names tell recordings apart here.")
-            recordings[name] = _read_recording(row, number == 1, options, feature)
+            recordings[name] = _read_recording(row, is_whole or number == 1, options, feature)
     found = read_annotations(
         annotations, recordings, lambda name: recordings[name].duration, label_column
     )
@@ -97,7 +100,7 @@ def open_annotated_audio(
             content = checksum(short_name(name), recording.events, label)
             classes[label].add(content, is_train=not recording.is_held_out)
     for is_held_out, title in ((False, "train"), (True, "evaluation")):
-        if not clips[is_held_out]:
+        if not clips[is_held_out] and (is_held_out or not is_whole):
             raise ValueError(
                 f"There are no annotated recordings in the {title} part of {dataset}. Check the "
                 "split, fold, group or fraction."
@@ -185,7 +188,7 @@ def _open_recordings(dataset: str, split: str, options: LabelledOptions) -> Iter
         )
         tables = any(file.stem.startswith(("train", split)) for file in folder.glob("*.[ct]sv"))
         if files and not tables:
-            if options.evaluation_split is not None:
+            if options.evaluation_split not in (None, options.train_split):
                 raise ValueError(f"{dataset} is a folder of sounds: it has no splits.")
             table = pyarrow.table({options.audio_column: pyarrow.array(files, pyarrow.string())})
             return _table_stream(table, None, None)

@@ -130,12 +130,7 @@ class Listening:
 def classify(options: ClassifyOptions) -> int:
     """Run the command. Returns the exit status."""
     # Wrong thresholds are found before hours of work.
-    rules = EventRules(
-        options.threshold,
-        options.release_threshold,
-        options.minimum_length_s,
-        options.median_filter_s,
-    )
+    rules = options.event_rules()
     status = _print(options, rules) if options.output is None else _write(options, rules)
     if options.model == DEFAULT_MODEL:
         print(
