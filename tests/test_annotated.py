@@ -76,8 +76,8 @@ def test_what_nobody_annotated_is_left_out_unless_it_has_a_label(recordings, tmp
     with caplog.at_level(logging.WARNING):
         data = open_annotated_audio(str(recordings), annotations, options)
     assert data.train_clips + data.evaluation_clips == 6
-    assert "line 8: it ends at 9 s, behind the end of the sound, which lasts 3 s" in caplog.text
-    assert "Recordings left out, as nothing says what is heard in them: 2 of 8" in caplog.text
+    assert "line 8: it ends at 9 s, after the end of the sound, which lasts 3 s" in caplog.text
+    assert "Skipped 2 of 8 recordings, because nothing says what" in caplog.text
 
     names = "\n".join(f"{recordings}/{n}.flac,{'high' if n == 6 else ''}" for n in range(7))
     (tmp_path / "train.csv").write_text("audio,label\n" + names + "\n")

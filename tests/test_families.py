@@ -171,7 +171,7 @@ def test_training_state_beside_the_weights_is_not_run(tmp_path):
 
     state["args"] = Trap()
     torch.save(state, tmp_path / "trap.pth")
-    with pytest.raises(ValueError, match=r"trap\.pth was not read: .* could run any code"):
+    with pytest.raises(ValueError, match=r"Refused to read .*trap\.pth: .* could run any code"):
         convert_checkpoint(tmp_path / "trap.pth", **HEADS)
     assert not (tmp_path / "ran").exists()
 
@@ -200,13 +200,15 @@ def test_says_what_does_not_fit(tmp_path):
     assert "pass num_attention_heads" in error(nothing, num_attention_heads=None)
     assert "must be divisible by" in error(nothing, num_attention_heads=5)
     assert "12 rows, but frequency_stride=16 cuts" in error(nothing, frequency_stride=16)
-    assert "12 rows, which no stride makes of num_mel_bins=64" in error(nothing, num_mel_bins=64)
-    assert "max_length=96 to 105 would fit, got 500" in error(nothing, max_length=500)
+    assert "12 rows, but no stride cuts num_mel_bins=64 into" in error(nothing, num_mel_bins=64)
+    assert "max_length=96 to 105 would fit; got 500" in error(nothing, max_length=500)
     assert "lacks 'new_pos_embed'" in error(lambda s: s.pop("new_pos_embed"))
     missing = error(lambda s: s.pop("blocks.1.mlp.fc1.weight"))
     assert "it lacks audio_spectrogram_transformer.encoder.layer.1.intermediate" in missing
     scale = {"blocks.0.ls1.gamma": torch.ones(24)}
-    assert "tensor 'blocks.0.ls1.gamma', for which" in error(lambda s: s.update(scale))
+    assert "tensor 'blocks.0.ls1.gamma', which AST's layers lack" in error(
+        lambda s: s.update(scale)
+    )
     assert "7 labels, but 2 names" in error(nothing, id2label={0: "a", 1: "b"})
     with pytest.raises(ValueError, match="Unknown family 'beats'; expected one of PaSST, CED"):
         convert_checkpoint(path, family="beats")
@@ -215,7 +217,7 @@ def test_says_what_does_not_fit(tmp_path):
     state = torch.load(FAMILIES_GOLDEN / "ced.pth", weights_only=True)
     state["front_end.0.mel_scale.fb"] *= 2
     torch.save(state, path)
-    with pytest.raises(ValueError, match="mel filters are not those of 0 to 8000 Hz"):
+    with pytest.raises(ValueError, match=r"mel filters differ from .*, 0 to 8000 Hz"):
         convert_checkpoint(path, **HEADS)
 
 
@@ -271,7 +273,7 @@ def test_names_of_audiosets_labels_come_by_themselves(tmp_path, capsys):
     source = FAMILIES_GOLDEN / "audiomae_s10.pth"
     with pytest.raises(SystemExit):
         main([str(source), str(tmp_path / "out"), "--num_attention_heads=3"])
-    assert "527 labels: taken for AudioSet's" in capsys.readouterr().out
+    assert "527 labels: assumed to be AudioSet's" in capsys.readouterr().out
     config = ASTConfig.from_pretrained(tmp_path / "out")
     assert (config.id2label[0], config.id2label[526]) == ("Speech", "Field recording")
     assert config.problem_type == "multi_label_classification"
@@ -372,7 +374,7 @@ def test_numbers_of_no_encoder_are_refused(fields, message):
         ({"mel_floor": None}, "mel_floor must be a number, got None"),
         ({"preemphasis": 2.0}, "preemphasis must be from 0 to 1"),
         ({"dynamic_range": -1.0}, "dynamic_range must be above 0"),
-        ({"bin_scale": [1.0] * 128}, "bin_scale and bin_offset must both be given"),
+        ({"bin_scale": [1.0] * 128}, "Give both bin_scale and bin_offset"),
         ({"bin_scale": [1.0], "bin_offset": [0.0]}, "one finite number for each of 128 mel bins"),
         (
             {"bin_scale": [math.nan] * 128, "bin_offset": [0.0] * 128},

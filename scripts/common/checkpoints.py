@@ -1,7 +1,7 @@
-"""Checkpoints by name: a folder, one that is bundled with the commands, or one on the Hub.
+"""Checkpoints by name: a folder, one bundled with the commands, or one on the Hub.
 
-    checkpoint_folder("ast-tiny-esc10")     -> where it lies in hub_configs
-    resolve_checkpoint(name)                -> what `from_pretrained` is to be given
+    checkpoint_folder("ast-tiny-esc10")     -> its folder in hub_configs
+    resolve_checkpoint(name)                -> what to give to `from_pretrained`
 
 Nothing here imports torch or transformers.
 """
@@ -20,7 +20,7 @@ _PATIENCE_S = 1.5  # for the Hub to accept a connection
 
 
 def bundled_checkpoints() -> dict[str, Path]:
-    """The checkpoints that come with the commands: their folders by name."""
+    """The checkpoints bundled with the commands: their folders by name."""
     weights = sorted(hub_configs_folder().glob("*/model.safetensors"))
     return {file.parent.name: file.parent for file in weights}
 
@@ -28,11 +28,11 @@ def bundled_checkpoints() -> dict[str, Path]:
 def checkpoint_folder(name: str) -> str:
     """The folder of a checkpoint that the commands know by name; any other name unchanged.
 
-    Those in the box are in `hub_configs`. The weights of AST's descendants are fetched from their
-    authors and converted when they are asked for the first time.
+    Bundled ones are in `hub_configs`. The weights of AST's descendants are fetched from their
+    authors and converted on first use.
 
     Raises:
-        ValueError: when they cannot be fetched; the message says what to do.
+        ValueError: if they cannot be fetched; the message says what to do.
     """
     if Path(name).is_dir() or "/" in name:
         return name
@@ -41,7 +41,7 @@ def checkpoint_folder(name: str) -> str:
         return str(bundled[name])
     descendants = hub_configs_folder() / "published_descendants.yaml"
     if descendants.is_file() and f"\n{name}: " in descendants.read_text(encoding="utf-8"):
-        # Only here: this needs torch, and most commands' names do not.
+        # Imported here: it needs torch, and other names do not.
         from ..publishing.fetching import fetch_checkpoint
 
         return fetch_checkpoint(name)
@@ -49,13 +49,13 @@ def checkpoint_folder(name: str) -> str:
 
 
 def resolve_checkpoint(name: str) -> str:
-    """A folder, a bundled checkpoint's name or a Hub name as `from_pretrained` takes it.
+    """A folder, a bundled checkpoint's name or a Hub name, as `from_pretrained` takes it.
 
-    A Hub name that was downloaded before is found without a network too.
+    A Hub name that was downloaded before also works without a network.
 
     Raises:
-        ValueError: for a path where there is no folder, and, within two seconds, for a Hub name
-            when the Hub cannot be reached and the checkpoint was not downloaded before.
+        ValueError: for a path without a folder, and, within two seconds, for a Hub name if the Hub
+            cannot be reached and the checkpoint was not downloaded before.
     """
     local = Path(checkpoint_folder(name))
     if name.strip() and local.is_dir():
@@ -72,16 +72,16 @@ def resolve_checkpoint(name: str) -> str:
         return snapshot_download(name, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         raise ValueError(
-            f"The checkpoint {name} is neither a folder nor bundled, and the Hub cannot be "
-            f"reached to look for it there. {_what_works_offline()}"
+            f"The checkpoint {name} is neither a folder nor bundled, and the Hub cannot be reached "
+            f"to look for it there. {_what_works_offline()}"
         ) from None
 
 
 def check_checkpoints(*names: str | None) -> None:
-    """Refuse a name that leads nowhere, before anything is imported that takes seconds.
+    """Refuse a name that leads nowhere, before importing anything that takes seconds.
 
     Raises:
-        ValueError: as `resolve_checkpoint`.
+        ValueError: as for `resolve_checkpoint`.
     """
     for name in names:
         if name is not None and (not name or not Path(name).exists()):
@@ -90,11 +90,11 @@ def check_checkpoints(*names: str | None) -> None:
 
 def _what_works_offline() -> str:
     names = ", ".join(bundled_checkpoints())
-    return f"Without a network: a checkpoint's folder, or one that is bundled: {names}."
+    return f"Without a network, give a checkpoint's folder or a bundled one: {names}."
 
 
 def _hub_is_reachable() -> bool:
-    """Whether the Hub, or the proxy on the way to it, accepts connections."""
+    """Whether the Hub, or the proxy in front of it, accepts connections."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":
@@ -113,7 +113,7 @@ def _hub_is_reachable() -> bool:
         except OSError:
             return
 
-    # Looking up a name knows no timeout, so it is left behind in a thread.
+    # A DNS lookup has no timeout, so it is left behind in a thread.
     attempt = threading.Thread(target=connect, daemon=True)
     attempt.start()
     attempt.join(_PATIENCE_S)
