@@ -174,7 +174,7 @@ def test_a_detector_is_trained(door, recordings, tmp_path, capsys):
         gradient_accumulation_steps=2, mixup_rate=0.3, windows_per_clip=2,
     )  # fmt: skip
     record = door.finetune(options)
-    assert "each epoch hears 2 windows of them together" in capsys.readouterr().out
+    assert "each epoch uses 2 random windows of each, together" in capsys.readouterr().out
     assert 0 <= record["evaluation_mean_average_precision"] <= 1
     assert record["evaluation_clips"] < 8  # recordings, not windows or columns
     checkpoint = tmp_path / "run" / "checkpoint"
