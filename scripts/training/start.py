@@ -159,7 +159,13 @@ def describe_windows(
     """What happens to clips that are longer than the model's input; "" if there are none."""
     window_s = Collator(extractor, 0).window_s
     counted = count_long_clips(data.train, data.train_clips, window_s)
-    return describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
+    return describe_long_clips(
+        *counted,
+        data.train_clips,
+        window_s,
+        options.windows_per_clip,
+        options.annotations is not None,
+    )
 
 
 def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:
