@@ -21,11 +21,13 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..common.lock import hold
 from ..data.batches import Collator, SkippedSounds
 from ..data.labelled import LabelledAudio
+from .choices import choices, choose, describe_choices
 from .distil import Student, make_student
 from .optimisation import learning_rate_factor, make_average, make_optimizer
 from .options import FinetuneOptions
@@ -54,6 +56,7 @@ from .steps import (
     evaluate_model,
     evaluation_batches,
     parts_of,
+    readable_time,
     training_loss,
 )
 from .teachers import Teacher, open_teacher
@@ -75,6 +78,10 @@ def open_run(
     # The first process holds the lock for all.
     with hold(Path(options.output)) if rank == 0 else contextlib.nullcontext():
         yield TrainingRun(options, data, command, rank, processes, device)
+
+
+_TIMED_STEPS = 10
+_EVALUATION_COST = 0.4  # of a clip, over that of training on it
 
 
 class TrainingRun:
@@ -101,10 +108,12 @@ class TrainingRun:
         processes: int,
         device: torch.device,
     ):
-        self.options = options
         self.is_main = rank == 0
         self.data = data
         self.folder = RunFolder(options, command, processes, self.data.fingerprint)
+        given, options = options, choose(options, data)
+        self.options = options
+        self._chosen = choices(given, options)
         self.skipped = SkippedSounds(
             options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
         )
@@ -120,6 +129,7 @@ class TrainingRun:
         ast, self.extractor = start_model(options, self.data)
         self.folder.settle_statistics(self.extractor)
         self.frames = frame_grid(ast, options)
+        self.say(describe_choices(self._chosen, options))
         self.say(describe_windows(options, self.data, self.extractor))
         self.model: Any = choose_trained_weights(ast, options)
         if self.teacher is not None:
@@ -132,6 +142,7 @@ class TrainingRun:
         self.steps_per_epoch = count_steps(options, self.data, processes)
         self._rank, self._processes = rank, processes
         self._begin = time.perf_counter() - self.progress.seconds
+        self._steps_timed, self._first_step_at = 0, 0.0
 
     def _student(self, model: Any, teacher: Teacher) -> Student:
         embeddings = None
@@ -190,7 +201,8 @@ class TrainingRun:
             check_sharded(self.options)
         accelerator.wait_for_everyone()  # all have read the folder
         if self.is_main:
-            self.folder.begin(describe_run(self.options, self.data, self.model, self.extractor))
+            about = describe_run(self.options, self.data, self.model, self.extractor)
+            self.folder.begin({**about, "chosen": self._chosen})
         if self.resumes is not None:
             self.say(
                 f"Resuming {self.folder.path}: epoch {self.progress.epoch}, "
@@ -244,6 +256,25 @@ class TrainingRun:
                 f"{self.options.learning_rate:g})."
             )
         self.progress.add_step(loss, clips, self.seconds)
+        self._steps_timed += 1
+        if self._steps_timed == 1:
+            self._first_step_at = self.seconds  # it takes longer than the others
+        elif self._steps_timed == 1 + _TIMED_STEPS and self.is_main:
+            tqdm.write(self._time_left())
+
+    def _time_left(self) -> str:
+        """What training and evaluation will take, after some steps."""
+        steps = self.options.num_epochs * self.steps_per_epoch - self.step
+        per_step = (self.seconds - self._first_step_at) / _TIMED_STEPS
+        per_epoch = per_step * self.steps_per_epoch
+        share = self.data.evaluation_clips / self.data.train_clips
+        evaluated = _EVALUATION_COST * share * per_epoch * (
+            self.options.num_epochs - self.progress.epoch + 1
+        )  # fmt: skip
+        return (
+            f"About {readable_time(steps * per_step + evaluated)} to go: {steps} steps, "
+            f"{per_step:.2f} s each, and an evaluation after each epoch"
+        )
 
     def average_after_step(self) -> None:
         """With --ema_decay: call after the optimizer has changed the weights."""

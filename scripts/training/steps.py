@@ -156,7 +156,9 @@ def augment(
         inputs = filter_augment(inputs, options.filter_augment * decibel, generator=generator)
     # Masked parts become the data's mean. (The original masks before normalising, with a log-mel of
     # 0, about as loud as sound gets.)
-    inputs = spec_augment(inputs, options.time_mask, options.frequency_mask, generator=generator)
+    inputs = spec_augment(
+        inputs, options.time_mask or 0, options.frequency_mask or 0, generator=generator
+    )
     if options.noise_level:
         inputs = add_noise(inputs, options.noise_level, generator)
     inputs = roll(inputs, options.time_roll, generator)
@@ -322,6 +324,13 @@ def _measured(
         targets = one_hot(targets, logits.shape[1])
     per_row = binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1)
     return per_row.tolist(), scores_from_logits(logits, problem_type).tolist(), references
+
+
+def readable_time(seconds: float) -> str:
+    """A duration, as precise as one wants to know it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def describe_epoch(record: dict[str, Any]) -> str:

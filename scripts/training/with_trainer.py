@@ -191,8 +191,6 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     mixed_precision = precision(options)
     arguments = TrainingArguments(
         output_dir=options.output,
-        num_train_epochs=options.num_epochs,
-        per_device_train_batch_size=options.batch_size * options.gradient_accumulation_steps,
         max_grad_norm=options.max_grad_norm,
         bf16=mixed_precision == "bf16",
         fp16=mixed_precision == "fp16",
@@ -206,6 +204,11 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     with open_run(
         options, "ast-finetune", arguments.process_index, arguments.world_size, arguments.device
     ) as run:
+        options = run.options  # with what it chose itself
+        arguments.num_train_epochs = options.num_epochs
+        arguments.per_device_train_batch_size = (
+            options.batch_size * options.gradient_accumulation_steps
+        )
         trainer = ASTTrainer(run, args=arguments)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Progress(run))
