@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..common.lock import hold
-from ..data.batches import Collator, SkippedSounds
+from ..data.batches import Collator, SkippedSounds, repeated
 from ..data.labelled import LabelledAudio
 from .choices import choices, choose, describe_choices
 from .distil import Student, make_student
+from .embedded import Embedded, is_constant
 from .optimisation import learning_rate_factor, make_average, make_optimizer
 from .options import FinetuneOptions
 from .run_folder import Progress, RunFolder
@@ -58,6 +60,7 @@ from .steps import (
     parts_of,
     readable_time,
     training_loss,
+    with_targets,
 )
 from .teachers import Teacher, open_teacher
 
@@ -130,7 +133,8 @@ class TrainingRun:
         self.folder.settle_statistics(self.extractor)
         self.frames = frame_grid(ast, options)
         self.say(describe_choices(self._chosen, options))
-        self.say(describe_windows(options, self.data, self.extractor))
+        long_clips, text = describe_windows(options, self.data, self.extractor)
+        self.say(text)
         self.model: Any = choose_trained_weights(ast, options)
         if self.teacher is not None:
             self.model = self._student(self.model, self.teacher)
@@ -141,6 +145,16 @@ class TrainingRun:
             self.average.to(device)
         self.steps_per_epoch = count_steps(options, self.data, processes)
         self._rank, self._processes = rank, processes
+        self._embedded: Embedded | None = None
+        if processes == 1 and is_constant(options, self.model, long_clips):
+            self.say("Nothing random comes before the frozen encoder: it hears each clip once")
+            self._embedded = Embedded(
+                self.model,
+                device,
+                partial(self._whole_clips, replace(self.data, evaluation=self.data.train)),
+                partial(self._whole_clips, self.data),
+                options.seed,
+            )
         self._begin = time.perf_counter() - self.progress.seconds
         self._steps_timed, self._first_step_at = 0, 0.0
 
@@ -213,6 +227,12 @@ class TrainingRun:
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """An epoch's batches of this process, one per optimizer step, after the first `skip`."""
+        if self._embedded is not None:
+            options = self.options
+            size = options.batch_size * options.gradient_accumulation_steps
+            one_pass = partial(self._embedded.epoch, epoch, size)
+            steps = islice(repeated(one_pass), skip, self.steps_per_epoch)
+            return (with_targets(batch, options, len(self.data.label_names)) for batch in steps)
         return epoch_batches(
             self.options,
             self.data,
@@ -226,12 +246,26 @@ class TrainingRun:
             self.teacher,
         )
 
+    def _whole_clips(self, data: LabelledAudio) -> Iterator[Batch]:
+        return evaluation_batches(
+            self.options,
+            data,
+            self.extractor,
+            self.skipped,
+            self.frames,
+            self._rank,
+            self._processes,
+            self.teacher if self._is_unlabelled else None,
+        )
+
     def augmented(self, batch: Batch, step: int) -> Batch:
         """A step's batch as the student gets it; a teacher hears it before."""
         if self.teacher is not None:
             batch = self.teacher.with_answers(batch, self.extractor.sampling_rate)
         if self._is_unlabelled:
             batch = {**batch, "labels": batch["teacher_targets"]}
+        if self._embedded is not None:
+            return batch
         return augment(batch, self.options, self.extractor, step, self._rank, self._processes)
 
     def parts(self, batch: Batch) -> list[Batch]:
@@ -337,15 +371,8 @@ class TrainingRun:
         say: Callable[[str], object] = print,
     ) -> dict[str, Any]:
         """Evaluate, record, and keep the result if it is the best so far; returns the record."""
-        batches = evaluation_batches(
-            self.options,
-            self.data,
-            self.extractor,
-            self.skipped,
-            self.frames,
-            self._rank,
-            self._processes,
-            self.teacher if self._is_unlabelled else None,
+        batches = (
+            self._whole_clips(self.data) if self._embedded is None else self._embedded.evaluation()
         )
         scores = evaluate_model(self.result(model), batches, accelerator)
         record = self.progress.end_epoch(scores, learning_rate, self.seconds)

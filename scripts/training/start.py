@@ -155,11 +155,12 @@ def describe_run(
 
 def describe_windows(
     options: FinetuneOptions, data: LabelledAudio, extractor: ASTFeatureExtractor
-) -> str:
-    """What happens to clips that are longer than the model's input; "" if there are none."""
+) -> tuple[int, str]:
+    """How many clips are longer than the model's input, and what happens to them."""
     window_s = Collator(extractor, 0).window_s
     counted = count_long_clips(data.train, data.train_clips, window_s)
-    return describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
+    text = describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
+    return counted[0], text
 
 
 def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:

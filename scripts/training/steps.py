@@ -90,9 +90,14 @@ def epoch_batches(
         read_in_turn=data.train_clips <= options.shuffle_buffer,
     )
     for batch in islice(repeated(one_pass), skip, count_steps(options, data, processes)):
-        if options.loss == "binary_cross_entropy" and batch["labels"].dim() == 1:
-            batch["labels"] = one_hot(batch["labels"], num_labels).float()
-        yield batch
+        yield with_targets(batch, options, num_labels)
+
+
+def with_targets(batch: Batch, options: FinetuneOptions, num_labels: int) -> Batch:
+    """A batch whose labels are targets, where the loss is of each label by itself."""
+    if options.loss == "binary_cross_entropy" and batch["labels"].dim() == 1:
+        return {**batch, "labels": one_hot(batch["labels"], num_labels).float()}
+    return batch
 
 
 def evaluation_batches(
@@ -180,6 +185,13 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
         pooling: for bags.
         num_items_in_batch: see `classification_loss`.
     """
+    if "embeddings" in batch:
+        return model.loss_function(  # as in its `forward`
+            batch["labels"],
+            model.classifier(batch["embeddings"]),
+            model.config,
+            num_items_in_batch=num_items_in_batch,
+        )
     student: Any = getattr(model, "module", model)  # DDP wraps the model
     if isinstance(student, Student):
         inputs = {key: batch[key] for key in ("input_values", "attention_mask") if key in batch}
@@ -243,7 +255,10 @@ def evaluate_model(
             if key in batch
         }
         with accelerator.autocast():
-            logits = model(**inputs).logits
+            if "embeddings" in batch:
+                logits = _head(model)(batch["embeddings"].to(accelerator.device))
+            else:
+                logits = model(**inputs).logits
         if not counts:
             continue
         windows = zip(
@@ -271,6 +286,10 @@ def evaluate_model(
         f"evaluation_{name}": value if math.isfinite(value) else None
         for name, value in values.items()
     }
+
+
+def _head(model: Any) -> Any:
+    return getattr(model, "module", model).classifier
 
 
 @dataclass

@@ -76,6 +76,10 @@ class ASTTrainer(Trainer):
         self.run.end_step(self.accelerator.reduce(loss, "mean").item(), int(clips))
         return loss
 
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Not counted: a batch of embeddings has no input to count by."""
+        return 0
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -83,8 +87,9 @@ class ASTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The loss of a part of a step's batch, which may consist of bags or need a teacher."""
-        if "window_weights" not in inputs and self.run.teacher is None:
+        """The loss of a part of a step's batch."""
+        is_plain = "input_values" in inputs and "window_weights" not in inputs
+        if is_plain and self.run.teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.run.loss(model, inputs, num_items_in_batch)
         # As in Trainer: the count covers all processes, whose gradients are averaged.
