@@ -107,7 +107,7 @@ def test_without_a_model_it_is_the_bundled_one(capsys, tmp_path):
     output, error = capsys.readouterr()
     answers = {Path(row["file"]).stem: row["labels"][0]["label"] for row in json.loads(output)}
     assert answers == {name: name for name in wanted.values()}
-    assert "Heard by the bundled ast-tiny-esc10, which knows ten sounds." in error
+    assert "Classified by the bundled ast-tiny-esc10, which knows ten sounds." in error
 
 
 def test_what_is_written_is_what_the_pipeline_says(run, folder, reference, tmp_path):
@@ -434,7 +434,7 @@ def test_other_settings_need_another_folder(run, folder, tmp_path):
     assert run(folder / "0.wav", "--output", tmp_path)[0] == 0
     status, _, stderr = run(folder / "0.wav", "--output", tmp_path, "--chunk-length-s", "1")
     assert status == 2
-    assert "holds results with chunk_length_s None, this run has 1.0" in stderr
+    assert "holds results with chunk_length_s None, but this run has 1.0" in stderr
 
 
 def test_other_models_are_refused(run, folder, tmp_path):
@@ -449,7 +449,7 @@ def test_other_models_are_refused(run, folder, tmp_path):
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     status, _, stderr = run(folder / "0.wav", model=tmp_path)
     assert status == 2
-    assert "is a wav2vec2 checkpoint, expected an Audio Spectrogram Transformer" in stderr
+    assert "is a wav2vec2 checkpoint; expected an Audio Spectrogram Transformer" in stderr
 
 
 def test_a_long_recording_is_told_by_time(run, folder, reference):
@@ -662,7 +662,7 @@ def test_thresholds_of_unknown_labels_are_refused(run, folder, tmp_path):
     (tmp_path / "thresholds.json").write_text('{"LABEL_9": 0.5}')
     status, _, stderr = run(folder / "1.wav", "--threshold", tmp_path / "thresholds.json")
     assert status == 2
-    assert "--threshold names the unknown label 'LABEL_9'. Did you mean 'LABEL_4'?" in stderr
+    assert "--threshold: unknown label 'LABEL_9'. Did you mean 'LABEL_4'?" in stderr
 
 
 def test_what_killed_runs_left_half_written_goes(run, folder, tmp_path):

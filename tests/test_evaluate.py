@@ -149,7 +149,7 @@ def test_report(checkpoint, sounds, tmp_path):
     assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     text = format_report(report)
     assert f"18 clips of {sounds} (split train)" in text
-    assert "1 longer than the model: heard in windows" in text
+    assert "1 longer than the model: cut into windows" in text
     assert "1 more cannot be read" in text
 
 
@@ -245,7 +245,7 @@ def test_a_class_without_clips_is_said(sounds, tmp_path):
     nothing = report["per_class"][0]
     assert (nothing["label"], nothing["positives"]) == ("silence", 0)
     assert nothing["average_precision"] is nothing["roc_auc"] is nothing["recall"] is None
-    assert "1 classes have no clip, left out of the means: silence" in format_report(report)
+    assert "1 classes without clips, excluded from means: silence" in format_report(report)
     values = [row["average_precision"] for row in report["per_class"][1:]]
     mean = report["metrics"]["mean_average_precision"]["value"]
     assert mean == pytest.approx(np.mean(values))
@@ -260,7 +260,7 @@ def test_sounds_of_one_class(checkpoint, sounds, tmp_path):
     low = next(row for row in report["per_class"] if row["label"] == "low")
     assert low["recall"] == report["metrics"]["accuracy"]["value"]
     assert report["metrics"]["roc_auc"]["value"] is None
-    assert "2 classes have no clip, left out of the means" in format_report(report)
+    assert "2 classes without clips, excluded from means" in format_report(report)
 
 
 def test_folds_and_fractions_are_those_of_fine_tuning(checkpoint, tmp_path):
@@ -394,7 +394,7 @@ def test_labels_that_do_not_fit(checkpoint, sounds, tmp_path):
     with pytest.raises(ValueError, match="different problem types"):
         evaluate([checkpoint, several], sounds, tmp_path / "report")
     regression = write_checkpoint(tmp_path / "r", problem_type="regression")
-    with pytest.raises(ValueError, match="is a regression model, expected a classifier"):
+    with pytest.raises(ValueError, match="is a regression model; expected a classifier"):
         evaluate(regression, sounds, tmp_path / "report")
 
 

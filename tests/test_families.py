@@ -206,7 +206,9 @@ def test_says_what_does_not_fit(tmp_path):
     missing = error(lambda s: s.pop("blocks.1.mlp.fc1.weight"))
     assert "it lacks audio_spectrogram_transformer.encoder.layer.1.intermediate" in missing
     scale = {"blocks.0.ls1.gamma": torch.ones(24)}
-    assert "tensor 'blocks.0.ls1.gamma', for which" in error(lambda s: s.update(scale))
+    assert "tensor 'blocks.0.ls1.gamma', which AST's layers lack" in error(
+        lambda s: s.update(scale)
+    )
     assert "7 labels, but 2 names" in error(nothing, id2label={0: "a", 1: "b"})
     with pytest.raises(ValueError, match="Unknown family 'beats'; expected one of PaSST, CED"):
         convert_checkpoint(path, family="beats")
@@ -271,7 +273,7 @@ def test_names_of_audiosets_labels_come_by_themselves(tmp_path, capsys):
     source = FAMILIES_GOLDEN / "audiomae_s10.pth"
     with pytest.raises(SystemExit):
         main([str(source), str(tmp_path / "out"), "--num_attention_heads=3"])
-    assert "527 labels: taken for AudioSet's" in capsys.readouterr().out
+    assert "527 labels: assumed to be AudioSet's" in capsys.readouterr().out
     config = ASTConfig.from_pretrained(tmp_path / "out")
     assert (config.id2label[0], config.id2label[526]) == ("Speech", "Field recording")
     assert config.problem_type == "multi_label_classification"

@@ -323,9 +323,9 @@ def pushing_fails(arguments: list[str], capsys) -> str:
 def test_what_is_wrong_is_said_in_one_line(hub, run_folder, capsys, monkeypatch, tmp_path):
     for name in ("a/b/c", "someone/my sounds", "someone/a--b", "../up", "someone/x.git"):
         line = pushing_fails([str(run_folder), name], capsys)
-        assert f"'{name}' is no name for a repository; expected NAMESPACE/NAME" in line
+        assert f"'{name}' is not a repository name; expected NAMESPACE/NAME" in line
     line = pushing_fails([str(run_folder), "other/x"], capsys)
-    assert line.startswith("The token may not write to other/x")
+    assert line.startswith("The token cannot write to other/x")
     hub.failures = [("POST /api/repos/create", 500)]
     line = pushing_fails([str(run_folder), "someone/x"], capsys)
     assert line.startswith("The Hub answered 500 to /api/repos/create. Nothing was committed")
@@ -365,7 +365,7 @@ def test_a_token_in_a_file_is_not_published(hub, run_folder, capsys, tmp_path):
     model.save_pretrained(tmp_path)
     ASTFeatureExtractor.from_pretrained(checkpoint).save_pretrained(tmp_path)
     line = pushing_fails([str(tmp_path), "someone/leak"], capsys)
-    assert line == "config.json holds your token. Take it out: it would be public."
+    assert line == "config.json contains your token. Remove it: it would become public."
     assert hub.repositories == {}
 
 
@@ -391,7 +391,7 @@ def test_half_a_checkpoint_is_refused(run_folder, tmp_path):
     with pytest.raises(ValueError, match=r"has no preprocessor_config\.json \(the statistics"):
         write_repository(tmp_path, tmp_path / "out", "someone/x")
     ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"not complete: classifier\..* are missing"):
+    with pytest.raises(ValueError, match=r"incomplete: classifier\..* are missing"):
         write_repository(tmp_path, tmp_path / "out", "someone/x")
 
 

@@ -10,11 +10,11 @@ _RUNNING = "how it runs"
 
 @dataclass
 class EvaluateOptions(LabelledOptions):
-    """Options of an evaluation; those of the data are as in fine-tuning."""
+    """Options of an evaluation; the data options are those of fine-tuning."""
 
     paths: list[str] = setting(
         [],
-        "a checkpoint (folder, bundled or Hub name; of several the mean probability counts), then "
+        "a checkpoint (folder, bundled or Hub name; several: their mean probability), then "
         "a dataset (folder of class folders, CSV, Parquet or tar file(s), or a Hub dataset)",
         positional="*",
         metavar="CHECKPOINT … DATASET",
@@ -35,12 +35,13 @@ class EvaluateOptions(LabelledOptions):
     )
     window_pooling: str | None = setting(
         None,
-        "a long clip's score from its windows'; default: as the checkpoint was trained, else mean",
+        "how to combine the windows' scores of a long clip; default: as the checkpoint was "
+        "trained, else mean",
         choices=("mean", "max", "linear_softmax"),
     )
     batch_size: int = setting(16, "windows per forward pass", group=_RUNNING, at_least=1)
     num_workers: int = setting(2, "processes that decode", group=_RUNNING, at_least=0)
     bootstrap_resamples: int = setting(
-        1000, "for the confidence intervals", group=_RUNNING, at_least=1
+        1000, "resamples for the confidence intervals", group=_RUNNING, at_least=1
     )
-    seed: int = setting(0, "of the bootstrap", group=_RUNNING)
+    seed: int = setting(0, "random seed of the bootstrap", group=_RUNNING)

@@ -33,10 +33,10 @@ def per_class(measured: ScoredClips, labels: list[str]) -> list[dict[str, Any]]:
 def most_confident_mistakes(
     measured: ScoredClips, labels: list[str], files: list[str]
 ) -> list[dict[str, Any]]:
-    """The wrong answers that the model is surest of."""
+    """The model's most confident wrong answers."""
     wrong = measured.decided != measured.relevant
     if not measured.is_multi_label:
-        wrong &= measured.decided  # a label that was given in another's place is one mistake
+        wrong &= measured.decided  # predicting one label instead of another is one mistake
     sureness = np.where(measured.decided, measured.scores, 1 - measured.scores)
     clips, given = np.nonzero(wrong)
     surest = np.argsort(-sureness[clips, given], kind="stable")[:_MISTAKES]
@@ -56,7 +56,7 @@ def most_confident_mistakes(
 
 
 def finite(value: Any) -> Any:
-    """With None for NaN and infinity, which JSON does not know."""
+    """With None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -83,7 +83,7 @@ def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) ->
 
 
 def draw_confusion_matrix(measured: ScoredClips, labels: list[str], path: Path) -> None:
-    """Counts of (true, predicted) labels; of many classes, those with the most mistakes."""
+    """Counts of (true, predicted) labels; with many classes, those with the most mistakes."""
     from matplotlib.figure import Figure
 
     matrix = measured.relevant.T.astype(int) @ measured.decided  # (true, predicted)
@@ -116,7 +116,7 @@ def draw_confusion_matrix(measured: ScoredClips, labels: list[str], path: Path) 
 
 
 def draw_average_precision(report: dict[str, Any], path: Path) -> None:
-    """A bar per class with positives, best on top; of many classes, the lowest ones."""
+    """A bar per class with positives, best on top; with many classes, the lowest ones."""
     from matplotlib.figure import Figure
 
     rows = [row for row in report["per_class"] if row["positives"]]
@@ -140,7 +140,7 @@ def draw_average_precision(report: dict[str, Any], path: Path) -> None:
         axes.axvline(mean, color="tab:orange", label=f"mean {mean:.3f}")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     names = [f"{_shortened(row['label'])} ({row['positives']})" for row in rows]
-    axes.set_yticks(places, names, parse_math=False)  # a name may hold $
+    axes.set_yticks(places, names, parse_math=False)  # a name can contain $
     axes.set(xlim=(0, 1.08), ylim=(-0.7, len(rows) - 0.3), xlabel="average precision")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
@@ -165,12 +165,14 @@ def format_report(report: dict[str, Any]) -> str:
     if len(report["checkpoints"]) > 1:
         lines.append("  (an ensemble: the mean of their probabilities)")
     if report["windowed_clips"]:
-        lines.append(f"  {report['windowed_clips']} longer than the model: heard in windows")
+        lines.append(
+            f"  {report['windowed_clips']} longer than the model's input: cut into windows"
+        )
     if report["unreadable"]:
-        lines.append(f"  {len(report['unreadable'])} more cannot be read: left out")
+        lines.append(f"  {len(report['unreadable'])} more cannot be read: skipped")
     if missing := report["classes_without_positives"]:
         names = shown(", ".join(missing[:10])) + (", …" if len(missing) > 10 else "")
-        lines.append(f"  {len(missing)} classes have no clip, left out of the means: {names}")
+        lines.append(f"  {len(missing)} classes without clips, excluded from means: {names}")
 
     lines += ["", f"{'':12}{'value':>9}   {100 * report['confidence']:g} % interval"]
     for name, metric in report["metrics"].items():

@@ -1,4 +1,4 @@
-"""Checkpoints scored on labelled sound: clips in, a report out."""
+"""Scores checkpoints on labelled sound: clips in, a report out."""
 
 import difflib
 import json
@@ -33,7 +33,7 @@ _CONFIDENCE = 0.95
 
 @dataclass
 class _Clip:
-    """A clip as it comes from the data set: decoded, or with what is wrong with it; then scored."""
+    """A clip from the data set: decoded, or with what is wrong with it; later scored."""
 
     file: str
     label: Any  # index, or list of indices, in the data set's order
@@ -67,22 +67,22 @@ def evaluate_checkpoints(
     """Score a dataset's clips, measure, and write the report's files.
 
     Args:
-        checkpoints: folders or Hub names; of several, the mean probability counts.
+        checkpoints: folders or Hub names; several are an ensemble: their mean probability counts.
         dataset: as for fine-tuning.
-        options: which clips, and how they are scored.
+        options: which clips, and how to score them.
 
     Returns:
         The report, as in evaluation.json, in the main process; {} in the others:
             "checkpoints"   as given
             "dataset", "dataset_config", "split", "fold_column", "fold", "fraction"
-                            what was measured; null where it does not apply
+                            what was measured; null if it does not apply
             "task"          "single_label_classification" or "multi_label_classification", by the
-                            data; a checkpoint whose config says the other is measured as it is
+                            data; a checkpoint whose config says otherwise is measured all the same
             "clips"         how many were measured
             "unreadable"    [{"file", "error"}, …]: not among them
             "windowed_clips"    how many of them are longer than (one of) the models' length
             "labels"        the checkpoint's, in its order, or the dataset's of `match_labels`
-            "classes_without_positives"     names: left out of all means over classes
+            "classes_without_positives"     names: excluded from all means over classes
             "metrics"       {name: {"value", "low", "high"}}, names as in `compute_metrics`; null
                             where undefined, or infinite, as d′ is when ROC-AUC is 1
             "confidence", "bootstrap_resamples", "seed"     of low and high
@@ -94,15 +94,15 @@ def evaluate_checkpoints(
             "seconds"       for reading and scoring
 
     Raises:
-        ValueError: for wrong paths, columns or options, labels that do not fit, or no sound that
-            can be read.
+        ValueError: for wrong paths, columns or options, labels that do not fit, or if no sound can
+            be read.
     """
     accelerator = Accelerator()
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > accelerator.num_processes:
         raise ValueError(
-            f"{started} processes were started, but without GPUs Accelerate lets each do all the "
-            "work alone. Set ACCELERATE_USE_CPU=true."
+            f"{started} processes were started, but without GPUs Accelerate would let each do all "
+            "the work alone. Set ACCELERATE_USE_CPU=true."
         )
     classifiers = [
         Classifier(
@@ -118,7 +118,7 @@ def evaluate_checkpoints(
     whole_split = options.evaluation_split is not None
     which = options
     if options.evaluation_split is not None:
-        # No other split is read, and no clip is left out for its group.
+        # No other split is read, and no clip is excluded because of its group.
         which = replace(options, train_split=options.evaluation_split, group_column=None)
     data = open_labelled_audio(dataset, which)
     answered = list(meanings) if meanings else labels
@@ -127,7 +127,7 @@ def evaluate_checkpoints(
     start = time.perf_counter()
     scored = list(_score(classifiers, labels, meanings, data, options, accelerator))
     labels = answered
-    # In an order that does not depend on how many processes there are, as the bootstrap sees it.
+    # In an order that does not depend on the number of processes, because it affects the bootstrap.
     clips = sorted(gather_object(scored), key=lambda clip: (clip.file, str(clip.label)))
     seconds = time.perf_counter() - start
     accelerator.end_training()
@@ -186,16 +186,16 @@ def _common_labels(checkpoints: Sequence[str], classifiers: Sequence[Classifier]
     first: list[str] = []
     for name, classifier in zip(checkpoints, classifiers, strict=True):
         if classifier.problem_type == "regression":
-            raise ValueError(f"{name} is a regression model, expected a classifier.")
+            raise ValueError(f"{name} is a regression model; expected a classifier.")
         labels = classifier.label_names
         first = first or labels
         if len(set(labels)) < len(labels):
-            raise ValueError(f"{name} gives several of its labels the same name.")
+            raise ValueError(f"{name} has several labels with the same name.")
         if set(labels) != set(first):
             odd = sorted(set(labels) ^ set(first))[0]
             raise ValueError(
                 f"{name} has other labels than {checkpoints[0]} (only one has {odd!r}): an "
-                "ensemble needs the same in all."
+                "ensemble needs the same labels in all."
             )
     kinds = {classifier.problem_type for classifier in classifiers}
     if len(kinds) > 1:
@@ -252,7 +252,7 @@ def _score(
     options: EvaluateOptions,
     accelerator: Accelerator,
 ) -> Iterator[_Clip]:
-    """This process's clips with their scores, or with what is wrong with them."""
+    """This process's clips with their scores, or what is wrong with them."""
     rate = max(classifier.sampling_rate for classifier in classifiers)
     stream = rank_share(
         data.evaluation, accelerator.process_index, accelerator.num_processes, options.num_workers
@@ -263,7 +263,7 @@ def _score(
         num_workers=min(options.num_workers, stream.num_shards),
         collate_fn=_Decoder(rate),
     )
-    # Published AudioSet checkpoints do not say that they are multi-label; then the data tell.
+    # Published AudioSet checkpoints do not say that they are multi-label; the data decide then.
     problem_type = classifiers[0].problem_type or data.problem_type
     for classifier in classifiers:
         is_multi_label = problem_type == "multi_label_classification"
@@ -279,7 +279,7 @@ def _score(
             sounds = [{"array": clip.waveform, "sampling_rate": rate} for clip in readable]
             answers = [dict(classifier.hear_each(enumerate(sounds))) for classifier in classifiers]
             for index, clip in enumerate(readable):
-                # Arrays, which the decoder has checked: none is unreadable.
+                # Arrays that the decoder has checked: none is unreadable.
                 heard = [h for answer in answers if isinstance(h := answer[index], Heard)]
                 scores = [h.clip_scores()[order] for h, order in zip(heard, columns, strict=True)]
                 clip.scores = np.mean(scores, axis=0)

@@ -1,4 +1,4 @@
-"""The files that people read, made from the parts of an output folder.
+"""Makes the files that people read from the parts of an output folder.
 
 OUTPUT/windows.csv, events.csv, audacity/…, embeddings.parquet, answers.parquet …
 """
@@ -20,7 +20,7 @@ from .parts import Parts, Result
 _EVENTS = {"sound": "string", "start": "double", "end": "double", "label": "string"}
 _EVENTS |= {"score": "float"}
 _ROOT = "root"  # the folder of sounds with absolute paths
-_NAME_BYTES = 160  # of a folder or file; 255 is the most, with our suffixes and "unfinished"
+_NAME_BYTES = 160  # of a folder or file; the limit, with our suffixes and "unfinished", is 255
 
 
 def collect(
@@ -35,15 +35,15 @@ def collect(
 
     Args:
         folder: the output folder.
-        per: "window" or "file": what a row of the table and of the embeddings is.
-        formats: of `FORMATS`.
+        per: "window" or "file": what one row of the table and of the embeddings stands for.
+        formats: names in `FORMATS`.
         top_k: labels in a row.
         embeddings: also write embeddings.parquet.
         answers: also write answers.parquet, and this, with the names of the labels as JSON, in its
             header: the windows' vectors begin with their logits.
 
     Returns:
-        errors: name of the sound -> what was wrong.
+        errors: name of the sound -> what is wrong with it.
     """
     parts = Parts(folder)
     for name in formats:
@@ -77,15 +77,15 @@ def collect(
 
 
 def file_of(folder: Path, sound: str, suffix: str) -> Path:
-    """Where a file about a sound goes in a folder of such files."""
+    """The path of a file about a sound, in a folder of such files."""
     return folder / f"{path_of(sound)}{suffix}"
 
 
 def path_of(sound: str) -> PurePath:
     """A sound's name as a path inside a folder: unique, and legal on every system.
 
-    A name that is neither, or too long for a file system, is cut and changed, and ends in a
-    checksum of itself.
+    A name that is neither, or too long for a file system, is shortened and changed, and gets a
+    checksum of itself at the end.
     """
     pieces = sound.split("/")
     if pieces[0] == "":  # an absolute path

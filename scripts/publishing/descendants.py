@@ -116,10 +116,9 @@ def published_descendants() -> dict[str, dict[str, Any]]:
 
 
 def descendant_config(name: str) -> tuple[ASTConfig, ASTFeatureExtractor]:
-    """Config and feature extractor of a published checkpoint, without what only its file tells.
+    """Config and feature extractor of a published checkpoint, without what only its file holds:
 
-    That is CED's and Dasheng's batch normalisation of the spectrogram, `bin_scale` and
-    `bin_offset`.
+    CED's and Dasheng's batch normalisation of the spectrogram, `bin_scale` and `bin_offset`.
     """
     checkpoint = published_descendants()[name]
     family = _FAMILIES[checkpoint["family"]]
@@ -180,12 +179,12 @@ def descendant_files(name: str) -> dict[str, str]:
 
 
 def descendant_license(name: str) -> str:
-    """The licence of its weights, as the Hub writes it."""
+    """The licence of its weights, as the Hub spells it."""
     return _FAMILIES[published_descendants()[name]["family"]]["license"]
 
 
 def weights_file(name: str) -> str:
-    """The name that the authors' file has."""
+    """The name of the authors' file."""
     checkpoint = published_descendants()[name]
     if "hub" in checkpoint:
         return "model.safetensors"
@@ -193,7 +192,7 @@ def weights_file(name: str) -> str:
 
 
 def weights_page(name: str) -> str:
-    """Where a person finds it."""
+    """The page where people find it."""
     checkpoint = published_descendants()[name]
     if "hub" in checkpoint:
         return f"https://huggingface.co/{checkpoint['hub']}"

@@ -24,7 +24,7 @@ _TIMEOUT_S = 30
 
 
 def cache_folder(name: str) -> Path:
-    """Where a checkpoint is kept; a file of its authors may be put there by hand."""
+    """Where a checkpoint is kept; you can also put the authors' file there by hand."""
     return Path(constants.HF_HOME) / "ast" / name
 
 
@@ -32,8 +32,8 @@ def fetch_checkpoint(name: str) -> str:
     """The checkpoint folder of one of `hub_configs/published_descendants.yaml`.
 
     Raises:
-        ValueError: when its weights cannot be fetched; the message says what to download and where
-            to put it. Also when what was fetched is something else.
+        ValueError: if its weights cannot be fetched; the message says what to download and where to
+            put it. Also if something else was fetched.
     """
     folder = cache_folder(name)
     checkpoint = folder / "checkpoint"
@@ -57,7 +57,7 @@ def fetch_checkpoint(name: str) -> str:
                 "same command again."
             ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: an interrupted conversion leaves no half of a folder behind.
+    # Whole or not at all: an interrupted conversion leaves no partial folder behind.
     with tempfile.TemporaryDirectory(prefix=".checkpoint_", dir=folder) as unfinished:
         target = Path(unfinished) / "checkpoint"
         weights_to_repository(weights, target, name)
@@ -70,7 +70,7 @@ def _fetch(name: str, target: Path) -> Path:
     if "hub" in published:
         return Path(hf_hub_download(published["hub"], target.name))
     if "url" not in published:
-        raise OSError("its page gives files to browsers only")
+        raise OSError("its page only serves browsers")
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
 

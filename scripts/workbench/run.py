@@ -41,7 +41,7 @@ def index(options: IndexOptions) -> int:
     if options.sounds:
         built = build_index(folder, _listening(options))
         if built is None:
-            return 0  # the first process goes on
+            return 0  # the first process continues
         run, errors = built
         sounds, windows = Parts(folder).count()
         print(
@@ -58,7 +58,7 @@ def index(options: IndexOptions) -> int:
 
 
 def _listening(options: IndexOptions) -> ClassifyOptions:
-    """What to hear. An index that is there says how; the command line may say the same."""
+    """What to index. An existing index fixes the settings; the command line must not differ."""
     known = settings_of(options.output)
     model = options.model or known.get("model") or DEFAULT_MODEL
     windows: dict[str, Any] = {
@@ -193,9 +193,9 @@ def format_report(lesson: Lesson, report: dict[str, Any], wish: str) -> str:
     errors = report.get("calibration_error")
     if errors:
         figures.append(f"calibration error {errors['before']:.3f} -> {errors['after']:.3f}")
-    held_out = "recordings that were held out"
+    held_out = "held-out recordings"
     if lesson.strength is None:
-        held_out = "the marked recordings, which the model must not have been trained on"
+        held_out = "the marked recordings, on which the model must not have been trained"
     lines.append(f"On {held_out}: {', '.join(figures)}.")
     width = max([len(shown(label)) for label in lesson.labels] + [5])
     lines.append("")
@@ -222,7 +222,7 @@ def _queue(options: TeachOptions, found: SoundIndex, marks: Sequence[Mark], less
     if options.queue_label is not None:
         if options.queue_label not in lesson.labels:
             raise ValueError(
-                f"--queue_label {options.queue_label!r} is none of the labels"
+                f"--queue_label {options.queue_label!r} is not one of the labels"
                 f"{did_you_mean(options.queue_label, lesson.labels)}"
             )
         label = lesson.labels.index(options.queue_label)
@@ -234,7 +234,7 @@ def _queue(options: TeachOptions, found: SoundIndex, marks: Sequence[Mark], less
     write_csv(options.queue_file, columns, rows)
     print(
         f"{len(rows)} windows to mark next ({options.queue}): {shown(options.queue_file)}. Fill in "
-        "the column label, and give the file to ast-teach beside the others.",
+        "the column label, and give the file to ast-teach with the others.",
         file=sys.stderr,
     )
     if options.clips is not None:
@@ -242,7 +242,7 @@ def _queue(options: TeachOptions, found: SoundIndex, marks: Sequence[Mark], less
 
 
 def queue_rows(found: SoundIndex, windows: Sequence[int], lesson: Lesson) -> list[dict[str, Any]]:
-    """Windows of a queue with what the head says of them, the label left to be filled in."""
+    """Windows of a queue with the head's suggestions, and an empty label to fill in."""
     scores = lesson.head.scores(found.normed(np.array(windows, int)))
     rows = rows_of(found, windows, np.zeros(len(found)), "")
     for row, of_labels in zip(rows, scores, strict=True):
