@@ -10,6 +10,7 @@
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
+    ast-benchmark detection DATASET
 
 After a warm-up the cases alternate, so a machine that gets busier slows all of them alike. The
 table gives medians, the spread, and how much faster each case is than the first.
@@ -76,6 +77,11 @@ BENCHMARKS = {
         options.QueuesOptions,
         "marks each queue needs to reach 90 and 95 % of the accuracy with all marks",
         "benchmarks.marking:benchmark_queues",
+    ),
+    "detection": Subcommand(
+        options.DetectionOptions,
+        "sounds found in soundscapes: a frame model against a window classifier",
+        "benchmarks.detection:benchmark_detection",
     ),
 }
 

@@ -18,12 +18,18 @@ from huggingface_hub.utils import _http
 from transformers import Trainer, TrainingArguments, pipeline
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification, convert_checkpoint
+from modeling_ast import (
+    ASTConfig,
+    ASTForAudioClassification,
+    ASTForAudioFrameClassification,
+    ASTFrameConfig,
+    convert_checkpoint,
+)
 from scripts.common.bundled import hub_configs_folder
 from scripts.publishing.repository import push, write_repository
 from scripts.push_to_hub import main
 
-from .conftest import GOLDEN, REPOSITORY
+from .conftest import GOLDEN, REPOSITORY, TINY_MODEL
 from .hub_server import HubServer
 
 TOKEN = "hf_averysecrettoken"
@@ -228,6 +234,37 @@ print(hashlib.sha256(pathlib.Path("again/model.safetensors").read_bytes()).hexdi
         lines = in_clean_process(script, hub, tmp_path / module, with_package=not options)
         assert eval(lines[0]) == pytest.approx(expected, abs=1e-6)
         assert lines[1:] == [module, weights]
+
+
+def test_a_detector_travels(hub, tmp_path):
+    """Its card's own examples: with the code beside it, and with the package."""
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
+    config = ASTFrameConfig(**{**TINY_MODEL, "num_labels": len(LABELS)}, **names)
+    model = ASTForAudioFrameClassification(config).eval()
+    with torch.no_grad():
+        model.frame_classifier.dense.bias[:] = torch.tensor(
+            [-3.0, 3.0] + [-3.0] * (len(LABELS) - 2)
+        )
+    model.save_pretrained(tmp_path / "checkpoint")
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
+    extractor.save_pretrained(tmp_path / "checkpoint")
+    push(tmp_path / "checkpoint", "someone/detector")
+    files = hub.files("someone/detector")
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    assert files["model.safetensors"] == weights.read_bytes()
+    card = files["README.md"].decode()
+    assert f"gives each of {len(LABELS)} kinds of sound a score every 0.1 s" in card
+    assert "does not know the model type `ast-frame-classification` and says so." in card
+
+    remote, packaged = examples(hub, "someone/detector")  # none for plain transformers
+    script = remote + "print(type(model).__module__.partition('.')[0], type(model).__name__)"
+    answer, kind = in_clean_process(script, hub, tmp_path / "remote", with_package=False)
+    assert answer == f"torch.Size([12, {len(LABELS)}]) {LABELS[1]}"
+    assert kind == "transformers_modules ASTForAudioFrameClassification"
+    (event,) = in_clean_process(packaged, hub, tmp_path / "packaged", with_package=True)
+    start, end, label, score = event.split()
+    assert (float(start), float(end), label) == (0.0, 1.0, LABELS[1])
+    assert float(score) > 0.9
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
 
 
@@ -158,3 +159,33 @@ class QueuesOptions(MarkedOptions):
     batch: int = setting(10, "at least this many marks per round", at_least=1)
     draws: int = setting(10, "random draws", at_least=2)
     plot: Path | None = setting(None, "also draw accuracy over marks, to a PNG")
+
+
+@dataclass
+class DetectionOptions(CommonOptions):
+    dataset: str = setting("", "labelled clips with folds, to make soundscapes of", positional="1")
+    model: str = setting(
+        DEFAULT_MODEL, "start of both, which has not learnt from the held-out fold"
+    )
+    output: Path = setting(
+        Path("runs/detection"),
+        "folder for sounds and runs; what is there already is not made again",
+        metavar="FOLDER",
+    )
+    models: list[str] = setting(
+        ["frames", "windows"], "which to train and measure", choices=("frames", "windows")
+    )
+    evaluation_fold: str = setting("5", "the fold held out, of the column fold")
+    soundscape_s: float = setting(45.0, "length of a soundscape", group="soundscapes")
+    mixtures_per_fold: int = setting(60, "soundscapes of each fold", group="soundscapes")
+    max_clips: int = setting(6, "events in one, at most, of different classes", group="soundscapes")
+    num_epochs: int = setting(1, "passes over them", at_least=1, group="training")
+    windows_per_clip: int = setting(
+        4, "windows of each per epoch, which are a step", at_least=1, group="training"
+    )
+    learning_rate: float = setting(3e-4, "peak", group="training")
+    frequency_patchout: int = setting(
+        4, "patch rows dropped in training", at_least=0, group="training"
+    )
+    median_filter_s: float = setting(0.5, "of the scores, before events", at_least=0)
+    seed: int = setting(0, "of soundscapes, windows and training", group="training")

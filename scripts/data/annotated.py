@@ -44,14 +44,17 @@ def open_annotated_audio(
     Args:
         dataset: see above.
         annotations: file or folder, see `read_annotations`.
-        options: columns and parts, as for `open_labelled_audio`.
+        options: columns and parts, as for `open_labelled_audio`; with the same split for training
+            and evaluation all of it is for evaluation.
         label_column: of the annotations, if it has an unusual name.
 
     Raises:
         ValueError: as for `read_annotations` and `open_labelled_audio`. Skipped rows are logged.
     """
     splits = [options.train_split]
-    if options.evaluation_split is not None:
+    # Measured whole, a split is no part of another one.
+    is_whole = options.evaluation_split == options.train_split
+    if options.evaluation_split is not None and not is_whole:
         splits.append(options.evaluation_split)
     if (options.fold_column is None) != (options.evaluation_fold is None):
         raise ValueError("--fold_column and --evaluation_fold belong together.")
@@ -66,7 +69,7 @@ def open_annotated_audio(
             name = _name(row, options.audio_column)
             if name in recordings:
                 raise ValueError(f"{dataset} holds {name} twice; names tell recordings apart here.")
-            recordings[name] = _read_recording(row, number == 1, options, feature)
+            recordings[name] = _read_recording(row, is_whole or number == 1, options, feature)
     found = read_annotations(
         annotations, recordings, lambda name: recordings[name].duration, label_column
     )
@@ -93,7 +96,7 @@ def open_annotated_audio(
             content = checksum(short_name(name), recording.events, label)
             classes[label].add(content, is_train=not recording.is_held_out)
     for is_held_out, title in ((False, "train"), (True, "evaluation")):
-        if not clips[is_held_out]:
+        if not clips[is_held_out] and (is_held_out or not is_whole):
             raise ValueError(
                 f"There are no annotated recordings in the {title} part of {dataset}. Check the "
                 "split, fold, group or fraction."
@@ -173,7 +176,7 @@ def _hold_out(recordings: dict[str, _Recording], options: LabelledOptions) -> No
 def _open_recordings(dataset: str, split: str, options: LabelledOptions) -> IterableDataset:
     """Also accepts a folder that holds only sounds."""
     if stream := open_sounds(dataset, options.audio_column):
-        if options.evaluation_split is not None:
+        if options.evaluation_split not in (None, options.train_split):
             raise ValueError(f"{dataset} is a folder of sounds and has no splits.")
         return stream
     return open_stream(dataset, split, options.dataset_config, options.audio_column)

@@ -3,12 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
 from ..data.options import GROUP as SOUNDS
 from ..data.options import DatasetOptions, LabelledOptions
 from .formats import FORMATS
+
+if TYPE_CHECKING:
+    from modeling_ast.events_ast import EventRules
 
 MODEL_HELP = "checkpoint: a folder, an ONNX file, a Hub name or the bundled one"
 # What `ast-export-onnx` can write; modeling_ast/export_ast.py has the same, and a test compares.
@@ -37,7 +41,70 @@ def read_threshold(word: str) -> float | dict[str, float]:
 
 
 @dataclass
-class ClassifyOptions(DatasetOptions):
+class HearingOptions(Options):
+    """Which windows a sound is heard in, and what is made of their scores."""
+
+    chunk_length_s: float | None = setting(
+        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
+    )
+    hop_length_s: float | None = setting(
+        None,
+        "from one window's start to the next; default: half a window",
+        group=_WINDOWS,
+        metavar="SECONDS",
+    )
+    window_pooling: str | None = setting(
+        None,
+        "how to combine the windows' scores of a long sound; default: as the checkpoint was "
+        "trained, else mean",
+        choices=("mean", "max", "linear_softmax"),
+        group=_WINDOWS,
+    )
+
+    threshold: float = setting(
+        0.5,
+        "score that makes an event: a number, or a JSON file {label: number} for some labels",
+        parse=read_threshold,
+        group=_EVENTS,
+    )
+    release_threshold: float | None = setting(
+        None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
+    )
+    minimum_length_s: float = setting(
+        0.0,
+        "drop shorter events",
+        at_least=0,
+        group=_EVENTS,
+        metavar="SECONDS",
+        aliases=["minimum_length"],
+    )
+    median_filter_s: float = setting(
+        0.0,
+        "find events in the running median of the scores over this long; ignores shorter peaks "
+        "and gaps",
+        at_least=0,
+        group=_EVENTS,
+        metavar="SECONDS",
+    )
+
+    def event_rules(self) -> "EventRules":
+        """What makes an event.
+
+        Raises:
+            ValueError: for thresholds that contradict each other.
+        """
+        from modeling_ast.events_ast import EventRules  # torch takes a second to load
+
+        return EventRules(
+            self.threshold,
+            self.release_threshold,
+            self.minimum_length_s,
+            self.median_filter_s,
+        )
+
+
+@dataclass
+class ClassifyOptions(DatasetOptions, HearingOptions):
     """What to listen to, with which model, and where the results go."""
 
     sounds: list[str] = setting(
@@ -84,49 +151,7 @@ class ClassifyOptions(DatasetOptions):
         group=_RESULTS,
     )
 
-    chunk_length_s: float | None = setting(
-        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
-    )
-    hop_length_s: float | None = setting(
-        None,
-        "from one window's start to the next; default: half a window",
-        group=_WINDOWS,
-        metavar="SECONDS",
-    )
-    window_pooling: str | None = setting(
-        None,
-        "how to combine the windows' scores; default: as the checkpoint was trained, else mean",
-        choices=("mean", "max", "linear_softmax"),
-        group=_WINDOWS,
-    )
     batch_size: int = setting(8, "windows per forward pass", at_least=1, group=_WINDOWS)
-
-    threshold: float = setting(
-        0.5,
-        "score that makes an event: a number, or a JSON file {label: number} for some labels",
-        parse=read_threshold,
-        group=_EVENTS,
-    )
-    release_threshold: float | None = setting(
-        None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
-    )
-    minimum_length_s: float = setting(
-        0.0,
-        "drop shorter events",
-        at_least=0,
-        group=_EVENTS,
-        metavar="SECONDS",
-        aliases=["minimum_length"],
-    )
-
-    median_filter_s: float = setting(
-        0.0,
-        "find events in the running median of the scores over this long; ignores shorter peaks "
-        "and gaps",
-        at_least=0,
-        group=_EVENTS,
-        metavar="SECONDS",
-    )
 
     split: str = setting("train", "split of a data set", group=SOUNDS)
 

@@ -137,12 +137,7 @@ class Listening:
 def classify(options: ClassifyOptions) -> int:
     """Run the command. Returns the exit status."""
     # Find wrong thresholds before hours of work.
-    rules = EventRules(
-        options.threshold,
-        options.release_threshold,
-        options.minimum_length_s,
-        options.median_filter_s,
-    )
+    rules = options.event_rules()
     status = _print(options, rules) if options.output is None else _write(options, rules)
     if options.model == DEFAULT_MODEL:
         print(

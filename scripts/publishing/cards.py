@@ -21,9 +21,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
+from transformers import AutoConfig
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig
+from modeling_ast import ASTConfig, ASTFrameConfig
 
 from ..common.bundled import hub_configs_folder, read_label_names
 from ..common.files import file_name, write_whole
@@ -77,7 +78,7 @@ def write_model_card(
         ValueError: if a file cannot be read, or the metadata breaks the Hub's rules.
     """
     run_folder, checkpoint = Path(run_folder), Path(checkpoint)
-    config = ASTConfig.from_pretrained(checkpoint)
+    config: ASTConfig = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     labels = [config.id2label[index] for index in range(config.num_labels)]
     report = _read_yaml(run_folder / "report.yaml")
     arguments = _read_yaml(run_folder / "arguments.yaml") | (report.get("chosen") or {})
@@ -164,6 +165,7 @@ def render_card(
     if metadata.eval_results is None:
         metadata.model_name = None
     rows, columns = config.trained_grid
+    is_detector = config.model_type == ASTFrameConfig.model_type
     card = ModelCard.from_template(
         metadata,
         template_path=str(hub_configs_folder() / "model_card_template.md"),
@@ -180,7 +182,11 @@ def render_card(
         parameters=f"{parameters:,}",
         patches=f"{rows} x {columns} patches of {config.patch_shape[0]} mel bins x "
         f"{config.patch_shape[1]} frames of 10 ms",
-        native=config.is_native,
+        native=config.is_native and not is_detector,
+        model_type=config.to_dict()["model_type"],
+        detector=is_detector,
+        auto_class=f"AutoModelForAudio{'Frame' if is_detector else ''}Classification",
+        column_s=f"{config.time_stride / 100:g}",
         evaluations=evaluations,
         pictures=pictures,
         recipe=recipe,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..common.checkpoints import DEFAULT_START
 from ..common.options import setting
 from ..data.options import GROUP as SOUNDS
-from ..data.options import LabelledOptions
+from ..data.options import AnnotatedOptions
 from ..evaluation.metrics import METRICS
 
 _MODEL = "the model"
@@ -18,7 +18,7 @@ _RUNNING = "how it runs"
 
 
 @dataclass
-class FinetuneOptions(LabelledOptions):
+class FinetuneOptions(AnnotatedOptions):
     """Options of a run. Lengths in frames count 10 ms each.
 
     Raises:
@@ -48,16 +48,6 @@ class FinetuneOptions(LabelledOptions):
     )  # fmt: skip
     learning_rate: float = setting(1e-4, "peak, after the warm-up")
 
-    annotations: str | None = setting(
-        None,
-        "file or folder that says what can be heard when (Raven, Audacity, DCASE's TSV, CSV): "
-        "trains a detector, which gives scores for every tenth of a second",
-        group=SOUNDS,
-        metavar="PATH",
-    )
-    annotation_label_column: str | None = setting(
-        None, "the annotations' label column, if it has an unusual name", group=SOUNDS
-    )
     unmarked: str = setting(
         "background",
         "what unmarked parts of annotated recordings are",
@@ -336,8 +326,8 @@ class FinetuneOptions(LabelledOptions):
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")
         if self.annotations is not None:
             for option, off in (
-                ("windows_per_clip", 1), ("speed_perturbation", 0.0), ("time_roll", 0),
-                ("time_patchout", 0), ("label_smoothing", 0.0),
+                ("speed_perturbation", 0.0), ("time_roll", 0), ("time_patchout", 0),
+                ("label_smoothing", 0.0),
             ):  # fmt: skip
                 if getattr(self, option) != off:
                     raise ValueError(f"With --annotations, --{option} must be {off}.")

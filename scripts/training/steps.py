@@ -28,6 +28,7 @@ from feature_extraction import (
     spec_augment,
 )
 from modeling_ast import ASTFrameConfig
+from modeling_ast.detection_ast import detection_loss
 from modeling_ast.loss_ast import classification_loss
 from modeling_ast.pooling_ast import pool_logits
 from modeling_ast.scores_ast import scores_from_logits
@@ -182,7 +183,7 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
     Args:
         model: prepared for training.
         batch: if it has "window_weights" (B, N), it consists of bags.
-        pooling: for bags.
+        pooling: for bags; a frame model's is in its config.
         num_items_in_batch: see `classification_loss`.
     """
     if "embeddings" in batch:
@@ -207,9 +208,23 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
         key: batch[key][is_there] for key in ("input_values", "attention_mask") if key in batch
     }
     logits = model(**windows).logits
-    bags = logits.new_zeros(*weights.shape, logits.shape[-1])
+    bags = logits.new_zeros(*weights.shape, *logits.shape[1:])
     bags[is_there] = logits
-    config: Any = getattr(model, "module", model).config  # DDP wraps the model
+    config = student.config
+    if config.model_type == ASTFrameConfig.model_type:
+        # The columns of all windows of a clip are those of one long window.
+        is_sound = torch.zeros(*bags.shape[:3], dtype=torch.bool, device=bags.device)
+        is_sound[is_there] = student.column_mask(
+            windows["input_values"], windows.get("attention_mask")
+        )
+        return detection_loss(
+            bags.flatten(1, 2),
+            labels,
+            batch["clip_labels"],
+            is_sound.flatten(1, 2),
+            config.window_pooling,
+            num_items_in_batch,
+        )
     pooled = pool_logits(bags, config.problem_type, pooling, weights)
     smoothing = config.label_smoothing if model.training else 0.0
     return classification_loss(pooled, labels, config.problem_type, num_items_in_batch, smoothing)

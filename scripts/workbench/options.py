@@ -11,6 +11,7 @@ from .calibration import Wish
 from .queues import QUEUES
 
 _WINDOWS, _SEARCH, _FOUND, _QUEUE = "windows", "search", "what is found", "what to listen to next"
+_ANNOTATIONS = "annotations"
 
 
 @dataclass
@@ -89,11 +90,27 @@ class TeachOptions(Options):
         [],
         "CSV with the columns file, start, end, label (seconds; neither: the whole file), or Label "
         "Studio's JSON export",
-        positional="+",
+        positional="*",
     )
     output: Path = setting(Path("taught"), "folder for the checkpoint", metavar="FOLDER")
     background: Path | None = setting(
         None, "folder of recordings, in the index, without any of the labels", metavar="FOLDER"
+    )
+    annotations: Path | None = setting(
+        None,
+        "file or folder of annotations beside the marks, or instead of them (Raven, Audacity, "
+        "DCASE's TSV, CSV)",
+        metavar="PATH",
+        group=_ANNOTATIONS,
+    )
+    annotation_label_column: str | None = setting(
+        None, "column with the label, where it has an unusual name", group=_ANNOTATIONS
+    )
+    unmarked: str = setting(
+        "background",
+        "what annotated recordings are where nothing is annotated",
+        choices=("background", "unknown"),
+        group=_ANNOTATIONS,
     )
     wish: Wish = setting(
         Wish(),
@@ -125,6 +142,8 @@ class TeachOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.marks and self.annotations is None:
+            raise ValueError("Name what was marked: a file of marks, or --annotations PATH.")
         if (self.queue == "likely") != (self.queue_label is not None):
             raise ValueError("--queue likely and --queue_label NAME go together.")
         if self.head == "keep" and self.labels != "auto":
