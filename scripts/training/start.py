@@ -159,7 +159,13 @@ def describe_windows(
     """How many clips are longer than the model's input, and what happens to them."""
     window_s = Collator(extractor, 0).window_s
     counted = count_long_clips(data.train, data.train_clips, window_s)
-    text = describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
+    text = describe_long_clips(
+        *counted,
+        data.train_clips,
+        window_s,
+        options.windows_per_clip,
+        options.annotations is not None,
+    )
     return counted[0], text
 
 

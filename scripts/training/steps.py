@@ -186,14 +186,14 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
         pooling: for bags; a frame model's is in its config.
         num_items_in_batch: see `classification_loss`.
     """
+    student: Any = getattr(model, "module", model)  # DDP wraps the model
     if "embeddings" in batch:
-        return model.loss_function(  # as in its `forward`
+        return student.loss_function(  # as in its `forward`
             batch["labels"],
-            model.classifier(batch["embeddings"]),
-            model.config,
+            student.classifier(batch["embeddings"]),
+            student.config,
             num_items_in_batch=num_items_in_batch,
         )
-    student: Any = getattr(model, "module", model)  # DDP wraps the model
     if isinstance(student, Student):
         inputs = {key: batch[key] for key in ("input_values", "attention_mask") if key in batch}
         if "window_weights" in batch:
