@@ -16,6 +16,7 @@ from pathlib import Path
 from .bundled import hub_configs_folder
 
 DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
+DEFAULT_START = "ast-tiny-esc10"  # of fine-tuning, in hub_configs, too
 _PATIENCE_S = 1.5  # for the Hub to accept a connection
 
 
