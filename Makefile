@@ -82,7 +82,7 @@ $(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	    && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu $(TORCH) \
 	    || echo "No CPU build of torch to be had: installing the one with CUDA."; \
 	fi
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev,docs,export,train]'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,detection,dev,docs,export,train]'
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Sounds from anywhere to mono float32 at one sampling rate, without ffmpeg or torchaudio.
+"""Reads sound from anywhere as mono float32 at one sampling rate, without ffmpeg or torchaudio.
 
     path, bytes, file, address, array      any rate, any number of channels, any sample format
     decoded         (samples, channels)    float32, full scale is -1..1, block by block
@@ -6,11 +6,11 @@
     resampled       (samples,)             at `sampling_rate`, by soxr
 
 libsndfile decodes WAV, FLAC, Ogg Vorbis, Opus, MP3, AIFF and more, from 8 to 64 bits. Only what it
-cannot read, such as m4a and webm, comes through a pipe from the `ffmpeg` program.
+cannot read, such as m4a and webm, is piped through the `ffmpeg` program.
 
 `load_audio` returns a sound or a part of it, `stream_audio` yields it in blocks. A small file can
-hold days of silence: `load_audio` has a limit, and `stream_audio` bounded memory. What the numbers
-may be says `levels_ast.py`.
+hold days of silence, so `load_audio` has a limit and `stream_audio` uses bounded memory.
+`levels_ast.py` defines which sample values are valid.
 """
 
 import errno
@@ -44,20 +44,20 @@ from .levels_ast import (
 
 logger = logging.getLogger(__name__)
 
-_BLOCK_VALUES = 1 << 18  # decoded at a time, over all channels: 1 MB, whatever the file's length
-# After a seek, lossy decoders are wrong for up to a few thousand samples: decode and drop these.
+_BLOCK_VALUES = 1 << 18  # decoded at a time, over all channels: 1 MB, however long the file
+# After a seek, lossy decoders are wrong for up to a few thousand samples: decode and drop those.
 _PREROLL = 8192
 _RESAMPLING_MARGIN_S = 0.1  # soxr's filter reaches less far
-_UNKNOWN_FRAMES = 1 << 62  # what a header of no length reads as, or more
+_UNKNOWN_FRAMES = 1 << 62  # a header without a length reads as this or more
 _RATES = (1000, 768_000)  # Hz; a header beyond them is damaged
 _DOWNLOAD_TIMEOUT_S = 30
 _MAX_DOWNLOAD = 1 << 32  # bytes
 _MAX_LOADED = 1 << 29  # samples of `load_audio`, 2 GB: 9.3 h at 16 kHz
-# What would steer a terminal or cannot be printed, in file names: control characters, bytes that
-# are no UTF-8, characters that turn the direction of writing.
+# Characters in file names that would steer a terminal or cannot be printed: control characters,
+# bytes that are not UTF-8, characters that change the direction of writing.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-# How the formats begin that libsndfile cannot read and ffmpeg can: (position, bytes, name).
+# Signatures of formats that ffmpeg can read and libsndfile cannot: (position, bytes, name).
 _FFMPEG_FORMATS = (
     (4, b"ftyp", "MP4/M4A"),
     (0, b"\x1aE\xdf\xa3", "WebM/Matroska"),
@@ -82,27 +82,27 @@ def load_audio(
     Args:
         source: one of
             a path, or an http(s) address;
-            the `bytes` of an audio file, or a binary file object, read from where it stands;
+            the `bytes` of an audio file, or a binary file object, read from its current position;
             {"bytes": …, "path": …}, an undecoded `datasets` audio column: bytes if there are any;
-            {"array": …, "sampling_rate": …} (or "raw", as pipelines have it), numpy, list or
-            tensor: (samples,), or (channels, samples) as torch code has it;
-            a torchcodec `AudioDecoder`, what `datasets` decodes to;
+            {"array": …, "sampling_rate": …} (or "raw", as in pipelines), numpy, list or tensor:
+            (samples,), or (channels, samples) as in torch code;
+            a torchcodec `AudioDecoder`, which `datasets` decodes to;
             a bare numpy array or tensor, which must be at `sampling_rate` already.
         sampling_rate: wanted, in Hz.
         offset: start of the part, in seconds; files are not decoded before it.
-        duration: length of the part, in seconds, or to the end; files are not decoded after it,
-            and a part that reaches beyond the end is shorter.
+        duration: length of the part, in seconds; default: to the end. Files are not decoded after
+            it, and a part that extends past the end is shorter.
 
     Returns:
-        (samples,), float32; full scale is -1..1 for files, arrays keep their scale (those of an
-        integer type are divided by its range; whole numbers in a list are values as they are).
-        A file that is cut off, or whose header promises more than there is, gives what there is,
-        and a warning is logged.
+        (samples,), float32; full scale is -1..1 for files. Float arrays keep their scale, integer
+        arrays are divided by their type's range, and numbers in a list are taken as they are. A
+        truncated file, or one whose header promises more than there is, yields what there is and
+        logs a warning.
 
     Raises:
-        AudioDecodingError: when there is no such file, it is no audio, damaged in the middle, holds
-            no samples or NaN or values beyond 2**32, is longer than 2**29 samples (9.3 h at
-            16 kHz; read parts, or use `stream_audio`), or when the arguments are not as above.
+        AudioDecodingError: if there is no such file, if it is not audio, is damaged in the middle,
+            holds no samples or NaN or values beyond 2**32, is longer than 2**29 samples (9.3 h at
+            16 kHz; read parts, or use `stream_audio`), or if an argument is invalid.
     """
     sampling_rate = _check_rate(sampling_rate, "sampling_rate")
     _check_part(offset, duration)
@@ -119,8 +119,8 @@ def load_audio(
 
     with _open(source) as (file, name):
         rate = file.samplerate
-        # Read more on both sides for the resampling filter, and start where the samples of both
-        # rates coincide: then the part is what the whole file has at this place.
+        # Read a margin on both sides for the resampling filter, and start where the samples of both
+        # rates coincide: the part then equals the same stretch of the whole file.
         margin = 0 if rate == sampling_rate else round(_RESAMPLING_MARGIN_S * rate)
         period = rate // math.gcd(rate, sampling_rate)
         start = max(0, first * rate // sampling_rate - margin) // period * period
@@ -141,8 +141,8 @@ def stream_audio(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Read a sound of any length block by block, with bounded memory.
 
-    The blocks put together are `load_audio(source, sampling_rate)`: the resampler keeps its state
-    from block to block, so nothing clicks at their borders and nothing drifts.
+    Joined, the blocks equal `load_audio(source, sampling_rate)`: the resampler keeps its state from
+    block to block, so there are no clicks and no drift.
 
     Args:
         source: as in `load_audio`.
@@ -154,7 +154,7 @@ def stream_audio(
         (samples,), float32.
 
     Raises:
-        AudioDecodingError: as in `load_audio`, at the block where it shows.
+        AudioDecodingError: as in `load_audio`, at the block concerned.
     """
     sampling_rate = _check_rate(sampling_rate, "sampling_rate")
     block = round(block_length_s * sampling_rate)
@@ -173,17 +173,17 @@ def stream_audio(
 
 
 def audio_duration(source: Any, sampling_rate: int = 16000) -> float | None:
-    """Length of a sound in seconds, as its header says; nothing is decoded.
+    """Length of a sound in seconds, from its header; nothing is decoded.
 
     Args:
         source: as in `load_audio`.
         sampling_rate: of a bare array, in Hz.
 
     Returns:
-        None when the header does not say, as for what ffmpeg must decode.
+        None if the header does not say, as with formats that need ffmpeg.
 
     Raises:
-        AudioDecodingError: as in `load_audio`, as far as it shows in the header.
+        AudioDecodingError: as in `load_audio`, for problems visible in the header.
     """
     array, rate = _as_array(source, _check_rate(sampling_rate, "sampling_rate"))
     if array is not None:
@@ -193,7 +193,7 @@ def audio_duration(source: Any, sampling_rate: int = 16000) -> float | None:
 
 
 def _joined(blocks: Iterator[np.ndarray], name: str, rate: int, highest_rate: int) -> np.ndarray:
-    """All blocks together, as long as they fit the limit at both rates."""
+    """All blocks joined, if they fit the limit at both rates."""
     most = _MAX_LOADED * rate // highest_rate
     kept: list[np.ndarray] = []
     held = 0
@@ -201,8 +201,8 @@ def _joined(blocks: Iterator[np.ndarray], name: str, rate: int, highest_rate: in
         held += len(block)
         if held > most:
             raise AudioDecodingError(
-                f"{name} is longer than {most / rate:g} s, which is all that load_audio holds at "
-                "once. Read a part of it (offset, duration), or blocks of it (stream_audio)."
+                f"{name} is longer than {most / rate:g} s, the most that load_audio reads at once. "
+                "Read a part of it (offset, duration), or read it in blocks (stream_audio)."
             )
         kept.append(block)
     return np.concatenate(kept)
@@ -228,13 +228,13 @@ def _check_part(offset: float, duration: float | None) -> None:
 
 
 def _as_array(source: Any, sampling_rate: int) -> tuple[np.ndarray | None, int]:
-    """A sound that is decoded already, as (samples,) with its rate; None for all others."""
+    """An already decoded sound as (samples,) with its rate; None for anything else."""
     if isinstance(source, dict) and source.get("bytes") is None:
         samples = source.get("array", source.get("raw"))
         if samples is not None:
             if source.get("sampling_rate") is None:
                 raise AudioDecodingError(
-                    'A sound given as {"array": …} needs its "sampling_rate" too.'
+                    'A sound given as {"array": …} also needs its "sampling_rate".'
                 )
             return _as_mono(samples), _check_rate(source["sampling_rate"], '"sampling_rate"')
     if hasattr(source, "get_all_samples"):
@@ -259,8 +259,8 @@ def _as_mono(samples: Any) -> np.ndarray:
         array = np.empty(1, dtype=object)
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2) or not array.size:
         raise AudioDecodingError(
-            "A sound given as an array must be (samples,) or (channels, samples) numbers, not "
-            f"empty; got shape {array.shape} of {array.dtype}."
+            "A sound given as an array must be numbers of shape (samples,) or (channels, samples) "
+            f"and not empty; got shape {array.shape} of {array.dtype}."
         )
     if array.dtype.kind in "iu" and hasattr(samples, "dtype"):
         array = _scale_integers(array)
@@ -276,7 +276,7 @@ def _as_mono(samples: Any) -> np.ndarray:
 
 
 def _scale_integers(array: np.ndarray) -> np.ndarray:
-    """PCM of any integer type to -1..1; unsigned types have their zero in the middle, as in WAV."""
+    """PCM of any integer type to -1..1; unsigned types are centred, as in WAV."""
     bits = 8 * array.dtype.itemsize
     if wrong := integer_error(bits):
         raise AudioDecodingError(f"The array {wrong}")
@@ -287,7 +287,7 @@ def _scale_integers(array: np.ndarray) -> np.ndarray:
 
 
 def _check_level(samples: np.ndarray, name: str, start: int = 0) -> float:
-    """The largest magnitude in (samples, channels); an error if it is none that a sound has."""
+    """The largest magnitude in (samples, channels); an error if no sound could have it."""
     peak = float(max(samples.max(), -samples.min()))  # NaN when any is
     if wrong := level_error(peak):
         is_bad = ~(np.abs(samples) <= LOUDEST).all(axis=1)
@@ -299,7 +299,7 @@ def _check_level(samples: np.ndarray, name: str, start: int = 0) -> float:
 
 
 def _printable(name: str) -> str:
-    """A file's name as it may stand in a message."""
+    """A file's name, made safe for a message."""
 
     def escaped(found: re.Match) -> str:
         code = ord(found[0])
@@ -310,7 +310,7 @@ def _printable(name: str) -> str:
 
 @contextmanager
 def _open(source: Any) -> Iterator[tuple[Any, str]]:
-    """A sound that is to be decoded, as an open `soundfile.SoundFile`, and its name."""
+    """A sound to be decoded, as an open `soundfile.SoundFile`, and its name."""
     name = ""
     if isinstance(source, dict):
         encoded = source.get("bytes")
@@ -340,13 +340,13 @@ def _open(source: Any) -> Iterator[tuple[Any, str]]:
             yield file, name
     else:
         raise AudioDecodingError(
-            "Expected a path, an http(s) address, bytes, a binary file object, an array or a dict "
-            f"with one of them, got {type(source).__name__}."
+            "Expected a path, an http(s) address, bytes, a binary file object, an array, or a dict "
+            f"with one of these; got {type(source).__name__}."
         )
 
 
 def _check_path(path: str | os.PathLike, name: str) -> None:
-    """Refuse what is no regular file: to open a pipe would wait for who writes to it."""
+    """Refuse anything but a regular file: opening a pipe would block until someone writes to it."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero in the name
@@ -358,16 +358,16 @@ def _check_path(path: str | os.PathLike, name: str) -> None:
     if not mode:
         raise AudioDecodingError(f"No such file: '{name[:200]}'" + "…" * (len(name) > 200))
     if stat.S_ISDIR(mode):
-        raise AudioDecodingError(f"{name} is a folder, expected an audio file.")
+        raise AudioDecodingError(f"{name} is a folder; expected an audio file.")
     if not stat.S_ISREG(mode):
         raise AudioDecodingError(
-            f"{name} is a pipe, a socket or a device, expected an audio file. Open it yourself and "
-            "pass the file object: it is read to its end."
+            f"{name} is a pipe, a socket or a device; expected an audio file. To read it to its "
+            "end, open it yourself and pass the file object."
         )
 
 
 def _binary_file(source: Any, name: str) -> Any:
-    """The file object itself when libsndfile can seek in it, its content otherwise."""
+    """The file object itself if libsndfile can seek in it, else its content."""
     try:
         seekable = source.seekable()
         empty = source.read(0) if seekable else source.read()
@@ -375,7 +375,7 @@ def _binary_file(source: Any, name: str) -> Any:
         raise AudioDecodingError(f"Cannot read {name}: {error}") from error
     if not isinstance(empty, bytes):
         raise AudioDecodingError(
-            f"{name} gives {type(empty).__name__}, expected bytes: open it in mode 'rb'."
+            f"{name} yields {type(empty).__name__}; expected bytes: open it in mode 'rb'."
         )
     return source if seekable else io.BytesIO(empty)
 
@@ -393,7 +393,7 @@ def _download(address: str, name: str) -> Iterator[Path]:
             ):
                 while block := response.read(1 << 20):
                     if file.tell() > _MAX_DOWNLOAD:
-                        raise ValueError(f"it has more than {_MAX_DOWNLOAD >> 20} MB")
+                        raise ValueError(f"it is larger than {_MAX_DOWNLOAD >> 20} MB")
                     file.write(block)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise AudioDecodingError(f"Cannot download {name}: {error}") from error
@@ -412,15 +412,15 @@ def _open_path(path: str | os.PathLike, name: str) -> Iterator[Any]:
 
 @contextmanager
 def _open_file(file: Any, name: str) -> Iterator[Any]:
-    """Open a binary file object with libsndfile, through ffmpeg where that must be."""
+    """Open a binary file object with libsndfile, or through ffmpeg if necessary."""
     import soundfile
 
     reader = _Reader(file)
     begin = reader.begin(name, 16)
     if not begin:
         raise AudioDecodingError(
-            f"{name} is empty: it holds no bytes, expected an audio file. (A file object is read "
-            "from where it stands: seek(0) to read it again.)"
+            f"{name} is empty: it holds no bytes; expected an audio file. (A file object is read "
+            "from its current position: call seek(0) to read it again.)"
         )
     for position, pattern, format_name in _FFMPEG_FORMATS:
         if begin[position:].startswith(pattern):
@@ -432,8 +432,8 @@ def _open_file(file: Any, name: str) -> Iterator[Any]:
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         reader.check(name)
         raise AudioDecodingError(
-            f"Cannot read {name} as audio: {_reason(error)}. Readable are WAV, FLAC, Ogg, "
-            f"Opus, MP3, AIFF and more; this begins with {begin[:12]!r}."
+            f"Cannot read {name} as audio: {_reason(error)}. Expected WAV, FLAC, Ogg, Opus, MP3, "
+            f"AIFF or similar; this begins with {begin[:12]!r}."
         ) from error
     with sound:
         _check_rate(sound.samplerate, f"The sampling rate in the header of {name}")
@@ -441,14 +441,14 @@ def _open_file(file: Any, name: str) -> Iterator[Any]:
 
 
 class _Reader:
-    """A binary file for libsndfile, which takes what goes wrong for the file's end: it is kept."""
+    """A binary file for libsndfile, which takes any error for the file's end: the error is kept."""
 
     def __init__(self, file: Any):
         self._file = file
         self._error: Exception | None = None
 
     def begin(self, name: str, size: int) -> bytes:
-        """The first bytes, which are read again afterwards."""
+        """The first bytes, without moving the position."""
         try:
             begin = self._file.read(size)
             self._file.seek(-len(begin), os.SEEK_CUR)
@@ -457,7 +457,7 @@ class _Reader:
         return begin
 
     def check(self, name: str) -> None:
-        """Raise what went wrong."""
+        """Raise the error that was kept, if any."""
         if self._error is not None:
             reason = getattr(self._error, "strerror", None) or self._error
             raise AudioDecodingError(f"Cannot read {name}: {reason}.") from self._error
@@ -474,17 +474,17 @@ class _Reader:
     def _kept(self, method: Any, *arguments: Any) -> Any:
         try:
             return method(*arguments)
-        # Whatever it is, a file object may be anybody's: libsndfile would swallow it.
+        # A file object can raise anything, and libsndfile would swallow it.
         except Exception as error:
             self._error = self._error or error
             return None
 
 
 class _FfmpegSound:
-    """What ffmpeg decodes, as it comes; stands where a `soundfile.SoundFile` does."""
+    """ffmpeg's output as it arrives; takes the place of a `soundfile.SoundFile`."""
 
     format = "FFMPEG"
-    frames = 1 << 62  # nobody knows before the end
+    frames = 1 << 62  # unknown until the end
     extra_info = ""
     name = ""
 
@@ -500,7 +500,7 @@ class _FfmpegSound:
         self._pipe.read(begin - 24)
 
     def seek(self, frames: int) -> None:
-        """Forward only, by decoding."""
+        """Seek forward only, by decoding."""
         while frames > 0 and len(block := self.read(min(frames, _BLOCK_VALUES))):
             frames -= len(block)
 
@@ -517,17 +517,17 @@ class _FfmpegSound:
         self._process.wait()
         self._messages.seek(0)
         lines = self._messages.read().decode(errors="replace").strip().splitlines()
-        return _printable(lines[-1]) if lines else "it says nothing"
+        return _printable(lines[-1]) if lines else "it gave no reason"
 
 
 def _reason(error: Exception) -> str:
-    """libsndfile's own words, without the file's name before them."""
+    """libsndfile's own words, without the file name in front."""
     return str(getattr(error, "error_string", error)).removesuffix(".")
 
 
 @contextmanager
 def _decode_with_ffmpeg(file: Any, name: str, format_name: str) -> Iterator[_FfmpegSound]:
-    """Decode what libsndfile cannot read, through a pipe: nothing decoded is ever on a disk."""
+    """Decode what libsndfile cannot read, through a pipe: decoded sound never touches a disk."""
     if shutil.which("ffmpeg") is None:
         raise AudioDecodingError(
             f"{name} is {format_name}, which libsndfile cannot read. Install the ffmpeg program "
@@ -535,7 +535,7 @@ def _decode_with_ffmpeg(file: Any, name: str, format_name: str) -> Iterator[_Ffm
             "to WAV or FLAC."
         )
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as messages:
-        # A copy: ffmpeg seeks in it, which a pipe would not allow, and it lies alone there.
+        # A copy, alone in its folder: ffmpeg must seek, which a pipe does not allow.
         encoded = Path(folder) / "encoded"
         try:
             with encoded.open("wb") as copy:
@@ -552,13 +552,13 @@ def _decode_with_ffmpeg(file: Any, name: str, format_name: str) -> Iterator[_Ffm
                 _check_rate(sound.samplerate, f"The sampling rate in the header of {name}")
                 yield sound
             finally:
-                process.kill()  # it would go on to the end of the file
+                process.kill()  # else it would continue to the end of the file
 
 
 def _mono_blocks(
     file: Any, name: str, start: int = 0, stop: int | None = None
 ) -> Iterator[np.ndarray]:
-    """Samples `start` up to `stop` of an open file, in blocks (samples,) of bounded size."""
+    """Samples `start` to `stop` of an open file, in blocks (samples,) of bounded size."""
     import soundfile
 
     length = max(1, _BLOCK_VALUES // file.channels)
@@ -599,13 +599,13 @@ def _mono_blocks(
 
 
 def _check_reading(file: Any, name: str) -> None:
-    """Raise what libsndfile did not hear of, if anything."""
+    """Raise what libsndfile never noticed, if anything."""
     if isinstance(file.name, _Reader):
         file.name.check(name)
 
 
 def _check_end(file: Any, name: str, samples: int) -> None:
-    """Say so when a file ended before its header says, or reading ended before the file."""
+    """Warn if the file ended before its header says, or if reading ended before the file."""
     if file.format == "MP3":
         # libsndfile guesses the length of an MP3 without a header and stops there.
         read = file.name.tell()
@@ -614,17 +614,17 @@ def _check_end(file: Any, name: str, samples: int) -> None:
             raise AudioDecodingError(
                 f"Reading {name} stopped after {samples / file.samplerate:g} s, at "
                 f"{read / size:.0%} of its bytes: it is damaged, or an MP3 of variable bit rate "
-                "that does not say how long it is. Convert it: ffmpeg -i sound.mp3 sound.flac"
+                "that does not state its length. Convert it: ffmpeg -i sound.mp3 sound.flac"
             )
     promised = file.frames
-    # libsndfile corrects `frames` of a cut WAV, AIFF or AU file and says so in its log only. A size
-    # of 2^32 - 1 stands for an unknown length, as programs write that stream.
+    # libsndfile corrects `frames` of a truncated WAV, AIFF or AU file and only says so in its log.
+    # A size of 2^32 - 1 means unknown length, as written by programs that stream.
     sizes = re.search(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", file.extra_info)
     if sizes and int(sizes[1]) > int(sizes[2]) > 0 and int(sizes[1]) < 0xFFFFFF00:
         promised = samples * int(sizes[1]) // int(sizes[2])
     if 1.01 * samples < promised < 1 << 62:
         logger.warning(
-            "%s is cut off: its header promises %.2f s, it holds %.2f s.",
+            "%s is truncated: its header promises %.2f s, it holds %.2f s.",
             name,
             promised / file.samplerate,
             samples / file.samplerate,
@@ -640,7 +640,7 @@ def _resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 def _resample_blocks(blocks: Iterator[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
-    """What `_resample` gives for all the blocks together, block by block."""
+    """The result of `_resample` for all blocks joined, block by block."""
     import soxr
 
     resampler = soxr.ResampleStream(rate, wanted, 1, dtype="float32", quality="HQ")
@@ -657,7 +657,7 @@ def _resample_blocks(blocks: Iterator[np.ndarray], rate: int, wanted: int) -> It
 
 
 def _regroup(pieces: Iterator[np.ndarray], length: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of any length to blocks of `length`, the last one shorter, each with its start."""
+    """Pieces of any length -> blocks of `length`, the last one shorter, each with its start."""
     start = held = 0
     kept: list[np.ndarray] = []
     for piece in pieces:

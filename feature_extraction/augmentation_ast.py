@@ -21,13 +21,13 @@ from torch.nn.utils.rnn import pad_sequence
 def augmentation_generator(
     seed: int, epoch: int = 0, rank: int = 0, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """A generator for this epoch, rank and `DataLoader` worker, unlike all the others'.
+    """A generator that is different for each epoch, rank and `DataLoader` worker.
 
     Args:
         seed: of the whole training run.
         epoch: counted from 0.
-        rank: of this process among those that train together.
-        device: where the data is; a worker's number counts wherever this is called in one.
+        rank: of this process among those training together.
+        device: of the data. Called in a `DataLoader` worker, the worker's number also counts.
     """
     worker = torch.utils.data.get_worker_info()
     key = [seed, epoch, rank, 0 if worker is None else 1 + worker.id]
@@ -44,26 +44,26 @@ def mixup(
     generator: torch.Generator | None = None,
     partners: tuple[Sequence[Tensor] | Tensor, Tensor] | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Mix clips, and their labels alike, with partners: given, or drawn uniformly from the batch.
+    """Mix clips and their labels with partners: given ones, or drawn uniformly from the batch.
 
     A clip becomes λ · clip + (1 - λ) · partner, with λ from Beta(alpha, alpha) and the partner
-    padded with silence or cut to the clip's length. The mean is removed from each clip before and
-    from the result after, also where nothing is mixed. So does the original, with alpha 10 and
-    partners from the whole data set; rates: 0.5 on AudioSet, 0.6 on Speech Commands.
+    padded with silence or cut to the clip's length. The mean is removed from each clip before
+    mixing and from the result, even if nothing is mixed. The original does the same, with alpha 10
+    and partners from the whole data set; rates: 0.5 on AudioSet, 0.6 on Speech Commands.
 
     Args:
         waveforms: B clips (samples,) of any lengths, or (B, samples).
         labels: (B, classes), floating point: one-hot or multi-hot.
         rate: share of the clips to mix.
-        alpha: of the Beta distribution, a whole number: the higher, the nearer to halves.
+        alpha: of the Beta distribution, an integer: the higher, the closer to equal halves.
         generator: source of randomness, on the waveforms' device.
-        partners: B clips of any lengths and their labels (B, classes), one for each clip.
+        partners: B clips of any lengths and their labels (B, classes), one per clip.
 
     Returns:
         the clips, each as long as before, and their labels (B, classes).
 
     Raises:
-        ValueError: when the labels do not fit or `rate` is no share.
+        ValueError: if the labels do not fit, or `rate` is not in 0..1.
     """
     if labels.ndim != 2 or len(labels) != len(waveforms) or not labels.is_floating_point():
         raise ValueError(
@@ -85,7 +85,7 @@ def mixup(
                 f"{tuple(labels.shape)}; got {len(partners[0])} and {tuple(partners[1].shape)}."
             )
         partner_clips, partner_labels = _without_mean(*_padded(partners[0])), partners[1]
-        longer = clips.shape[1] - partner_clips.shape[1]  # below 0 the partners are cut
+        longer = clips.shape[1] - partner_clips.shape[1]  # below 0: cut the partners
         partner_clips = torch.nn.functional.pad(partner_clips, (0, longer))
     # The middle one of 2 · alpha - 1 uniform numbers follows Beta(alpha, alpha).
     uniform = torch.rand(batch_size, 2 * alpha - 1, device=device, generator=generator)
@@ -120,7 +120,7 @@ def time_shift(
     max_shift: int,
     generator: torch.Generator | None = None,
 ) -> list[Tensor]:
-    """Move each clip by up to `max_shift` samples either way; silence comes in.
+    """Move each clip by up to `max_shift` samples either way; silence fills the gap.
 
     Args:
         waveforms: B clips (samples,) of any lengths, or (B, samples).
@@ -138,7 +138,7 @@ def time_shift(
 
 
 def _padded(waveforms: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
-    """Clips as (B, samples), silence at the end, and where they are themselves."""
+    """Clips as (B, samples) with silence at the end, and a mask of where they are sound."""
     clips = pad_sequence(list(waveforms), batch_first=True)
     lengths = torch.tensor([len(waveform) for waveform in waveforms], device=clips.device)
     return clips, torch.arange(clips.shape[1], device=clips.device) < lengths[:, None]
@@ -160,7 +160,7 @@ def spec_augment(
     fill: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """SpecAugment (arXiv 1904.08779): hide one run of frames and one of mel bins per clip.
+    """SpecAugment (arXiv 1904.08779): mask one run of frames and one of mel bins per clip.
 
     Widths are uniform in 0..`time_mask` - 1 and 0..`frequency_mask` - 1, positions uniform over
     where the run fits: torchaudio's TimeMasking and FrequencyMasking, which the original used.
@@ -169,8 +169,8 @@ def spec_augment(
         spectrograms: (B, T, F).
         time_mask: frames, the width's exclusive upper bound; 0 masks nothing.
         frequency_mask: mel bins, likewise.
-        fill: value of the hidden parts. The original masks raw log-mel with 0, before it
-            normalises: loud, as padding is.
+        fill: value of the masked parts. The original masks raw log-mel with 0 before normalising,
+            which is loud, like padding.
         generator: source of randomness, on the spectrograms' device.
     """
     batch_size, frames, mel_bins = spectrograms.shape
@@ -202,16 +202,16 @@ def filter_augment(
     bands: int = 3,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """FilterAugment (arXiv 2110.03282): a random equaliser, as every recorder and room is one.
+    """FilterAugment (arXiv 2110.03282): a random equaliser, like every recorder and room.
 
     Gains are uniform in ±`max_gain` at the edges of the bands and linear between them. (The paper's
-    linear kind; there the edges are random too, and they are 3 to 6 bands.)
+    linear kind, but there the edges are random too, with 3 to 6 bands.)
 
     Args:
         spectrograms: (B, T, F), F at least 2.
-        max_gain: in the spectrograms' units: a decibel is ln(10) / 10 = 0.23 in log-mel, and after
-            the normalisation that divided by 2 · std.
-        bands: equally wide in mel bins.
+        max_gain: in the spectrograms' units: one decibel is ln(10) / 10 = 0.23 in log-mel; divide
+            by 2 · std after normalisation.
+        bands: number of bands, equally wide in mel bins.
         generator: source of randomness, on the spectrograms' device.
     """
     batch_size, _, mel_bins = spectrograms.shape
@@ -220,15 +220,15 @@ def filter_augment(
     gains = nn.functional.interpolate(
         max_gain * (2 * gains - 1), size=mel_bins, mode="linear", align_corners=True
     )
-    return spectrograms + gains  # (B, 1, F): the same in all frames
+    return spectrograms + gains  # (B, 1, F): equal in all frames
 
 
 def add_noise(
     spectrograms: Tensor, max_level: float = 0.1, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Add uniform noise from 0 to a level that is drawn per clip, from 0 to `max_level`.
+    """Add uniform noise between 0 and a level drawn per clip from 0 to `max_level`.
 
-    The original does it on Speech Commands with 0.1, after the normalisation, and rolls after it.
+    The original does this on Speech Commands, with 0.1, after normalising and before rolling.
 
     Args:
         spectrograms: (B, T, F).
@@ -241,9 +241,9 @@ def add_noise(
 
 
 def roll(spectrograms: Tensor, max_shift: int, generator: torch.Generator | None = None) -> Tensor:
-    """Shift each clip in time by up to `max_shift` frames either way; what leaves comes back in.
+    """Shift each clip in time by up to `max_shift` frames either way, wrapping around.
 
-    The original does it on Speech Commands with 10, after the noise (by -10 to +9, as numpy draws).
+    The original does this on Speech Commands, with 10, after the noise (-10 to +9, numpy's range).
 
     Args:
         spectrograms: (B, T, F).

@@ -1,16 +1,16 @@
-"""Log-mel filterbanks in torch: batched, on any device. Kaldi's, which AST reads, and others.
+"""Log-mel filterbanks in torch, batched, on any device: Kaldi's, which AST uses, and others.
 
     waveform                (..., samples)          at `sampling_rate`, full scale is -1..1
-    frames                  (..., frames, 400)      25 ms every 10 ms, only whole ones (snip edges)
+    frames                  (..., frames, 400)      25 ms every 10 ms, whole ones only (snip edges)
     power spectrum          (..., frames, 257)      512-point FFT of DC-free, pre-emphasised frames
     log-mel                 (..., frames, mel)      natural logarithm, float32
 
-The shapes are those of `LogMel`'s defaults, what AST was trained on:
+The shapes are for `LogMel`'s defaults, on which AST was trained:
 `torchaudio.compliance.kaldi.fbank(..., htk_compat=True, window_type="hanning", dither=0.0,
-frame_shift=10)` in the original's `dataloader.py`, whose definition in turn is Kaldi's
-`feat/feature-fbank.cc`. With `center`, frames are those of `torch.stft(center=True)`, as AST's
-descendants have it: pre-emphasis runs along the waveform, whose ends are reflected, and frames keep
-their DC.
+frame_shift=10)` in the original's `dataloader.py`, which in turn follows Kaldi's
+`feat/feature-fbank.cc`. With `center`, frames are those of `torch.stft(center=True)`, as in AST's
+descendants: pre-emphasis runs along the waveform, whose ends are reflected, and frames keep their
+DC.
 """
 
 import math
@@ -25,8 +25,8 @@ FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
 PREEMPHASIS = 0.97
 LOWEST_FREQUENCY = 20.0  # Hz, lower edge of the first mel filter; the last one ends at Nyquist
-LOG_FLOOR = torch.finfo(torch.float32).eps  # 1.1920929e-07, Kaldi's; the log-mel of silence: -15.94
-# Frames per pass. On a CPU their spectra (2 MB) stay in its cache; on a GPU this bounds the extra
+LOG_FLOOR = torch.finfo(torch.float32).eps  # 1.1920929e-07, Kaldi's; log-mel of silence: -15.94
+# Frames per pass. On a CPU, their spectra (2 MB) stay in the cache; on a GPU, this bounds the extra
 # memory (7 kB per frame) and still fills the device.
 _CPU_BLOCK = 1024
 _GPU_BLOCK = 32768
@@ -46,7 +46,7 @@ def frame_shift(sampling_rate: int) -> int:
 
 
 def num_frames(samples: int, sampling_rate: int = 16000) -> int:
-    """Whole frames in a waveform; what follows the last one is dropped (Kaldi's snip edges)."""
+    """Whole frames in a waveform; any rest is dropped (Kaldi's snip edges)."""
     return LogMel(sampling_rate).num_frames(samples)
 
 
@@ -68,40 +68,40 @@ def kaldi_fbank(
         waveform: (..., samples), floating point, any leading axes, any device.
         sampling_rate: of the waveform, in Hz.
         num_mel_bins: triangular filters between 20 Hz and half the sampling rate.
-        out: (..., frames, num_mel_bins), contiguous float32 to write to, instead of a new tensor.
+        out: (..., frames, num_mel_bins), contiguous float32 to write to instead of a new tensor.
 
     Returns:
         (..., frames, num_mel_bins), float32, on the waveform's device; frames =
         1 + (samples - 400) // 160 at 16 kHz.
 
     Raises:
-        ValueError: when the waveform is shorter than one frame or not floating point.
+        ValueError: if the waveform is shorter than one frame or not floating point.
     """
     return LogMel(sampling_rate, num_mel_bins)(waveform, out=out)
 
 
 @dataclass(frozen=True)
 class LogMel:
-    """A log-mel filterbank, described by its numbers; the defaults are Kaldi's.
+    """A log-mel filterbank and its parameters; the defaults are Kaldi's.
 
     Raises:
-        ValueError: for numbers that make no filterbank.
+        ValueError: if the numbers do not describe a filterbank.
     """
 
     sampling_rate: int = 16000  # Hz
     num_mel_bins: int = 128  # triangular filters
     win_length: int | None = None  # samples in a frame; None: 25 ms
     hop_length: int | None = None  # samples from one frame to the next; None: 10 ms
-    n_fft: int | None = None  # points of the FFT; None: the power of two from win_length up
+    n_fft: int | None = None  # points of the FFT; None: win_length or the next power of two
     frequency_min: float = LOWEST_FREQUENCY  # Hz, lower edge of the first filter
     frequency_max: float | None = None  # Hz, upper edge of the last one; None: Nyquist
     mel_scale: str = "kaldi"  # "torchaudio": rounded as its port; "htk": triangles in Hz
     preemphasis: float = PREEMPHASIS
-    center: bool = False  # frames around multiples of hop_length, the ends reflected
-    periodic_window: bool = False  # Hann window as for an FFT, not symmetrical
+    center: bool = False  # frames centred on multiples of hop_length, with reflected ends
+    periodic_window: bool = False  # Hann window: periodic (for an FFT) instead of symmetric
     compression: str = "log"  # log(max(x, floor)), or "log_offset": log(x + floor), or "decibels"
     mel_floor: float = LOG_FLOOR  # of the power in a mel bin
-    dynamic_range: float | None = None  # with "decibels": nothing further below the clip's loudest
+    dynamic_range: float | None = None  # with "decibels": floor, relative to the clip's loudest bin
 
     def __post_init__(self) -> None:
         for name, choices in (("mel_scale", _MEL_SCALES), ("compression", _COMPRESSIONS)):
@@ -139,7 +139,7 @@ class LogMel:
 
     @property
     def fft_size(self) -> int:
-        """Samples of a frame with its zeros: Kaldi rounds up to a power of two."""
+        """Samples in a zero-padded frame: Kaldi rounds up to a power of two."""
         return 1 << (self.frame_length - 1).bit_length() if self.n_fft is None else self.n_fft
 
     @property
@@ -156,12 +156,12 @@ class LogMel:
 
     @property
     def _lost(self) -> int:
-        """Samples that pre-emphasis along the waveform takes away: the first has none before it."""
+        """Samples lost to pre-emphasis along the waveform: the first has no predecessor."""
         return int(self.center and self.preemphasis > 0)
 
     @property
     def reflected(self) -> tuple[int, int]:
-        """Samples that are reflected at a waveform's start and end: its frames reach that far."""
+        """Samples reflected at a waveform's start and end: frames extend that far."""
         if not self.center:
             return 0, 0
         before = self.fft_size // 2 - (self.fft_size - self.frame_length) // 2
@@ -169,25 +169,25 @@ class LogMel:
 
     @property
     def shortest(self) -> int:
-        """Samples of the shortest waveform that can be featurised."""
+        """Length in samples of the shortest waveform that yields a frame."""
         return self.fft_size // 2 + 1 + self._lost if self.center else self.frame_length
 
     def num_frames(self, samples: int) -> int:
-        """Frames of a waveform."""
+        """Number of frames in a waveform."""
         if samples < self.shortest:
             return 0
         whole = samples - self._lost if self.center else samples - self.frame_length
         return 1 + whole // self.frame_shift
 
     def num_samples(self, frames: int) -> int:
-        """Samples of the shortest waveform that has this many frames."""
+        """Length in samples of the shortest waveform with this many frames."""
         start_of_last = (frames - 1) * self.frame_shift
         if self.center:
             return max(start_of_last + self._lost, self.shortest)
         return start_of_last + self.frame_length
 
     def samples_used(self, frames: int) -> int:
-        """Samples at a waveform's start that its first frames depend on."""
+        """Samples at the start of a waveform that its first frames depend on."""
         return (frames - 1) * self.frame_shift + self._lost + self.frame_length
 
     def __call__(self, waveform: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -216,7 +216,7 @@ class LogMel:
         return self.limit(log_mel)
 
     def extend(self, clips: Tensor) -> Tensor:
-        """(clips, samples) -> pre-emphasised and reflected, as frames are cut from it."""
+        """(clips, samples) -> pre-emphasised and reflected, ready for cutting frames."""
         if not self.center:
             return clips
         if self.preemphasis:
@@ -254,7 +254,7 @@ class LogMel:
         return out
 
     def limit(self, log_mel: Tensor, is_valid: Tensor | None = None) -> Tensor:
-        """Raise what is further than `dynamic_range` below the loudest bin of a clip, in place.
+        """Clamp values, in place, to at most `dynamic_range` below the clip's loudest bin.
 
         Args:
             log_mel: (..., frames, mel).
@@ -276,15 +276,15 @@ class LogMel:
         return mel.log_() if self.compression == "log" else mel.log10_().mul_(10)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """The way from frames to mel powers as two matrices, for graphs that have no FFT.
+        """The computation from frames to mel powers as two matrices, for graphs without an FFT.
 
-        All steps up to the spectrum are linear, so what they make of unit impulses says all.
-        Computed in float64 by the very code that featurises sound.
+        All steps up to the spectrum are linear, so their response to unit impulses defines them.
+        Computed in float64 by the same code that featurises sound.
 
         Returns:
-            spectrum (frame length, 2 * FFT bins): a frame times it is the real and the imaginary
-            part of its spectrum; mel filters (FFT bins, mel): the power spectrum times it is the
-            mel spectrum, `compress` and `limit` are left. Both float32.
+            spectrum (frame length, 2 * FFT bins): a frame times this is the real and the imaginary
+            part of its spectrum; mel filters (FFT bins, mel): the power spectrum times this is the
+            mel spectrum, before `compress` and `limit`. Both float32.
         """
         window = torch.hann_window(self.frame_length, periodic=self.periodic_window)
         impulses = torch.eye(self.frame_length, dtype=torch.float64)
@@ -307,8 +307,8 @@ class LogMel:
     def _spectrum(self, frames: Tensor, window: Tensor) -> Tensor:
         """(..., frames, length) -> (..., frames, FFT bins), complex.
 
-        Every step rounds as torchaudio's does, the port of Kaldi or `torch.stft`: a filter that
-        holds only the rounding noise of a loud frame would show any other order of operations.
+        Every step rounds as in torchaudio, whether its port of Kaldi or `torch.stft`: filters that
+        contain only the rounding noise of a loud frame would reveal any other order of operations.
         """
         size, length = self.fft_size, self.frame_length
         padded = frames.new_zeros(*frames.shape[:-1], size)
@@ -327,10 +327,10 @@ class LogMel:
     def _mel_filters(self) -> Tensor:
         """Triangles equally spaced in mel, peak 1: (FFT bins, mel).
 
-        At 16 kHz and 128 bins the lowest triangles are narrower than an FFT bin and one of them
-        catches none: its output is the floor for every sound, in Kaldi as here. Where one catches
-        a bin with its edge only, rounding shows: by up to 4e-4 in the log-mel between "kaldi", as
-        AST's filters always were here, and "torchaudio", whose filters AST's descendants had.
+        At 16 kHz and 128 bins, the lowest triangles are narrower than an FFT bin, and one of them
+        contains none: its output is the floor for every sound, in Kaldi too. Where only the edge of
+        a triangle touches a bin, rounding shows: log-mel differs by up to 4e-4 between "kaldi", the
+        filters used here for AST, and "torchaudio", which AST's descendants were trained with.
         """
         if self.mel_scale == "htk":
             return self._htk_filters()
@@ -352,11 +352,11 @@ class LogMel:
             left = lowest_mel + width * number
             rising, falling = (bins - left) / width, (left + 2 * width - bins) / width
         filters = torch.minimum(rising, falling).clamp_(min=0)
-        filters[-1] = 0  # Kaldi leaves out the Nyquist bin
+        filters[-1] = 0  # Kaldi omits the Nyquist bin
         return filters
 
     def _htk_filters(self) -> Tensor:
-        """torchaudio's and librosa's HTK scale: sides that are straight over Hz, not over mel."""
+        """torchaudio's and librosa's HTK scale: triangles with straight sides in Hz, not in mel."""
         lowest, highest = (
             2595.0 * math.log10(1.0 + hz / 700.0)
             for hz in (self.frequency_min, self.highest_frequency)
@@ -376,11 +376,11 @@ def _hz_to_mel(hz: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _constants(log_mel: LogMel, device: torch.device) -> tuple[Tensor, list[tuple[slice, Tensor]]]:
-    """The Hann window (length,) and the mel filters, in bands of neighbouring ones.
+    """The Hann window (length,) and the mel filters, grouped into bands of neighbouring filters.
 
-    A filter covers few FFT bins, those of a band not many more: multiplying band by band is 2.7
-    times faster than with the whole matrix (FFT bins, mel). A band holds the slice of the FFT bins
-    that its filters cover and the filters (bins in the slice, mel in the band).
+    A filter covers few FFT bins, and a band not many more: multiplying band by band is 2.7 times as
+    fast as with the whole matrix (FFT bins, mel). A band is a slice of the FFT bins and its filters
+    (bins in the slice, mel in the band).
     """
     filters = log_mel._mel_filters()
     bands = []
@@ -393,7 +393,7 @@ def _constants(log_mel: LogMel, device: torch.device) -> tuple[Tensor, list[tupl
 
 
 def mel_bin(hz: float, sampling_rate: int = 16000, num_mel_bins: int = 128) -> float:
-    """The mel bin in whose middle a frequency lies, for the ticks of an axis; between bins too."""
+    """The mel bin centred on a frequency, fractional between bins; for the ticks of an axis."""
     lowest, highest, wanted = _hz_to_mel(
         torch.tensor([LOWEST_FREQUENCY, sampling_rate / 2, hz], dtype=torch.float64)
     ).tolist()

@@ -1,9 +1,9 @@
-"""ASTFeatureExtractor: waveforms to the normalised log-mel spectrograms that AST reads.
+"""ASTFeatureExtractor: waveforms to the normalised log-mel spectrograms that AST takes.
 
 waveforms       B x (samples,)  mono, at `sampling_rate`, full scale is -1..1
 log-mel         B x (T, F)      `LogMel`, AST: Kaldi's filterbank, 100 frames per second
-padded          (B, T, F)       with `padding_value`, before the normalisation as published
-input_values    (B, T, F)       (x - mean) / (2 * std), or an affine map of its own for each bin
+padded          (B, T, F)       with `padding_value`, before normalisation, as published
+input_values    (B, T, F)       (x - mean) / (2 * std), or an affine map per mel bin
 attention_mask  (B, T)          1 = sound, 0 = padding
 """
 
@@ -23,7 +23,7 @@ from .fbank_ast import LOG_FLOOR, LOWEST_FREQUENCY, PREEMPHASIS, LogMel
 from .levels_ast import integer_error, integer_warning, level_error, level_warning, warn_once
 
 logger = logging.get_logger(__name__)
-# Settings that `transformers`' own extractor does not have, with the values that it computes with.
+# Settings that `transformers`' own extractor lacks, with the values it implies.
 _FILTERBANK = {
     "win_length": None,
     "hop_length": None,
@@ -51,20 +51,20 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         feature_size: kept for the file format.
         sampling_rate: of the waveforms, in Hz.
         num_mel_bins: F.
-        max_length: T that clips are padded or cut to, in frames (AST: of 10 ms).
+        max_length: T that clips are padded or cut to, in frames (10 ms each in AST).
         padding_value: log-mel value of padding frames.
         do_normalize: subtract `mean`, divide by twice `std`.
         mean, std: of the training data's log-mel values; the defaults are AudioSet's.
-        return_attention_mask: whether calls return the mask unless they say otherwise. Published
-            checkpoints were trained without one and expect none.
+        return_attention_mask: whether calls return the mask by default. Published checkpoints were
+            trained without one and expect none.
         win_length, hop_length, n_fft, frequency_min, frequency_max: of the filterbank, see
             `LogMel`; the defaults are AST's.
         mel_scale, preemphasis, center, periodic_window: likewise.
         compression, mel_floor, dynamic_range: likewise.
-        remove_mean: subtract each clip's mean first. Kaldi does so frame by frame in any case; what
-            rounding leaves shows in filters that hardly hear anything.
-        bin_scale, bin_offset: (F,) numbers each, `log-mel * scale + offset` in place of mean and
-            std, as CED's batch normalisation of the spectrogram.
+        remove_mean: subtract each clip's mean first. Kaldi does so frame by frame anyway; the
+            remaining rounding shows only in filters with hardly any energy.
+        bin_scale, bin_offset: (F,) numbers each: `log-mel * scale + offset` instead of mean and
+            std, like CED's batch normalisation of the spectrogram.
 
     `transformers`' own extractor computes what has AST's defaults. A file with others names
     `ASTFamilyFeatureExtractor`, so that plain `transformers` does not compute something else.
@@ -171,7 +171,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         if self.max_length * self.num_mel_bins > _MAX_VALUES:
             raise ValueError(
                 f"max_length={self.max_length} x num_mel_bins={self.num_mel_bins} must be at most "
-                f"{_MAX_VALUES}: no model's spectrograms are larger."
+                f"{_MAX_VALUES}: no model takes larger spectrograms."
             )
         if self.std < 1 / _LARGEST_STATISTIC:
             raise ValueError(
@@ -194,7 +194,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         for name in ("bin_scale", "bin_offset"):
             values = getattr(self, name)
             if (values is None) != (self.bin_scale is None):
-                raise ValueError("bin_scale and bin_offset must both be given, or neither.")
+                raise ValueError("Give both bin_scale and bin_offset, or neither.")
             if values is not None and not (
                 isinstance(values, (list, tuple))
                 and len(values) == self.num_mel_bins
@@ -206,13 +206,13 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def filterbank(self) -> LogMel:
-        """The filterbank of these settings."""
+        """The filterbank with these settings."""
         numbers = {name: getattr(self, name) for name in _FILTERBANK}
         return LogMel(int(self.sampling_rate), int(self.num_mel_bins), **numbers)
 
     @property
     def is_native(self) -> bool:
-        """Whether `transformers`' own extractor computes the same."""
+        """Whether `transformers`' own extractor computes the same values."""
         return all(getattr(self, name) == value for name, value in _NATIVE.items())
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,35 +238,35 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: one clip (samples,) or a batch, (B, samples) or a list of clips of any
-                lengths; numpy, tensors on any device, or lists. Arrays of integers are PCM and
-                divided by their type's range; numbers in lists are values as they are. A clip
-                shorter than one frame (AST: 25 ms) is extended to one with silence.
+                lengths; numpy, tensors on any device, or lists. Integer arrays are PCM and divided
+                by their type's range; numbers in lists are taken as they are. A clip shorter than
+                one frame (AST: 25 ms) is extended to one with silence.
             sampling_rate: of the clips; pass it, so that a wrong one is noticed.
             padding: "max_length": to `max_length` frames; "longest" or True: to the longest clip;
-                False: not at all. Third in place, it may be what `transformers`' extractor has
-                there, `return_tensors`: "pt" or "np".
-            max_length: frames, not samples; the extractor's own unless given.
-            truncation: cut clips that are longer than `max_length` frames.
-            return_attention_mask: None: with padding="longest", or as the extractor is set.
-            return_tensors: "pt", "np", or None for a list with one array (T, F) per clip, or one
-                tensor where tensors came.
+                False: none. As the third positional argument, it can also be "pt" or "np":
+                `transformers`' extractor has `return_tensors` there.
+            max_length: frames, not samples; default: the extractor's own.
+            truncation: cut clips longer than `max_length` frames.
+            return_attention_mask: None: yes for padding="longest", else the extractor's setting.
+            return_tensors: "pt", "np", or None for a list with one array (T, F) per clip (a tensor,
+                if tensors were given).
 
         Returns:
-            `input_values` (B, T, F), float32, and `attention_mask` (B, T) as asked. Tensors stay on
-            their device.
+            `input_values` (B, T, F), float32, and optionally `attention_mask` (B, T). Tensors stay
+            on their device.
 
         Raises:
-            ValueError: when the clips or the arguments are not as above; the message says what
-                came, what was expected and what to do.
+            ValueError: if a clip or an argument is not as above; the message says what was passed,
+                what was expected and what to do.
         """
         if sampling_rate is None:
             logger.warning_once(
-                "ASTFeatureExtractor was called without sampling_rate: it cannot notice a clip "
+                "ASTFeatureExtractor was called without sampling_rate: it cannot detect a clip "
                 f"that is not at {self.sampling_rate} Hz."
             )
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"The clip has a sampling rate of {sampling_rate} Hz, this extractor needs "
+                f"The clip has a sampling rate of {sampling_rate} Hz; this extractor needs "
                 f"{self.sampling_rate} Hz. Resample it: load_audio(source, {self.sampling_rate})."
             )
         if padding in ("pt", "np") and return_tensors in (None, padding):
@@ -299,7 +299,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         if padding is False:
             if return_tensors is not None and len(set(lengths)) > 1:
                 raise ValueError(
-                    f"The clips have {sorted(set(lengths))} frames and cannot be one tensor; use "
+                    f"The clips have {sorted(set(lengths))} frames and do not fit one tensor; use "
                     "padding='longest' or 'max_length', or return_tensors=None."
                 )
             input_values = [
@@ -337,15 +337,15 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(stacked)
 
     def _check_unit(self, max_length: int, longest: int) -> None:
-        """Refuse a `max_length` that was meant in samples, as other extractors have it."""
+        """Refuse a `max_length` meant in samples, the unit of other extractors."""
         if max_length >= self.sampling_rate // 2 and max_length > 8 * longest:
             frames = max(1, self.filterbank.num_frames(max_length))
             shift_s = self.filterbank.frame_shift / self.sampling_rate
             raise ValueError(
                 f"max_length={max_length} frames of {1000 * shift_s:g} ms are "
-                f"{max_length * shift_s:g} s, and the longest clip has {longest} "
-                f"frames. If samples were meant, pass max_length={frames}, or leave it out: then "
-                f"it is the model's, {self.max_length}."
+                f"{max_length * shift_s:g} s, but the longest clip has only {longest} frames. If "
+                f"you meant samples, pass max_length={frames}; or omit it to use the model's, "
+                f"{self.max_length}."
             )
 
     def load_audio(self, source: Any) -> np.ndarray:
@@ -367,7 +367,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
             shape = tuple(raw_speech.shape)
             if len(shape) == 2 and shape[1] < shortest < shape[0]:
                 raise ValueError(
-                    f"Got an array of shape {shape}, which could be stereo sound: (samples, "
+                    f"Got an array of shape {shape}, which looks like stereo sound: (samples, "
                     "channels). Clips are mono: average the channels, array.mean(axis=1). A batch "
                     "is (clips, samples)."
                 )
@@ -387,7 +387,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         else:
             raise ValueError(
                 "Expected a clip or a batch of clips as array, tensor or list, got "
-                f"{type(raw_speech).__name__}. Files are read with load_audio."
+                f"{type(raw_speech).__name__}. Read files with load_audio."
             )
         if not clips:
             raise ValueError("Got an empty batch, expected at least one clip.")
@@ -409,7 +409,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
                 clips[index] = clip = clip - clip.mean()
             if len(clip) < shortest:
                 clips[index] = torch.nn.functional.pad(clip, (0, shortest - len(clip)))
-        # The largest magnitude is NaN or infinite when any is, and 7 times faster to find.
+        # The largest magnitude is NaN or infinite if any value is, and 7 times as fast to compute.
         for index, peak in enumerate(torch.stack([clip.abs().amax() for clip in clips]).tolist()):
             if wrong := level_error(peak):
                 raise ValueError(
@@ -422,10 +422,10 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
     def _padded(self, waveforms: list[Tensor], attention_mask: Tensor) -> Tensor:
         """Normalised log-mel of all clips, padded where the mask (B, T) is False: (B, T, F).
 
-        Padding is normalised with the rest, as the published checkpoints were trained.
+        Padding is normalised like the rest, as in the training of the published checkpoints.
         """
-        # On a CPU clip by clip, while its spectra are in the cache; a GPU would wait for the
-        # launches of such a loop.
+        # On a CPU clip by clip, so that its spectra stay in the cache; on a GPU the kernel launches
+        # of such a loop would dominate.
         on_cpu = attention_mask.device.type == "cpu"
         fill = self._fill_clip_by_clip if on_cpu else self._fill_together
         shape = (*attention_mask.shape, self.num_mel_bins)
@@ -448,7 +448,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         self, features: Tensor, waveforms: list[Tensor], attention_mask: Tensor
     ) -> Tensor:
         filterbank = self.filterbank
-        # Whole frames never see the silence that is put after their clip.
+        # Whole frames never include the silence added after their clip.
         extended = [filterbank.extend(waveform[None])[0] for waveform in waveforms]
         log_mel = filterbank.of_extended(pad_sequence(extended, batch_first=True))
         frames = min(log_mel.shape[1], features.shape[1])
@@ -457,7 +457,7 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         return self._normalize(features)
 
     def _log_mel(self, waveform: Tensor, frames: int) -> Tensor:
-        """(samples,) -> (frames, F), its first frames: those at the cut see what follows it."""
+        """(samples,) -> its first frames (frames, F); those at the cut see what follows it."""
         filterbank = self.filterbank
         log_mel = filterbank.of_extended(filterbank.extend(waveform[None]))[0, :frames]
         return filterbank.limit(log_mel)
@@ -475,18 +475,18 @@ def _shortened(value: Any) -> str:
 
 
 class ASTFamilyFeatureExtractor(ASTFeatureExtractor):
-    """The same, by a name that plain `transformers` does not know: see `ASTFeatureExtractor`."""
+    """`ASTFeatureExtractor` under a name that plain `transformers` does not know."""
 
 
 def _first_clip(raw_speech: np.ndarray | Tensor | list) -> Any:
-    """The first of a list of clips; what is no list itself."""
+    """The first of a list of clips; anything but a list is returned itself."""
     if isinstance(raw_speech, (list, tuple)) and len(raw_speech):
         return raw_speech[0]
     return raw_speech
 
 
 def _as_floating(clip: np.ndarray | Tensor | list, name: str) -> Tensor:
-    """Numbers as float32; those of an integer type are PCM, divided by their type's range."""
+    """Numbers as float32; integer types are PCM, divided by their range."""
     if not isinstance(clip, Tensor):
         try:
             array = np.asarray(clip)
@@ -494,24 +494,24 @@ def _as_floating(clip: np.ndarray | Tensor | list, name: str) -> Tensor:
             array = np.empty(len(clip), dtype=object)
         if array.dtype.kind not in "fiu":
             raise ValueError(
-                f"{name} holds {array.dtype}, expected numbers, one per sample. Clips of unequal "
-                "length go into a list of arrays, not into one array."
+                f"{name} holds {array.dtype}; expected numbers, one per sample. Pass clips of "
+                "unequal length as a list of arrays, not as one array."
             )
         if isinstance(clip, (list, tuple)) or array.dtype.kind == "f":
-            dtype = np.dtype(np.float32)  # whole numbers in a list are values, not PCM
+            dtype = np.dtype(np.float32)  # integers in a list are values, not PCM
         else:
             dtype = array.dtype.newbyteorder("=")
         # What torch can share: contiguous, writable, in the machine's byte order.
         clip = torch.from_numpy(np.require(array, dtype, ["C", "W"]))
     if clip.dtype == torch.bool or clip.is_complex():
-        raise ValueError(f"{name} holds {clip.dtype}, expected real numbers, one per sample.")
+        raise ValueError(f"{name} holds {clip.dtype}; expected real numbers, one per sample.")
     if clip.is_floating_point():
         return clip.detach().float()
     limits = torch.iinfo(clip.dtype)
     if wrong := integer_error(limits.bits):
         raise ValueError(f"{name} {wrong}")
     half = 2.0 ** (limits.bits - 1)
-    # Unsigned PCM has its zero in the middle of the range, as 8-bit WAV files do.
+    # Unsigned PCM is centred on the middle of its range, as in 8-bit WAV files.
     scaled = clip.float() / half - (1.0 if limits.min == 0 else 0.0)
     if limits.bits == 32 and scaled.numel():
         warn_once(name, integer_warning(32, float(scaled.abs().max())))

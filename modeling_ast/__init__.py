@@ -1,8 +1,8 @@
 """Audio Spectrogram Transformer for `transformers`.
 
 Importing this package makes the Auto classes and `pipeline("audio-classification")` use it for
-every AST checkpoint (`model_type` "audio-spectrogram-transformer"), whoever wrote it, and for those
-of its descendants that were converted (`model_type` "ast-family").
+every AST checkpoint (`model_type` "audio-spectrogram-transformer"), whoever wrote it, and for
+converted checkpoints of its descendants (`model_type` "ast-family").
 """
 
 from transformers import (
@@ -42,27 +42,27 @@ __all__ = [
 ]
 
 AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
-# One class for both types, which `AutoConfig.register` does not allow.
+# `AutoConfig.register` does not allow one class for two types.
 CONFIG_MAPPING.register(FAMILY_MODEL_TYPE, ASTConfig, exist_ok=True)
 AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
 AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
 AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
-# Extractors are found by their class's name, among transformers' own first: its entry must go.
+# transformers looks an extractor up by class name, its own entries first: remove the one for AST.
 FEATURE_EXTRACTOR_MAPPING_NAMES.pop(ASTConfig.model_type, None)
-# Found by its name, which files give.
+# Found by the class name in preprocessor_config.json.
 FEATURE_EXTRACTOR_MAPPING.register(FAMILY_MODEL_TYPE, ASTFamilyFeatureExtractor, exist_ok=True)
 
 AutoConfig.register(ASTFrameConfig.model_type, ASTFrameConfig, exist_ok=True)
 AutoFeatureExtractor.register(ASTFrameConfig, ASTFeatureExtractor, exist_ok=True)
 for auto_class in (AutoModelForAudioFrameClassification, AutoModelForAudioClassification):
     auto_class.register(ASTFrameConfig, ASTForAudioFrameClassification, exist_ok=True)
-# It starts from classifiers' checkpoints, too; `register` wants its own config only.
+# It can also start from a classifier's checkpoint; `register` accepts only the class's own config.
 AutoModelForAudioFrameClassification._model_mapping.register(
     ASTConfig, ASTForAudioFrameClassification, exist_ok=True
 )
 
 ASTAudioClassificationPipeline.feature_extractor_class = ASTFeatureExtractor
-# Taken out first: replacing a registered task logs a warning at every import.
+# Removed first: replacing a registered task would log a warning at every import.
 PIPELINE_REGISTRY.supported_tasks.pop("audio-classification", None)
 PIPELINE_REGISTRY.register_pipeline(
     "audio-classification",
@@ -70,6 +70,6 @@ PIPELINE_REGISTRY.register_pipeline(
     pt_model=AutoModelForAudioClassification,
     type="audio",
 )
-# With this, `pipe.save_pretrained` would name its code in the config, and nobody could make a
-# pipeline of the folder without trusting that code.
+# If this stayed, `pipe.save_pretrained` would name its code in the config, and nobody could load
+# the folder as a pipeline without trusting that code.
 del ASTAudioClassificationPipeline._registered_impl  # type: ignore[misc]

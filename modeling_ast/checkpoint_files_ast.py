@@ -1,4 +1,4 @@
-"""Weight files of any code base, read without running anything: tensors by name, and settings."""
+"""Reads weight files of any code base without running code: tensors by name, and settings."""
 
 import argparse
 import json
@@ -15,32 +15,32 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_INSIDE = ("model", "state_dict")  # where training code keeps the weights, beside its own state
-# What data-parallel, compiled and wrapped models write before every name.
+_INSIDE = ("model", "state_dict")  # where training code keeps the weights, next to its own state
+# Prefixes that data-parallel, compiled and wrapped models put on every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
-# Training code stores its command line beside the weights. These hold data, whatever is in them.
+# Training code stores its command line with the weights. These types can only hold data.
 _HARMLESS: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath]
 
 
 def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a `.pth`, `.pt` or `.safetensors` file or of a folder, and their settings.
+    """The tensors in a `.pth`, `.pt` or `.safetensors` file or a folder, and their settings.
 
     Args:
         path: a file, or a folder with `model.safetensors` or `pytorch_model.bin`.
 
     Returns:
-        state dict, without the prefix that a wrapper put before all names; settings: the dict
-        `config` in the file, or the `config.json` beside it, else empty.
+        state dict, without any prefix that a wrapper put on all names; settings: the dict `config`
+        in the file, or the `config.json` next to it, else empty.
 
     Raises:
-        ValueError: when there is no such file, when it holds something else than tensors, or when
-            it is a pickle that would run code.
+        ValueError: if there is no such file, if it holds anything but tensors, or if it is a pickle
+            that would run code.
     """
     path = Path(path)
     if path.is_dir():
         found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
         if found is None:
-            raise ValueError(f"{path} holds no weights: expected {' or '.join(_WEIGHTS)} in it.")
+            raise ValueError(f"No weights in {path}: expected {' or '.join(_WEIGHTS)}.")
         path = found
     if not path.is_file():
         raise ValueError(f"No such checkpoint: {path}")
@@ -51,7 +51,7 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
         try:
             settings = json.loads(beside.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{beside} is no JSON file. ({error})") from error
+            raise ValueError(f"{beside} is not valid JSON. ({error})") from error
     inside = next((content[name] for name in _INSIDE if isinstance(content.get(name), dict)), None)
     tensors = {
         name: tensor
@@ -72,15 +72,17 @@ def _load(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} was not read: it is a pickle that holds more than tensors, or none at all, "
-            "and unpickling it could run any code that its author put there. Only plain tensors "
-            "are read; where you trust the file, save its state_dict alone. "
+            f"Refused to read {path}: it is a pickle that holds more than tensors, or not a pickle "
+            "at all. Unpickling it could run any code its author put there, so only plain tensors "
+            "are read. If you trust the file, load it yourself and save just its state_dict. "
             f"({_reason(error)})"
         ) from error
     except (EOFError, RuntimeError) as error:
-        raise ValueError(f"{path} is no file of torch.save, or it is cut off. ({error})") from error
+        raise ValueError(
+            f"{path} was not written by torch.save, or is truncated. ({error})"
+        ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a dict of tensors.")
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors.")
     return content
 
 
@@ -94,6 +96,6 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """torch's own sentence on what it refused, without its advice to switch the check off."""
+    """torch's own account of what it refused, without its advice to turn the check off."""
     found = re.search(r"WeightsUnpickler error: (.+?)(\.\s|\n|$)", str(error))
-    return found[1] if found else "not a file of torch.save"
+    return found[1] if found else "not written by torch.save"

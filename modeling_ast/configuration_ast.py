@@ -1,18 +1,18 @@
 """ASTConfig: the shape of an Audio Spectrogram Transformer.
 
-The fields and their defaults are those of `transformers`' own ASTConfig, so a `config.json` written
-by either side is read by the other. The defaults describe the AudioSet model of the paper
-(arXiv 2104.01778, section 2.1): ViT-base, 16 x 16 patches that overlap by 6, 1024 frames of 10 ms.
-The fields after `num_mel_bins` are ours; with their defaults the model is exactly `transformers`'
-own. Six of them describe AST's descendants (PaSST, SSAST, AudioMAE, CED, Dasheng). A model that
-`transformers`' AST would compute otherwise is written with another `model_type`, `ast-family`:
-plain `transformers` then says that it does not know it.
+The fields and defaults are those of `transformers`' own ASTConfig, so either side reads a
+`config.json` the other wrote. The defaults describe the paper's AudioSet model (arXiv 2104.01778,
+section 2.1): ViT-base, 16 x 16 patches that overlap by 6, 1024 frames of 10 ms.
+The fields after `num_mel_bins` are ours; at their defaults the model is exactly `transformers`'
+own. Six of them describe AST's descendants (PaSST, SSAST, AudioMAE, CED, Dasheng). A model whose
+output `transformers`' AST would get wrong is saved as another `model_type`, `ast-family`, which
+plain `transformers` rejects as unknown.
 
-A `config.json` may come from anybody, so numbers that no AST has are refused here, before anything
-is built from them.
+A `config.json` may come from anyone, so numbers that no AST could have are refused here, before
+anything is built from them.
 """
 
-from .versions_ast import OLDEST  # noqa: F401  (first: in an older transformers the rest fails)
+from .versions_ast import OLDEST  # noqa: F401  (first: the rest fails on an older transformers)
 
 # isort: split
 import math
@@ -34,14 +34,14 @@ _MAX_LAYERS = 1000
 _MAX_LABELS = 1_000_000
 _MAX_FRAMES = 1_000_000  # of 10 ms: almost 3 hours
 _MAX_MEL_BINS = 4096
-FAMILY_MODEL_TYPE = "ast-family"  # in files of models that transformers' AST cannot compute
-# Values of fields that choose, `transformers`' own first.
+FAMILY_MODEL_TYPE = "ast-family"  # saved for models that transformers' AST cannot compute
+# Allowed values, `transformers`' own first.
 _CHOICES = {
     "pooling": ("special_tokens", "patches"),
     "final_norm": ("before_pooling", "after_pooling", "none"),
 }
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-# Properties of the class that no config.json has, and that a hostile one must not replace.
+# Attributes that no honest config.json sets and a hostile one must not replace.
 _NEVER_IN_A_FILE = {
     *("__dict__", "__doc__", "__module__", "_auto_class", "attribute_map", "base_config_key"),
     *("base_model_ep_plan", "base_model_fsdp_plan", "base_model_pp_plan", "base_model_tp_plan"),
@@ -57,7 +57,7 @@ class ASTConfig(PreTrainedConfig):
     [MIT/ast-finetuned-audioset-10-10-0.4593](https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593).
 
     Raises:
-        ValueError: at construction, when the numbers cannot make a model.
+        ValueError: at construction, if these numbers do not describe a possible model.
     """
 
     model_type = "audio-spectrogram-transformer"
@@ -75,23 +75,23 @@ class ASTConfig(PreTrainedConfig):
     patch_size: int = 16  # mel bins per patch, and frames unless `time_patch_size` says otherwise
     frequency_stride: int = 10  # mel bins between neighbouring patches
     time_stride: int = 10  # frames between neighbouring patches
-    max_length: int = 1024  # frames (10 ms each) that the position table was made for
-    num_mel_bins: int = 128  # mel bins that the position table was made for
+    max_length: int = 1024  # frames (10 ms each) the position table covers
+    num_mel_bins: int = 128  # mel bins the position table covers
     time_patchout: int = 0  # training: grid columns dropped per clip (PaSST, arXiv 2110.05069)
     frequency_patchout: int = 0  # training: grid rows dropped per clip
-    unstructured_patchout: int = 0  # training: single patches dropped per clip, of those left
+    unstructured_patchout: int = 0  # training: single patches dropped per clip, from those left
     merged_tokens_per_layer: int = 0  # inference: tokens merged away per layer (arXiv 2210.09461)
-    label_smoothing: float | int = 0.0  # training: part of the target spread over all labels
-    window_pooling: str | None = None  # of a long clip's windows; None: mean, weighted by length
+    label_smoothing: float | int = 0.0  # training: share of the target spread over all labels
+    window_pooling: str | None = None  # over a long clip's windows; None: mean weighted by length
     num_special_tokens: int = 2  # 2: class and distillation token, 1: class token, 0: patches only
     pooling: str = "special_tokens"  # mean of these tokens, or of the "patches": rows, then time
     final_norm: str = "before_pooling"  # or "after_pooling" (the head then has no norm), or "none"
-    time_patch_size: int | None = None  # frames per patch where it is not square
-    head_norm_eps: float | None = None  # epsilon of the head's norm where it is another
-    native_features: bool = True  # False: spectrograms that `transformers`' extractor cannot make
+    time_patch_size: int | None = None  # frames per patch, if it is not square
+    head_norm_eps: float | None = None  # epsilon of the head's norm, if it differs
+    native_features: bool = True  # False: spectrograms `transformers`' extractor cannot make
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.id2label, dict):  # data sets name classes by numbers, too
+        if isinstance(self.id2label, dict):  # some data sets use numbers as class names
             self.id2label = {
                 index: str(name) if type(name) in (int, float) else name
                 for index, name in self.id2label.items()
@@ -102,10 +102,10 @@ class ASTConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As in `transformers`, but a folder whose weights are of a smaller model is refused.
+        """As in `transformers`, but refuses a folder whose weights belong to a smaller model.
 
         Raises:
-            ValueError: also for a file with numbers or types that no AST has.
+            ValueError: also for a file with numbers or types that no AST could have.
         """
         folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
         check_json_files(folder)
@@ -121,21 +121,21 @@ class ASTConfig(PreTrainedConfig):
 
     @classmethod
     def _of_one_type(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """A file's content, whichever of our two types it has: `to_dict` decides again."""
+        """A file's content under one of our two types; `to_dict` picks the type anew."""
         is_family = content.get("model_type") == FAMILY_MODEL_TYPE
         return {**content, "model_type": cls.model_type} if is_family else content
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        # Left out: what a file must not choose, as it can name code to download from the Hub.
+        # Dropped: a file must not choose these, as they can name code to download from the Hub.
         chosen_by_caller = ("attn_implementation", "experts_implementation")
         content = {k: v for k, v in config_dict.items() if k not in chosen_by_caller}
         content = cls._of_one_type(content)
         if "per_layer_config" in content:
-            raise ValueError("This is no config of an AST: its layers are all alike.")
+            raise ValueError("Not an AST config: per_layer_config, but AST's layers are all alike.")
         for name in content:
             if name in _NEVER_IN_A_FILE or callable(getattr(cls, name, None)):
-                raise ValueError(f"This is no config of an AST: it has no setting {name[:60]!r}.")
+                raise ValueError(f"Not an AST config: AST has no setting {name[:60]!r}.")
         try:
             folder = Path(kwargs.get("name_or_path", ""))  # AutoConfig passes it
             if (folder / "config.json").is_file():
@@ -177,8 +177,8 @@ class ASTConfig(PreTrainedConfig):
         ):
             if getattr(self, field) > most:
                 raise ValueError(
-                    f"{field} must be at most {most}, got {getattr(self, field)}. No AST is like "
-                    "that: do not trust this config."
+                    f"{field} must be at most {most}, got {getattr(self, field)}. No AST has such "
+                    "a number: do not trust this config."
                 )
         for field in (
             "hidden_dropout_prob",
@@ -205,7 +205,8 @@ class ASTConfig(PreTrainedConfig):
             raise ValueError(f"head_norm_eps must be between 0 and 1, got {self.head_norm_eps}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(
-                f"hidden_act must be one of transformers', got {self.hidden_act[:60]!r}."
+                "hidden_act must be an activation that transformers knows, got "
+                f"{self.hidden_act[:60]!r}."
             )
         if self.window_pooling is not None:
             check_pooling(self.window_pooling)
@@ -227,8 +228,8 @@ class ASTConfig(PreTrainedConfig):
             )
         if self.num_encoder_parameters > _MAX_PARAMETERS:
             raise ValueError(
-                f"These numbers make an encoder of {self.num_encoder_parameters:,} parameters, "
-                f"more than {_MAX_PARAMETERS:,}. No AST is like that: do not trust this config."
+                f"These numbers describe an encoder of {self.num_encoder_parameters:,} parameters, "
+                f"more than {_MAX_PARAMETERS:,}. No AST is that large: do not trust this config."
             )
         rows, columns = self.trained_grid
         left = (rows - self.frequency_patchout) * (columns - self.time_patchout)
@@ -252,13 +253,13 @@ class ASTConfig(PreTrainedConfig):
                     "AST has more: do not trust this config."
                 )
         for index, name in (self.id2label or {}).items():
-            # Names are printed; one must not steer a terminal or end a line.
+            # Names get printed: none may steer a terminal or break a line.
             if _CONTROL_CHARACTERS.search(name):
                 raise ValueError(f"The name of label {index} has control characters: {name!r}.")
 
     @property
     def num_encoder_parameters(self) -> int:
-        """Numbers that the encoder learns, its position table included, the head excluded."""
+        """Learned parameters of the encoder, with its position table, without the head."""
         width, inner = self.hidden_size, self.intermediate_size
         rows, columns = self.trained_grid
         attention = 4 * width * width + (3 * width if self.qkv_bias else 0) + width
@@ -271,7 +272,7 @@ class ASTConfig(PreTrainedConfig):
 
     @property
     def is_native(self) -> bool:
-        """Whether `transformers`' own AST computes this model exactly."""
+        """Whether `transformers`' own AST computes exactly this model."""
         return (
             (self.num_special_tokens, self.pooling) == (2, "special_tokens")
             and self.final_norm == "before_pooling"
@@ -288,12 +289,12 @@ class ASTConfig(PreTrainedConfig):
 
     @property
     def patch_shape(self) -> tuple[int, int]:
-        """Mel bins and frames of a patch."""
+        """Mel bins and frames per patch."""
         return self.patch_size, self.time_patch_size or self.patch_size
 
     @property
     def trained_grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid that the position table was made for."""
+        """Rows and columns of the patch grid that the position table covers."""
         return self.grid_shape(self.max_length, self.num_mel_bins)
 
     def grid_shape(self, frames: int, mel_bins: int) -> tuple[int, int]:

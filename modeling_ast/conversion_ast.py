@@ -1,8 +1,8 @@
-"""Weights of other code bases as an AST: the original's, images', and those of AST's descendants.
+"""Converts other code bases' weights to AST: the original's, image models', and the descendants'.
 
 `FAMILIES` is the table: what a file looks like -> how it becomes an AST. Names and shapes of its
-tensors decide; `convert_checkpoint` reads any of them, and an unknown file is told what was looked
-for. Most code bases use the names of timm's vision transformer:
+tensors decide. `convert_checkpoint` reads all of them; for an unknown file, the error lists what
+was looked for. Most code bases use the names of timm's vision transformer:
 
     cls_token, dist_token          embeddings.cls_token, embeddings.distillation_token
     pos_embed                      embeddings.position_embeddings
@@ -13,10 +13,10 @@ for. Most code bases use the names of timm's vision transformer:
     blocks.N.mlp.fc1, fc2          encoder.layer.N.intermediate.dense, output.dense
     norm                           layernorm
 
-`transformers`' DeiT and ViT folders use the right-hand names already, behind a `deit.` or `vit.`.
-The original AST code (github.com/YuanGongND/ast) has timm's names behind `module.v.`, its head as
-`module.mlp_head.0` and `.1` (classifier.layernorm and classifier.dense), and two image heads,
-`module.v.head` and `module.v.head_dist`, that nothing uses: they are left out both ways.
+`transformers`' DeiT and ViT folders already use the right-hand names, after `deit.` or `vit.`.
+The original AST code (github.com/YuanGongND/ast) has timm's names prefixed by `module.v.`, its head
+as `module.mlp_head.0` and `.1` (classifier.layernorm and classifier.dense), and two unused image
+heads, `module.v.head` and `module.v.head_dist`, which are dropped in both directions.
 """
 
 import math
@@ -56,17 +56,17 @@ _IN_BLOCK = {
     "mlp.fc2": "output.dense",
 }
 _ORIGINAL_HEAD = {"mlp_head.0": "classifier.layernorm", "mlp_head.1": "classifier.dense"}
-# Attention heads by width: the original code's, and those of the descendants' published models.
+# Attention heads by width: in the original code, and in the descendants' published models.
 _ORIGINAL_HEADS = {192: 3, 384: 6, 768: 12}
 _HEADS = {**_ORIGINAL_HEADS, 256: 4, 1024: 16, 1280: 16, 1536: 24}
 _ENCODER = "audio_spectrogram_transformer."
 _AST_SPECIAL_TOKENS = 2
 _PASST_LENGTH = 1024  # frames; longer ones are of 20 or 30 s, or of shorter hops
 _LAYER_NORM_EPS = 1e-6  # timm's
-_HEAD_NORM_EPS = 1e-5  # torch's, in heads that are written as nn.LayerNorm(width)
+_HEAD_NORM_EPS = 1e-5  # torch's, in heads written as nn.LayerNorm(width)
 _BATCH_NORM_EPS = 1e-5
 
-# Front ends, as settings of ASTFeatureExtractor. SSAST and AudioMAE have AST's, to the last digit.
+# Front ends, as settings of ASTFeatureExtractor. SSAST and AudioMAE have exactly AST's.
 KALDI_FEATURES: dict[str, Any] = {"mel_scale": "torchaudio", "remove_mean": True}
 PASST_FEATURES: dict[str, Any] = {
     "sampling_rate": 32000,
@@ -104,17 +104,17 @@ CED_FEATURES: dict[str, Any] = {
 
 
 class ConvertedCheckpoint(NamedTuple):
-    """What `convert_checkpoint` made of a file."""
+    """What `convert_checkpoint` returns."""
 
     family: str
-    model: Any  # ASTForAudioClassification, or ASTModel where the file has no head
+    model: Any  # ASTForAudioClassification, or ASTModel if the file has no head
     feature_extractor: ASTFeatureExtractor
-    notes: list[str]  # what was taken for granted, as the weights do not tell it
+    notes: list[str]  # what was assumed because the weights do not tell
 
 
 @dataclass
 class Numbers:
-    """What weights do not tell; None: what they allow, as the family's published models have it."""
+    """What weights do not tell; None: as in the family's published models, as far as they fit."""
 
     frequency_stride: int | None = None
     time_stride: int | None = None
@@ -125,7 +125,7 @@ class Numbers:
 
 @dataclass
 class Parts:
-    """An AST in parts: config fields, its encoder's and its head's tensors, its front end."""
+    """The parts of an AST: config fields, tensors of encoder and head, front end."""
 
     fields: dict[str, Any]
     encoder: State
@@ -139,7 +139,7 @@ class Family:
     """An entry of the table."""
 
     name: str
-    looks_for: str  # in words, for who brings another file
+    looks_for: str  # in words, for the error about an unknown file
     matches: Callable[[State], bool]
     read: Callable[[State, dict[str, Any], Numbers], Parts]
 
@@ -155,29 +155,29 @@ def convert_checkpoint(
     num_attention_heads: int | None = None,
     **config_fields: Any,
 ) -> ConvertedCheckpoint:
-    """Read a checkpoint of any code base that `FAMILIES` knows.
+    """Read a checkpoint of any code base in `FAMILIES`.
 
-    Width, depth, patch shape, number of labels and, mostly, the grid of patches are read from the
-    weights. The rest is the family's default unless it is given here; the notes say what was taken.
+    Width, depth, patch shape, number of labels and usually the patch grid are read from the
+    weights. The rest takes the family's defaults unless given here; the notes say what was assumed.
 
     Args:
         path: a `.pth`, `.pt` or `.safetensors` file, or a folder that holds one. Wrappers' prefixes
-            (`module.` …) and training state beside the weights do not matter.
-        family: one of the names in `FAMILIES`, where names and shapes fit more than one: a
-            fine-tuned SSAST with 16 x 16 patches looks like an AST.
+            (`module.` …) and training state next to the weights do not matter.
+        family: a name in `FAMILIES`, if names and shapes fit more than one: a fine-tuned SSAST with
+            16 x 16 patches looks like an AST.
         frequency_stride, time_stride: mel bins and frames between neighbouring patches.
-        max_length: frames that the position table was made for.
-        num_mel_bins: mel bins that it was made for.
+        max_length: frames the position table covers.
+        num_mel_bins: mel bins it covers.
         num_attention_heads: needed for widths other than 192, 256, 384, 768, 1024, 1280 and 1536.
-        **config_fields: further fields of `ASTConfig`: `id2label`, `problem_type`, `pooling`, ….
+        **config_fields: other fields of `ASTConfig`: `id2label`, `problem_type`, `pooling`, ….
 
     Returns:
-        The family's name, the model (without a head where the file has none: a start for
+        The family's name, the model (without a head if the file has none: a starting point for
         fine-tuning), its feature extractor, notes.
 
     Raises:
-        ValueError: when no entry knows the file, when the numbers do not fit its position table,
-            when tensors are missing or of no use, or when it is a pickle that would run code.
+        ValueError: if the file fits no entry, if the numbers do not fit its position table, if
+            tensors are missing or unexpected, or if it is a pickle that would run code.
     """
     state, settings = read_weights(path)
     numbers = Numbers(frequency_stride, time_stride, max_length, num_mel_bins, num_attention_heads)
@@ -209,13 +209,13 @@ def convert_checkpoint(
 
 
 def find_family(state: State, path: str | os.PathLike, name: str | None = None) -> Family:
-    """The entry of the table that knows these tensors.
+    """The table entry that these tensors fit.
 
     Args:
-        name: the entry to take, where it is known.
+        name: the entry to use, if it is known.
 
     Raises:
-        ValueError: when none does; the message says what each looks for.
+        ValueError: if they fit none; the message says what each looks for.
     """
     known = {entry.name.lower(): entry for entry in FAMILIES}
     if name is not None:
@@ -228,7 +228,7 @@ def find_family(state: State, path: str | os.PathLike, name: str | None = None) 
             return entry
     looked_for = "; ".join(f"{entry.name}: {entry.looks_for}" for entry in FAMILIES)
     raise ValueError(
-        f"{path} holds no weights that are known here. Looked for {looked_for}. Found "
+        f"Unknown kind of weights in {path}. Looked for {looked_for}. Found "
         f"{', '.join(sorted(state)[:5]) or 'no tensors'} …"
     )
 
@@ -249,20 +249,20 @@ def _load_exactly(model: Any, tensors: State, path: str | os.PathLike, family: s
             f"{what} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
             for what, names in (
                 ("it lacks", missing),
-                ("there is no place for", unknown),
-                ("of another shape than its config says are", wrong),
+                ("it has unexpected", unknown),
+                ("shapes do not fit its config:", wrong),
             )
             if names
         ]
-        raise ValueError(f"{path} is no whole {family} checkpoint: {'; '.join(said)}.")
+        raise ValueError(f"{path} is not a complete {family} checkpoint: {'; '.join(said)}.")
     model.load_state_dict(tensors)
 
 
 def timm_to_ast(state: State) -> State:
-    """Rename a timm vision transformer's tensors; what is outside the encoder is left out.
+    """Rename a timm vision transformer's tensors, dropping those outside the encoder.
 
     Raises:
-        ValueError: when a block holds something that AST's layers do not have.
+        ValueError: if a block holds something that AST's layers do not have.
     """
     renamed = {}
     for name, tensor in state.items():
@@ -274,8 +274,8 @@ def timm_to_ast(state: State) -> State:
         number, part, kind = block.groups()
         if part not in _IN_BLOCK:
             raise ValueError(
-                f"The checkpoint has a tensor {name!r}, for which AST's layers have no place: it "
-                "is not a plain ViT or DeiT."
+                f"The checkpoint has a tensor {name!r}, which AST's layers lack: it is not a plain "
+                "ViT or DeiT."
             )
         new_name = f"encoder.layer.{number}.{_IN_BLOCK[part]}.{kind}"
         if part == "attn.qkv":
@@ -287,7 +287,7 @@ def timm_to_ast(state: State) -> State:
 
 
 def encoder_shape(encoder: State) -> dict[str, Any]:
-    """The config fields that an encoder's tensors fix."""
+    """The config fields that an encoder's tensors determine."""
     projection = encoder["embeddings.patch_embeddings.projection.weight"]
     width, _, patch_bins, patch_frames = projection.shape
     layers = {name.split(".")[2] for name in encoder if name.startswith("encoder.layer.")}
@@ -323,7 +323,7 @@ def _read_passt(state: State, settings: dict[str, Any], numbers: Numbers) -> Par
 
 
 def _read_ced(state: State, settings: dict[str, Any], numbers: Numbers) -> Parts:
-    # The authors' Hub repositories put `encoder.` before all but the head.
+    # The authors' Hub repositories prefix everything but the head with `encoder.`.
     prefix = "encoder." if "encoder.time_pos_embed" in state else ""
     inner = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     settings = {**settings, **(settings.get("encoder_kwargs") or {})}
@@ -362,7 +362,7 @@ def _ced_mel_bins(state: State, default: int) -> int:
 
 
 def _ced_features(state: State, settings: dict[str, Any], num_mel_bins: int) -> dict[str, Any]:
-    """The batch normalisation of the spectrogram as numbers per bin, and settings in the file."""
+    """The spectrogram's batch normalisation as numbers per bin, and settings from the file."""
     features: dict[str, Any] = {}
     for ours, theirs in (
         ("win_length", "win_size"),
@@ -386,7 +386,7 @@ def _ced_features(state: State, settings: dict[str, Any], num_mel_bins: int) -> 
         _, own = LogMel(num_mel_bins=num_mel_bins, **numbers).matrices()
         if own.shape != filters.shape or (own - filters).abs().max() > 1e-4:
             raise ValueError(
-                f"Its mel filters are not those of {numbers['frequency_min']:g} to "
+                f"Its mel filters differ from those of {numbers['frequency_min']:g} to "
                 f"{numbers['frequency_max']:g} Hz. Name it model.safetensors or pytorch_model.bin "
                 'and put a config.json beside it that says what they are: {"f_min": …, "f_max": …}.'
             )
@@ -437,7 +437,7 @@ def _read_ssast(state: State, settings: dict[str, Any], numbers: Numbers) -> Par
 
 def _read_audiomae(state: State, settings: dict[str, Any], numbers: Numbers) -> Parts:
     encoder = timm_to_ast(state)
-    # Its images have time as the height: patches are numbered column by column.
+    # Its images have time as height: patches are numbered column by column.
     projection = encoder["embeddings.patch_embeddings.projection.weight"].transpose(2, 3)
     encoder["embeddings.patch_embeddings.projection.weight"] = projection.contiguous()
     patch = _patch_shape(projection)
@@ -491,7 +491,8 @@ def _read_original(state: State, settings: dict[str, Any], numbers: Numbers) -> 
     notes = []
     if fields["patch_size"] == 16:
         notes.append(
-            "A fine-tuned SSAST has the same names but pools patches: for one, say family SSAST."
+            "A fine-tuned SSAST has the same names but pools patches: if this is one, pass family "
+            "SSAST."
         )
     return Parts(fields, encoder, head, {}, notes)
 
@@ -504,7 +505,7 @@ def _read_image(state: State, settings: dict[str, Any], numbers: Numbers) -> Par
         **{name: getattr(config, name) for name in (*names, "num_attention_heads")},
         "layer_norm_eps": config.layer_norm_eps,
     }
-    notes = ["Trained on images: the encoder is a start for fine-tuning."]
+    notes = ["Trained on images: use it as a starting point for fine-tuning."]
     return Parts(fields, _image_to_ast(state, config), {}, {}, notes)
 
 
@@ -517,7 +518,7 @@ def _parts(
     settings: dict[str, Any],
     numbers: Numbers,
 ) -> Parts:
-    """Parts with what all descendants share."""
+    """Parts, completed by what all descendants share."""
     asked = numbers.num_attention_heads or settings.get("num_heads")
     fields |= {
         "num_attention_heads": _head_count(fields["hidden_size"], asked),
@@ -535,7 +536,7 @@ def _parts(
 
 
 def _patch_shape(projection: Tensor) -> tuple[int, int]:
-    """Mel bins and frames."""
+    """Mel bins and frames of a patch."""
     _, _, bins, frames = projection.shape
     return bins, frames
 
@@ -551,7 +552,7 @@ def _head(state: State, norm: str, dense: str) -> State:
 def _head_count(width: int, asked: int | None) -> int:
     if asked is None and width not in _HEADS:
         raise ValueError(
-            f"Its width is {width}; the published models have "
+            f"Its width is {width}; the published models' are "
             + ", ".join(f"{w} ({h} heads)" for w, h in sorted(_HEADS.items()))
             + ". The number of heads cannot be read from the weights: pass num_attention_heads."
         )
@@ -570,8 +571,8 @@ def _with_summed_positions(
 ) -> tuple[State, dict[str, Any], list[str]]:
     """An encoder whose position table is the sum of two, under AST's names and with one table.
 
-    The authors count `length // stride` rows and columns; columns which no patch reaches are not
-    used, and left out here.
+    The authors' code has `length // stride` rows and columns; those that no patch reaches are
+    unused and dropped here.
 
     Args:
         state: the encoder's tensors under timm's names.
@@ -579,8 +580,8 @@ def _with_summed_positions(
         frequency: (1, D, rows, 1).
         special: (1, special tokens, D); None: there are none.
         numbers: with the number of mel bins.
-        strides: the published ones, in order of preference, where the rows allow several.
-        lengths: the same of lengths.
+        strides: the published ones, in order of preference, if several fit the rows.
+        lengths: likewise for lengths.
 
     Returns:
         its tensors, config fields, notes.
@@ -597,8 +598,8 @@ def _with_summed_positions(
         ]
         if not fitting:
             raise ValueError(
-                f"Its position table has {rows} rows, which no stride makes of "
-                f"num_mel_bins={num_mel_bins}. Pass the number that it was trained with."
+                f"Its position table has {rows} rows, but no stride cuts num_mel_bins="
+                f"{num_mel_bins} into that many. Pass the num_mel_bins it was trained with."
             )
         frequency_stride = fitting[0]
         if frequency_stride not in strides:
@@ -626,7 +627,7 @@ def _with_summed_positions(
     elif not fits(max_length):
         raise ValueError(
             f"Its position table has {columns} columns: with time_stride={time_stride}, "
-            f"max_length={shortest} to {longest} would fit, got {max_length}."
+            f"max_length={shortest} to {longest} would fit; got {max_length}."
         )
     columns = min(columns, (max_length - patch[1]) // time_stride + 1)
     encoder = timm_to_ast(state)
@@ -653,7 +654,7 @@ def _joint_geometry(
     numbers: Numbers,
     strides: Sequence[tuple[int, int]],
 ) -> tuple[dict[str, int], list[str]]:
-    """Strides, length and mel bins of a model whose table has one entry for each of its patches.
+    """Strides, length and mel bins of a model whose table has one entry per patch.
 
     Args:
         patches: positions in the table.
@@ -699,7 +700,7 @@ def _joint_geometry(
             f"It has positions for {patches} patches of {patch[0]} mel bins x {patch[1]} frames, "
             "which do not fit "
             + (f"{asked}" if asked else f"{num_mel_bins} mel bins")
-            + ". Pass the frequency_stride, time_stride, max_length and num_mel_bins that it was "
+            + ". Pass the frequency_stride, time_stride, max_length and num_mel_bins it was "
             "trained with."
         )
     _, frequency, time, max_length = min(fitting, key=lambda fit: fit[0])
@@ -713,7 +714,7 @@ def _joint_geometry(
     given = (numbers.frequency_stride, numbers.time_stride, numbers.max_length)
     if None in given:
         notes.append(
-            f"{patches} patches: taken for {max_length} frames x {num_mel_bins} mel bins, one "
+            f"{patches} patches: assumed {max_length} frames x {num_mel_bins} mel bins, one patch "
             f"every {time} frames and {frequency} bins."
         )
     return fields, notes
@@ -732,7 +733,7 @@ def read_original_checkpoint(
     num_attention_heads: int | None,
     **config_fields: Any,
 ) -> tuple[ASTConfig, State]:
-    """Config and state dict of an `ASTForAudioClassification` from an original `.pth`.
+    """Config and state dict for an `ASTForAudioClassification` from an original `.pth`.
 
     See `ASTForAudioClassification.from_original_checkpoint`.
     """
@@ -740,8 +741,8 @@ def read_original_checkpoint(
     needed = {"mlp_head.1.weight", "v.pos_embed", "v.patch_embed.proj.weight", "v.dist_token"}
     if not needed <= set(state):
         raise ValueError(
-            f"{path} is no checkpoint of the original AST code: expected "
-            f"{', '.join(sorted(needed))}, with or without 'module.', found "
+            f"{path} is not a checkpoint of the original AST code: expected "
+            f"{', '.join(sorted(needed))}, with or without 'module.'; found "
             f"{', '.join(sorted(state)[:3]) or 'no tensors'} …"
         )
     numbers = Numbers(frequency_stride, time_stride, max_length, num_mel_bins, num_attention_heads)
@@ -791,15 +792,15 @@ def _original_head_count(width: int, asked: int | None) -> int:
     if asked is None:
         if known is None:
             raise ValueError(
-                f"It has width {width}; the original code's have "
+                f"Its width is {width}; the original code's are "
                 + ", ".join(f"{w} ({h} heads)" for w, h in _ORIGINAL_HEADS.items())
                 + ". The number of heads cannot be read from the weights: pass num_attention_heads."
             )
         return known
     if known is not None and asked != known:
         raise ValueError(
-            f"num_attention_heads={asked} was asked for, but the original code's models of width "
-            f"{width}, as it is, have {known} heads. Leave num_attention_heads out."
+            f"Got num_attention_heads={asked}, but the original code's models of this width, "
+            f"{width}, have {known} heads. Omit num_attention_heads."
         )
     return asked
 
@@ -833,9 +834,9 @@ def _check_table_size(
         f"time_stride={strides[1]} cut max_length={max_length} frames x "
         f"num_mel_bins={num_mel_bins} into {rows} rows x {columns} columns = {rows * columns}. "
         + (
-            "Pass the numbers that the model was trained with: " + "; ".join(hints) + "."
+            "Pass the numbers the model was trained with: " + "; ".join(hints) + "."
             if hints
-            else "No strides fit: max_length or num_mel_bins is another."
+            else "No strides fit: max_length or num_mel_bins must be wrong."
         )
     )
 
@@ -857,7 +858,7 @@ def read_vision_checkpoint(path: str | os.PathLike, config: ASTConfig) -> State:
             + ", ".join(
                 f"its {n} is {s}, the config's {getattr(config, n)}" for n, s in wrong.items()
             )
-            + ". Build the ASTConfig with the checkpoint's numbers."
+            + ". Build the ASTConfig from the checkpoint's numbers."
         )
     return _image_to_ast(state, config)
 
@@ -867,8 +868,8 @@ def vision_config(path: str | os.PathLike, **fields) -> ASTConfig:
 
     Args:
         path: see `ASTForAudioClassification.from_vision_checkpoint`.
-        **fields: further config fields. `num_attention_heads` is hidden_size / 64 unless given, as
-            in every published DeiT and ViT; `layer_norm_eps` is timm's 1e-6.
+        **fields: other config fields. By default, `num_attention_heads` is hidden_size / 64, as in
+            every published DeiT and ViT, and `layer_norm_eps` is timm's 1e-6.
     """
     return _vision_config(_image_state(path), **fields)
 
@@ -878,7 +879,7 @@ def _image_state(path: str | os.PathLike) -> State:
     if not _is_image_model(state):
         raise ValueError(
             f"{path} holds no DeiT or ViT weights: expected timm's names ('patch_embed.proj.weight'"
-            " …) or those of a transformers DeiT/ViT folder, found "
+            " …) or those of a transformers DeiT/ViT folder; found "
             f"{', '.join(sorted(state)[:3]) or 'no tensors'} …"
         )
     return state

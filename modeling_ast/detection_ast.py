@@ -1,14 +1,14 @@
-"""Detection: which labels are heard in every tenth of a second, not only in the whole clip.
+"""Detection: which labels are present in each tenth of a second, not just in the whole clip.
 
     log-mel spectrogram     (B, T, F)
     encoder                 (B, 2 + N, D)           as in `modeling_ast`; N = rows * columns
     mean over the rows      (B, columns, D)         one vector per patch column
     logits                  (B, columns, labels)    LayerNorm and one linear layer
 
-A column is 16 frames, one every `time_stride` frames (0.1 s at stride 10); `frames_ast` says which
-time each one speaks for. The encoder and its names are those of any AST checkpoint, so that
-`from_pretrained` starts from one; the head is new. `transformers`' own AST has no such head:
-checkpoints carry a `model_type` of their own.
+Columns are 16 frames wide and start every `time_stride` frames (0.1 s at stride 10); `frames_ast`
+says which stretch of time each one represents. The encoder and its parameter names are those of any
+AST checkpoint, so `from_pretrained` can start from one; the head is new. `transformers`' own AST
+has no such head, so checkpoints carry their own `model_type`.
 """
 
 from typing import Any, ClassVar
@@ -36,17 +36,17 @@ class ASTFrameConfig(ASTConfig):
 
     model_type = "ast-frame-classification"
 
-    # How a clip's scores are made of its columns': in training where only the clip's labels are
-    # known, and wherever one answer for the whole clip is asked for.
+    # How a clip's scores follow from its columns': in training when only the clip's labels are
+    # known, and whenever one answer for the whole clip is wanted.
     window_pooling: str | None = "linear_softmax"
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.problem_type = "multi_label_classification"  # several labels may be heard at once
+        self.problem_type = "multi_label_classification"  # sounds overlap
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Also of a classifier's config: without what no frame model has."""
+        """Also accepts a classifier's config, minus what a frame model cannot have."""
         if config_dict.get("model_type", cls.model_type) != cls.model_type:
             config_dict = {k: v for k, v in config_dict.items() if k not in _OF_CLASSIFIERS}
             if config_dict.get("window_pooling", "") is None:
@@ -61,8 +61,8 @@ class ASTFrameConfig(ASTConfig):
         for field in _DROPPING_TOKENS:
             if getattr(self, field):
                 raise ValueError(
-                    f"{field}={getattr(self, field)} leaves columns without a token, and a frame "
-                    "model answers for every one: set it to 0. frequency_patchout is possible."
+                    f"{field}={getattr(self, field)} leaves columns without a token, but a frame "
+                    "model needs one for each: set it to 0. frequency_patchout is fine."
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class ASTFrameConfig(ASTConfig):
 
 
 class ASTFrameHead(nn.Module):
-    """LayerNorm and one linear layer, for each column."""
+    """LayerNorm and one linear layer, applied to each column."""
 
     def __init__(self, config: ASTConfig):
         super().__init__()
@@ -84,8 +84,8 @@ class ASTFrameHead(nn.Module):
 class ASTForAudioFrameClassification(ASTPreTrainedModel):
     """The encoder with a classification head on every patch column.
 
-    `from_pretrained` also takes checkpoints of AST classifiers; the head is then new, and
-    `transformers` says so. Labels do not exclude each other: a score is the sigmoid of a logit.
+    `from_pretrained` also takes AST classifiers; the head is then new, and `transformers` says so.
+    Labels do not exclude each other: a score is the sigmoid of its logit.
     """
 
     config: ASTFrameConfig
@@ -105,17 +105,17 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
 
     @classmethod
     def _with_our_fields(cls, config: Any) -> Any:
-        """The config itself, or, of any other AST, one with this head."""
+        """The config itself, or that of another AST turned into one with this head."""
         if config.model_type == cls.config_class.model_type:
             return config
         return cls.config_class.from_dict(config.to_dict())
 
     @classmethod
     def from_classifier(cls, model: ASTForAudioClassification) -> Any:
-        """A frame model of a classifier's labels that goes on from its encoder, which they share.
+        """A frame model for a classifier's labels, on top of its encoder, which the two share.
 
-        This is how a detector starts from whatever a classifier can start from: checkpoints, the
-        original's files, vision weights.
+        This lets a detector start from anything a classifier can start from: checkpoints, the
+        original code's files, vision weights.
         """
         frame_model = cls(model.config)
         frame_model.audio_spectrogram_transformer = model.audio_spectrogram_transformer
@@ -138,15 +138,15 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
         """
         Args:
             input_values, attention_mask, **kwargs: see `ASTModel.forward`.
-            labels: (B, columns, labels) in 0..1, strong labels; a negative one is unknown.
-            clip_labels: (B, labels) in 0..1, weak labels: what is somewhere in the clip. They count
-                for clips whose columns are all unknown; a negative one is unknown.
-            num_items_in_batch: as for the classifier: elements of `labels`, or of `clip_labels`
-                without `labels`, in the whole batch when this is one of several parts of it.
+            labels: (B, columns, labels) in 0..1, strong labels; negative means unknown.
+            clip_labels: (B, labels) in 0..1, weak labels: what occurs somewhere in the clip. Used
+                for clips whose columns are all unknown; negative means unknown.
+            num_items_in_batch: as for the classifier: elements of `labels` (or of `clip_labels`,
+                without `labels`) in the whole batch, if this is one of several parts of it.
 
         Returns:
-            loss (when labels are given), logits (B, columns, labels), hidden_states, attentions.
-            Where the mask says padding, the logits of a column say nothing.
+            loss (if labels are given), logits (B, columns, labels), hidden_states, attentions.
+            Logits of columns that the mask marks as padding are meaningless.
 
         Raises:
             ValueError: as `ASTModel.forward`, and for labels of another shape.
@@ -173,7 +173,7 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
         )
 
     def column_mask(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(B, columns), True where a column holds nothing but sound."""
+        """(B, columns), True where a column contains no padding."""
         _, columns = self.config.grid_shape(*input_values.shape[1:])
         if attention_mask is None:
             return input_values.new_ones(len(input_values), columns, dtype=torch.bool)
@@ -183,7 +183,7 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
         return torch.arange(columns, device=valid.device) < valid[:, None]
 
     def pool(self, logits: Tensor, is_sound: Tensor | None = None) -> Tensor:
-        """Logits (..., columns, labels), (..., columns) -> scores (..., labels) of the clip."""
+        """Logits (..., columns, labels), mask (..., columns) -> the clip's scores (..., labels)."""
         assert self.config.window_pooling is not None
         return pool_scores(logits.float().sigmoid(), self.config.window_pooling, is_sound)
 
@@ -196,17 +196,17 @@ def detection_loss(
     pooling: str | None,
     num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """Binary cross-entropy of columns where they are known, of the pooled clip where not.
+    """Binary cross-entropy over columns whose labels are known, else over the pooled clip.
 
-    The mean over clips: of a clip with strong labels the mean over its known columns and labels, of
-    one with weak labels the mean over its known labels, 0 for a clip without any.
+    A mean over clips. A clip with strong labels contributes the mean over its known columns and
+    labels, one with weak labels the mean over its known labels, one without labels 0.
 
     Args:
         logits: (B, columns, labels).
         labels: (B, columns, labels) or None; negative: unknown.
         clip_labels: (B, labels) or None; negative: unknown.
-        is_sound: (B, columns): columns of padding count for nothing.
-        pooling: for weak labels, of `WINDOW_POOLINGS`.
+        is_sound: (B, columns): columns of padding do not count.
+        pooling: one of `WINDOW_POOLINGS`, for weak labels.
         num_items_in_batch: see `ASTForAudioFrameClassification.forward`.
 
     Raises:

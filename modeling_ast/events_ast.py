@@ -1,4 +1,4 @@
-"""Windows of a long sound merged into events: what was heard from when to when.
+"""Merges the windows of a long recording into events: what was heard, from when to when.
 
 windows   [{"start", "end", "labels": [{"score", "label"}, …]}, …]   the pipeline's, overlapping
 scores    (windows, labels)                                          the same, as an array
@@ -19,7 +19,7 @@ _RELEASE = 0.8  # of the threshold
 
 
 class Event(NamedTuple):
-    """A label that was heard from `start` to `end`, in seconds."""
+    """A label detected from `start` to `end`, in seconds."""
 
     start: float
     end: float
@@ -29,11 +29,11 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class EventRules:
-    """What makes an event; see `find_events`.
+    """What counts as an event; see `find_events`.
 
     Raises:
-        ValueError: for a release threshold above the threshold, a negative length, or a number
-            that is none.
+        ValueError: for a release threshold above the threshold, a negative length, or something
+            that is not a number.
     """
 
     threshold: float | Mapping[str, float] = 0.5
@@ -55,7 +55,7 @@ class EventRules:
             if release > highest:
                 raise ValueError(
                     f"release_threshold ({release:g}) is above the threshold ({highest:g}); it "
-                    "must be equal or lower."
+                    "must not be higher."
                 )
         for name in ("minimum_length_s", "median_filter_s"):
             seconds = getattr(self, name)
@@ -64,7 +64,7 @@ class EventRules:
                 raise ValueError(f"{name} must be 0 or more, got {seconds:g}.")
 
     def of_labels(self, label_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The scores that start an event and that continue one, (labels,) each."""
+        """The scores that start and that continue an event, (labels,) each."""
         if isinstance(self.threshold, Mapping):
             start = np.array([self.threshold.get(label, math.inf) for label in label_names])
         else:
@@ -82,36 +82,36 @@ def find_events(
     minimum_length_s: float = 0.0,
     median_filter_s: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Merge neighbouring windows in which a label is heard, by thresholds with hysteresis.
+    """Merge neighbouring windows that contain a label, with two thresholds (hysteresis).
 
-    A run of neighbouring windows that score at least `release_threshold` is one event of a label
-    when at least one of them reaches `threshold`: the higher one decides whether there is an event,
-    the lower one how far it reaches, so that a score that dips for a moment does not cut it in two.
+    A run of neighbouring windows that score at least `release_threshold` is one event if at least
+    one of them reaches `threshold`. The higher threshold decides whether there is an event, the
+    lower one how far it extends, so a brief dip in the score does not split it.
 
-    A window's score is taken for its middle, and the score between two middles is interpolated: an
-    event begins and ends where that line crosses the release threshold, within the windows'
-    overlap. So times are finer than windows and their steps, and an event that fills half of a
-    window does not get all of it.
+    A window's score is placed at its middle and interpolated between middles. An event begins and
+    ends where that line crosses the release threshold, within the windows' overlap. Times are
+    therefore finer than the windows and their hop, and an event that fills half a window is not
+    reported as filling all of it.
 
     Args:
         windows: what the pipeline returns under "windows" with `return_timestamps=True`, in order
-            of time. A label that a window does not name scores nothing there: ask the pipeline for
+            of time. A label missing from a window has no score there: call the pipeline with
             `top_k=None`.
-        threshold: the score that makes an event; a number for all labels, or one for each label of
-            interest by name, and then other labels make no events.
-        release_threshold: the score that continues one; default: four fifths of `threshold`. A
-            label whose threshold is lower than this number takes its threshold.
-        minimum_length_s: shorter events are left out, in seconds.
-        median_filter_s: each score is first replaced by the median over so many seconds around it,
-            which takes away peaks and gaps of less than half of that. 0: as it is.
+        threshold: the score that makes an event: one number for all labels, or a dict of a number
+            per label, in which case other labels make no events.
+        release_threshold: the score that continues one; default: four fifths of `threshold`. Labels
+            with a lower threshold than this use their threshold instead.
+        minimum_length_s: shorter events are dropped, in seconds.
+        median_filter_s: first replace each score by the median over this many seconds around it,
+            which removes peaks and gaps shorter than half of that. 0: no filter.
 
     Returns:
-        {"start": seconds, "end": seconds, "label": name, "score": highest of its windows}, by
-        start, then by label.
+        {"start": seconds, "end": seconds, "label": name, "score": highest of its windows}, sorted
+        by start, then by label.
 
     Raises:
-        ValueError: for a release threshold above the threshold, a negative length, or a number
-            that is none.
+        ValueError: for a release threshold above the threshold, a negative length, or something
+            that is not a number.
     """
     rules = EventRules(threshold, release_threshold, minimum_length_s, median_filter_s)
     windows = list(windows)
@@ -133,7 +133,7 @@ def events_from_scores(
     label_names: Sequence[str],
     rules: EventRules,
 ) -> list[Event]:
-    """What `find_events` does, on arrays.
+    """`find_events` on arrays.
 
     Args:
         spans: each window's start and end in seconds, in order of time.
@@ -149,7 +149,7 @@ def events_from_scores(
         length = round(rules.median_filter_s / step_s)
         scores = median_filter(scores, length + 1 - length % 2)
     start_at, continue_at = rules.of_labels(label_names)
-    # A gap between windows ends an event, too.
+    # A gap between windows also ends an event.
     is_gap = np.array([True, *(b[0] > a[1] for a, b in itertools.pairwise(spans))])
     is_followed_by_window = np.concatenate([~is_gap[1:], [False]])
     events = []
@@ -176,9 +176,9 @@ def events_from_scores(
 def _crossing(
     spans: Sequence[tuple[float, float]], scores: np.ndarray, left: int, right: int, level: float
 ) -> float:
-    """When the score goes through a level between a window and the next one, in their overlap."""
+    """When the score crosses a level between two successive windows, within their overlap."""
     begin, end = spans[right][0], spans[left][1]
-    if np.isinf(scores[left]) or np.isinf(scores[right]):  # not named: nobody knows how low
+    if np.isinf(scores[left]) or np.isinf(scores[right]):  # missing: its score is unknown
         return (begin + end) / 2
     middles = [(spans[window][0] + spans[window][1]) / 2 for window in (left, right)]
     share = (level - scores[left]) / (scores[right] - scores[left])
@@ -186,7 +186,7 @@ def _crossing(
 
 
 def window_territories(spans: Sequence[tuple[float, float]]) -> np.ndarray:
-    """The part of each window that no other one speaks for: overlaps are shared in the middle.
+    """Each window's own part of the sound: overlaps are split down the middle.
 
     Args:
         spans: each window's start and end, in order.

@@ -1,8 +1,8 @@
 """Where in the spectrogram an AST looks: attention rollout and gradient-weighted attention.
 
 attentions      layers x (B, heads, S, S)   S = special tokens + rows * columns
-relevance       (B, S, S)                   how much of each input token is in each output token
-of the clip     (B, rows * columns)         over output tokens as the model pools them
+relevance       (B, S, S)                   how much each input token contributes to each output
+of the clip     (B, rows * columns)         output tokens pooled as the model pools them
 map             (B, F, T)                   spread over the patches' frames and bins, sum 1
 """
 
@@ -41,7 +41,7 @@ def attention_rollout(
         (B, F, T), not negative; each clip's map sums to 1.
 
     Raises:
-        ValueError: with token merging on, which leaves no patch in its place.
+        ValueError: with token merging on, which moves patches from their places.
     """
     with _showing_attention(model):
         output = model(input_values, attention_mask, output_attentions=True)
@@ -59,10 +59,10 @@ def class_relevance(
     label: int | Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """What speaks for a class: gradient-weighted attention (Chefer et al., arXiv 2103.15679).
+    """The evidence for a class: gradient-weighted attention (Chefer et al., arXiv 2103.15679).
 
-    In each layer, attention times its gradient for the class's logit, its positive part averaged
-    over heads, is added to the relevance that has come so far (the paper's equations 5 and 6).
+    In each layer, attention is multiplied by the gradient of the class's logit; the positive part,
+    averaged over heads, is added to the relevance so far (the paper's equations 5 and 6).
 
     Args:
         model: an `ASTForAudioClassification`.
@@ -71,11 +71,10 @@ def class_relevance(
         attention_mask: (B, T), 1 = sound, 0 = padding, which gets no relevance.
 
     Returns:
-        (B, F, T), not negative; each clip's map sums to 1, or is 0 where nothing speaks for the
-        class.
+        (B, F, T), not negative; each clip's map sums to 1, or is 0 if nothing supports the class.
 
     Raises:
-        ValueError: with token merging on, or for a label that the model does not have.
+        ValueError: with token merging on, or for a label the model does not have.
     """
     labels = model.config.num_labels
     if label is not None:
@@ -83,7 +82,7 @@ def class_relevance(
         if label.min() < 0 or label.max() >= labels:
             raise ValueError(f"label must be from 0 to {labels - 1}, got {label.tolist()}.")
     with _showing_attention(model), torch.enable_grad():
-        # So that attentions carry gradients even where the model's weights are frozen.
+        # So that attentions carry gradients even if the model's weights are frozen.
         output = model(
             input_values.detach().clone().requires_grad_(), attention_mask, output_attentions=True
         )
@@ -104,7 +103,7 @@ def plot_relevance(
     title: str = "",
     sampling_rate: int = 16000,
 ) -> None:
-    """Draw one clip's log-mel spectrogram (T, F) with its relevance map (F, T) below, to a file."""
+    """Draw one clip's log-mel spectrogram (T, F) above its relevance map (F, T), into a file."""
     from matplotlib.figure import Figure
 
     seconds, mel_bins = len(input_values) / 100, len(relevance)
@@ -132,12 +131,12 @@ def plot_relevance(
 
 @contextmanager
 def _showing_attention(model: Any) -> Iterator[None]:
-    """Evaluation with the eager attention, which keeps its weights; afterwards as before."""
+    """Evaluation mode with eager attention, which returns its weights; restored afterwards."""
     config = model.config
     if config.merged_tokens_per_layer:
         raise ValueError(
-            f"merged_tokens_per_layer={config.merged_tokens_per_layer} leaves no patch in its "
-            "place; set model.config.merged_tokens_per_layer = 0 to explain the model."
+            f"merged_tokens_per_layer={config.merged_tokens_per_layer} moves patches from their "
+            "places; set model.config.merged_tokens_per_layer = 0 to explain the model."
         )
     implementation, training = config._attn_implementation, model.training
     model.set_attn_implementation("eager")
@@ -161,7 +160,7 @@ def _to_spectrogram(
         is_valid[:, special:] *= patch_mask(columns, *config.grid_shape(frames, mel_bins))
     clip = encoder.pool(relevance, is_valid)[:, special:]  # (B, N)
     is_valid = is_valid[:, special:]
-    # Patches overlap: a bin gets the mean of the patches of sound that cover it.
+    # Patches overlap: each bin gets the mean of the non-padding patches that cover it.
     stride = (config.frequency_stride, config.time_stride)
 
     def spread(values: Tensor) -> Tensor:

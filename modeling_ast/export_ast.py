@@ -1,4 +1,4 @@
-"""AST as ONNX files: from a waveform to probabilities in one graph, or from a spectrogram.
+"""Exports AST to ONNX: one graph from waveform (or spectrogram) to probabilities.
 
     waveform        (B, samples)    at the extractor's rate, full scale is -1..1
     log-mel         (B, T, F)       the filterbank as one convolution and one matrix
@@ -6,17 +6,17 @@
     logits          (B, labels)
     probabilities   (B, labels)     sigmoid or softmax, as `config.problem_type` says
 
-Of a frame model, both are (B, columns, labels).
+For a frame model, the last two are (B, columns, labels).
 
-B, samples and T are free at run time. A file's metadata hold what its user has to know:
+B, samples and T are free at run time. Each file's metadata tell its user:
 
     labels                  JSON list of the label names, in order
     sampling_rate           of the waveform, in Hz
     config                  the checkpoint's config.json
     preprocessor_config     the checkpoint's preprocessor_config.json
 
-`onnx_ast.py` runs such files. Writing them needs the packages onnx, onnxscript and, for int8,
-onnxruntime: `pip install '.[export]'` in the folder of this project.
+`onnx_ast.py` runs these files. Writing them needs the packages onnx, onnxscript and, for int8,
+onnxruntime: `pip install '.[export]'` in this project's folder.
 """
 
 import copy
@@ -38,7 +38,7 @@ from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification
 from .scores_ast import scores_from_logits
 
-# What can be written, and the files' names.
+# What can be written, and the file names.
 VARIANTS = {
     "fp32": "model.onnx",
     "fp16": "model_fp16.onnx",
@@ -58,23 +58,23 @@ def export_onnx(
     Args:
         model: any AST classifier; it is not changed.
         feature_extractor: the checkpoint's. With `return_attention_mask` the model was trained
-            without padding and hears clips as they are; otherwise shorter clips are padded to
+            without padding and gets clips unpadded; otherwise shorter clips are padded to
             `max_length` frames, as all published checkpoints expect.
-        folder: where the files go; made when it is not there.
-        variants: which ones, of
+        folder: where the files go; created if missing.
+        variants: any of
             fp32: waveform in, float32;
-            fp16: waveform in, weights and activations in half precision (the filterbank, inputs
-                and outputs stay in float32): half the size, for GPUs;
-            int8: waveform in, matrices in 8 bits, activations quantised as they come: a quarter
-                of the size and faster on CPUs;
-            spectrogram: `input_values` (B, T, F) in, as `feature_extractor` makes them, float32.
+            fp16: waveform in, weights and activations in half precision (filterbank, inputs and
+                outputs stay in float32): half the size, for GPUs;
+            int8: waveform in, matrices in 8 bits, activations quantised dynamically: a quarter of
+                the size, and faster on CPUs;
+            spectrogram: `input_values` (B, T, F) from `feature_extractor` in, float32.
 
     Returns:
-        The files by variant. Inputs are `waveform` or `input_values`; outputs `probabilities` and
-        `logits` (for regression, `probabilities` are the logits).
+        The files by variant. Inputs are `waveform` or `input_values`; outputs are `probabilities`
+        and `logits` (for regression, `probabilities` are the logits).
 
     Raises:
-        ValueError: for an unknown variant, a package that is missing, a model that merges tokens.
+        ValueError: for an unknown variant, a missing package, or a model that merges tokens.
     """
     for variant in variants:
         if variant not in VARIANTS:
@@ -89,7 +89,7 @@ def export_onnx(
     files = {variant: folder / VARIANTS[variant] for variant in variants}
     metadata = _metadata(model.config, feature_extractor)
     model = copy.deepcopy(model).cpu().float().eval()
-    model.set_attn_implementation("eager")  # its graph is the plainest
+    model.set_attn_implementation("eager")  # the plainest graph
     if "spectrogram" in files:
         _write_graph(SpectrogramClassifier(model), files["spectrogram"], metadata)
     if "fp32" in files:
@@ -121,7 +121,7 @@ class SpectrogramClassifier(nn.Module):
 class WaveformClassifier(nn.Module):
     """Waveforms (B, samples) -> probabilities (B, labels), logits (B, labels), float32.
 
-    The feature extractor and the model in one, in operations that every runtime has.
+    Feature extractor and model in one, in operations that every runtime has.
     """
 
     spectrum: Tensor
@@ -134,8 +134,8 @@ class WaveformClassifier(nn.Module):
         self.classifier = SpectrogramClassifier(model)
         self.filterbank = feature_extractor.filterbank
         spectrum, mel_filters = self.filterbank.matrices()
-        # Kernels (out, in, width). As a convolution the mel filters too stay as they are when the
-        # matrices of the model are quantised.
+        # Kernels (out, in, width). Quantisation changes matrices; as a convolution, the mel filters
+        # stay exact.
         self.register_buffer("spectrum", spectrum.T[:, None].contiguous())
         self.register_buffer("mel_filters", mel_filters.T[:, :, None].contiguous())
         self.removes_mean = feature_extractor.remove_mean
@@ -146,8 +146,7 @@ class WaveformClassifier(nn.Module):
         if self.has_bins:
             self.register_buffer("bin_scale", torch.tensor(feature_extractor.bin_scale))
             self.register_buffer("bin_offset", torch.tensor(feature_extractor.bin_offset))
-        # Without padding in training, the silence that the model puts in place of padding in the
-        # one patch of a shorter clip.
+        # A clip shorter than one patch: a model trained without padding sees silence there.
         self.is_masked = feature_extractor.return_attention_mask
         self.shortest = feature_extractor.max_length
         self.padding_value = feature_extractor.padding_value
@@ -196,17 +195,17 @@ class WaveformClassifier(nn.Module):
 
 
 def import_optional(name: str) -> Any:
-    """A package of the extra `export`.
+    """Import a package of the extra `export`.
 
     Raises:
-        ValueError: that says how to install it.
+        ValueError: if it is missing; says how to install it.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"ONNX files need the package {name.split('.')[0]}, which is not installed. In the "
-            "folder of this project: pip install '.[export]'"
+            f"ONNX files need the package {name.split('.')[0]}, which is not installed. In this "
+            "project's folder, run: pip install '.[export]'"
         ) from error
 
 
@@ -252,7 +251,7 @@ def _quantize(source: Path, target: Path) -> None:
     quantization = import_optional("onnxruntime.quantization")
     logger = logging.getLogger()
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it advises a step that this graph has behind it
+    logger.setLevel(logging.ERROR)  # it recommends a step that this graph has had
     try:
         quantization.quantize_dynamic(
             source,

@@ -1,14 +1,14 @@
-"""Time of a frame model's columns: which part of a sound each one speaks for, window by window.
+"""The times of a frame model's columns: which part of a sound each represents, window by window.
 
-Column c of a window that begins at frame f sees the frames f + c * stride … + 16, of 25 ms each,
-one every 10 ms. It speaks for `stride` frames around the middle of what it sees; the first one of a
-sound also for what is before, the last one for what is behind:
+Column c of a window that starts at frame f sees frames f + c * stride to + 16; a frame is 25 ms
+long, and there is one every 10 ms. The column represents `stride` frames around the middle of what
+it sees; a sound's first column also covers what comes before, the last one what comes after:
 
     stride 10       column 0: 0 … 0.1375 s, column 1: 0.1375 … 0.2375 s, …
 
-Windows of a long sound overlap. Their columns fall on one grid. Where several windows answer for
-a column, the mean of their scores counts, each weighted by how far the column is from that window's
-border. The weight of a window falls to nothing at its borders, so no step is left there:
+Windows of a long sound overlap, and their columns fall on one grid. Where several windows cover a
+column, its score is their mean, each weighted by the column's distance from that window's edge. A
+window's weight falls to nothing at its edges, so it leaves no step there:
 
     windows     scores (columns, labels) each, one every `hop` columns
     stitched    scores (columns of the sound, labels)
@@ -29,17 +29,17 @@ def column_spans(
     first: int = 0,
     duration: float | None = None,
 ) -> np.ndarray:
-    """From when to when each column of a sound speaks for it.
+    """The time span that each column of a sound represents.
 
     Args:
         columns: how many.
         time_stride: frames from one column to the next.
         patch_frames: frames that a column sees.
-        first: number of the first one.
-        duration: of the sound, in seconds, when its last column is among them.
+        first: index of the first one.
+        duration: of the sound, in seconds, if its last column is included.
 
     Returns:
-        (columns, 2) seconds, without gaps, from 0 (when `first` is 0) to `duration` if given.
+        (columns, 2) seconds, without gaps, from 0 (if `first` is 0) to `duration` (if given).
     """
     seen_s = (patch_frames - 1) / _FRAMES_PER_SECOND + _FRAME_LENGTH_S
     step_s = time_stride / _FRAMES_PER_SECOND
@@ -53,16 +53,16 @@ def column_spans(
 
 
 def count_columns(frames: int, time_stride: int, patch_frames: int = 16) -> int:
-    """Columns that hold nothing but sound, at least 1, as `count_valid_columns`."""
+    """Columns without padding, at least 1, as in `count_valid_columns`."""
     return max(0, frames - patch_frames) // time_stride + 1
 
 
 def frame_targets(
     events: Iterable[tuple[float, float, int]], spans: np.ndarray, num_labels: int
 ) -> np.ndarray:
-    """Events as targets of the columns: 1 where one covers at least half of a column's time.
+    """Targets of the columns: 1 where an event covers at least half of a column's time.
 
-    An event shorter than half a column marks the one that holds its middle, so that none is lost.
+    An event shorter than half a column marks the column at its middle, so none is lost.
 
     Args:
         events: start and end in seconds, index of the label.
@@ -83,9 +83,9 @@ def frame_targets(
 
 
 class Stitcher:
-    """Scores of overlapping windows, in order, to those of the whole sound, without seams.
+    """Joins the scores of overlapping windows, in order, into those of the whole sound, seamlessly.
 
-    Holds no more than one window.
+    Holds at most one window.
 
     Args:
         hop: columns from one window's start to the next one's.
@@ -97,7 +97,7 @@ class Stitcher:
         self._weight = np.empty(0, np.float32)
 
     def add(self, scores: np.ndarray, is_last: bool) -> np.ndarray:
-        """One more window (columns, labels) -> the columns that are settled by it, in order."""
+        """One more window (columns, labels) -> the columns that are now final, in order."""
         columns = len(scores)
         weight = np.minimum(np.arange(1, columns + 1), np.arange(columns, 0, -1)).astype(np.float32)
         length = max(columns, len(self._weight))
@@ -121,17 +121,17 @@ def stitch(windows: Sequence[np.ndarray], hop: int) -> np.ndarray:
 
 
 def median_filter(scores: np.ndarray, length: int) -> np.ndarray:
-    """Each score replaced by the median of `length` columns around it; the edges are repeated.
+    """Replace each score by the median of the `length` columns around it; edges are repeated.
 
-    It takes away what lasts for less than half of `length` columns, gaps as well as peaks, and
-    leaves onsets and offsets where they are.
+    This removes peaks and gaps shorter than half of `length` columns and leaves onsets and offsets
+    where they are.
 
     Args:
         scores: (columns, labels).
         length: odd; 1 changes nothing.
 
     Raises:
-        ValueError: for an even length or one below 1.
+        ValueError: if `length` is even or below 1.
     """
     if length < 1 or length % 2 == 0:
         raise ValueError(f"A median filter needs an odd number of columns, got {length}.")

@@ -1,8 +1,8 @@
-"""The training loss of audio classification: one mean over clips, however the batch is cut up.
+"""The training loss of audio classification: one mean over clips, however the batch is split.
 
 logits (B, labels), labels  ->  loss per clip (B,) or per output (B, labels)  ->  scalar
 
-A label of -100 is unknown, as everywhere in torch and `transformers`: it is left out of the mean.
+A label of -100 means unknown, as everywhere in torch and `transformers`; the mean ignores it.
 """
 
 from torch import Tensor
@@ -24,22 +24,21 @@ def classification_loss(
         logits: (B, labels).
         labels: by `problem_type`:
             "single_label_classification": class indices (B,) or (B, 1), or probabilities
-                (B, labels) from mixup: cross-entropy; a clip with a -100 is left out;
+                (B, labels) from mixup: cross-entropy; a clip with a -100 is ignored;
             "multi_label_classification": (B, labels) in 0..1: binary cross-entropy, mean over
-                labels; each -100 is left out;
+                labels; each -100 is ignored;
             "regression": (B,) or (B, labels): squared error, mean over outputs; -100 is a value
                 like any other;
-            None: the first for whole numbers, the second for others, regression for one output,
-                as `transformers` decides.
-        num_items_in_batch: elements of `labels`, those of -100 left out, in the whole batch when
-            this is one of several accumulated parts: the parts' losses then add up to the whole
-            batch's mean.
-        label_smoothing: the part e of a target that is spread evenly (Szegedy et al., arXiv
-            1512.00567): over the K labels, y (1 - e) + e / K, or, multi-label, over yes and no,
-            y (1 - e) + e / 2. Regression has none.
+            None: the first for integers, the second for floats, regression for one output, as in
+                `transformers`.
+        num_items_in_batch: elements of `labels` other than -100 in the whole batch, if this is one
+            of several accumulated parts: the parts' losses then add up to the whole batch's mean.
+        label_smoothing: the share e of a target that is spread evenly (Szegedy et al., arXiv
+            1512.00567): over the K labels, y (1 - e) + e / K; or, multi-label, over yes and no,
+            y (1 - e) + e / 2. Not used for regression.
 
     Raises:
-        ValueError: for an unknown problem type, or labels of a shape that it does not take.
+        ValueError: for an unknown problem type, or labels of the wrong shape.
     """
     if problem_type is None:
         if logits.shape[-1] == 1:
@@ -86,5 +85,5 @@ def classification_loss(
     loss = loss.where(is_known, 0.0)
     if num_items_in_batch is None:
         return loss.sum() / is_known.sum().clamp(min=1)
-    elements = labels.numel() // loss.numel()  # of `labels` behind each loss
+    elements = labels.numel() // loss.numel()  # elements of `labels` per loss
     return loss.sum() * elements / num_items_in_batch

@@ -7,17 +7,17 @@
     pooler_output           (B, D)          mean of the two special tokens
     logits                  (B, labels)     LayerNorm and one linear layer
 
-Attributes carry the names that AST checkpoints on the Hub use, so nothing is renamed at load or
+Attributes have the names that AST checkpoints on the Hub use, so nothing is renamed on load or
 save, and `transformers`' own AST reads what this one writes.
 
-T and F are free at run time: the position table is cut or stretched to the spectrogram at hand. A
-frame mask (B, T) excludes padding from attention, so a clip's logits do not depend on its padding.
+T and F are free at run time: the position table is cut or stretched to fit the spectrogram. A frame
+mask (B, T) excludes padding from attention, so a clip's logits do not depend on its padding.
 
-AST's descendants (PaSST, SSAST, AudioMAE, CED, Dasheng) are the same encoder with other numbers: no
-or one special token, the mean over patches, the last LayerNorm elsewhere, patches that are not
-square. `ASTConfig` has these numbers; the shapes here are those of its defaults.
+AST's descendants (PaSST, SSAST, AudioMAE, CED, Dasheng) are the same encoder with other numbers:
+one special token or none, the mean over patches, the last LayerNorm elsewhere, patches that are not
+square. `ASTConfig` has these numbers; shapes given here are for its defaults.
 
-Less work: patchout leaves out some of the N patches in training, token merging joins similar ones
+To save work, patchout drops some of the N patches in training, and token merging joins similar ones
 between attention and MLP of each layer at inference. Both are off by default.
 """
 
@@ -90,7 +90,7 @@ class ASTEmbeddings(nn.Module):
                 attention_mask, config.patch_shape[1], config.time_stride
             )
             is_valid = patch_mask(valid_columns, *grid)
-            # The one patch of a clip that is shorter than it reaches into its padding.
+            # A clip shorter than one patch has padding inside its only patch.
             input_values = input_values.masked_fill(attention_mask[:, :, None] == 0, 0.0)
 
         patches = self.patch_embeddings(input_values)
@@ -173,7 +173,7 @@ class ASTSelfAttention(nn.Module):
 
 
 class ASTOutput(nn.Module):
-    """The linear layer that ends an attention or MLP block."""
+    """The linear layer at the end of an attention or MLP block."""
 
     def __init__(self, in_features: int, config: ASTConfig):
         super().__init__()
@@ -230,7 +230,7 @@ class ASTLayer(GradientCheckpointingLayer):
         sizes: Tensor | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`sizes` (B, S), patches per token, stands in for the mask while tokens are merged."""
+        """`sizes` (B, S), patches per token, replaces the mask while tokens are merged."""
         if sizes is not None:
             attention_mask = size_bias(sizes, hidden_states.dtype)
         attended, weights, keys = self.attention(
@@ -245,8 +245,9 @@ class ASTLayer(GradientCheckpointingLayer):
                 self.config.merged_tokens_per_layer,
                 self.config.num_special_tokens,
             )
-        # LayerNorm's and activation's results, 5 of the 16 values that training would keep, are
-        # computed again (arXiv 2205.05198), the products not: `checkpoint` stops at their inputs.
+        # The outputs of LayerNorm and activation, 5 of the 16 values that training would keep, are
+        # recomputed (arXiv 2205.05198); the matrix products are not: `checkpoint` stops at their
+        # inputs.
         recomputes = self.training and torch.is_grad_enabled()
         update = hidden_states
         for half in (
@@ -294,7 +295,7 @@ class ASTModel(ASTPreTrainedModel):
             input_values: (B, T, F) normalised log-mel spectrograms, any T and F of at least one
                 patch.
             attention_mask: (B, T), 1 for frames of sound, 0 for padding, which must come last.
-                None: every frame counts, as `transformers`' AST has it.
+                None: every frame counts, as in `transformers`' AST.
             output_attentions: also return the weights (B, heads, 2 + N, 2 + N) of every layer;
                 needs `attn_implementation="eager"`.
             output_hidden_states: also return the embeddings and every layer's output,
@@ -305,8 +306,8 @@ class ASTModel(ASTPreTrainedModel):
             N is smaller under patchout or token merging, and the order of tokens may differ.
 
         Raises:
-            ValueError: for a spectrogram smaller than one patch, a mask of another shape, or
-                attentions or token merging asked of an attention implementation that has none.
+            ValueError: for a spectrogram smaller than one patch, a mask of the wrong shape, or
+                attentions or token merging with an attention implementation that lacks them.
         """
         config = self.config
         output_attentions = (
@@ -325,7 +326,7 @@ class ASTModel(ASTPreTrainedModel):
             raise ValueError(
                 f"merged_tokens_per_layer={config.merged_tokens_per_layer} adds token sizes to the "
                 f"attention logits, which attn_implementation={config._attn_implementation!r} "
-                'cannot; load the model with "sdpa" or "eager".'
+                'cannot do; load the model with "sdpa" or "eager".'
             )
         if input_values.dim() != 3:
             raise ValueError(
@@ -361,9 +362,9 @@ class ASTModel(ASTPreTrainedModel):
         """One vector per clip, as `config.pooling` says.
 
         Args:
-            tokens: (B, S, …), the special ones first.
+            tokens: (B, S, …), special tokens first.
             weights: (B, S) of the tokens in a mean over patches: 0 for padding, the number of
-                patches in a merged one. None: all alike.
+                patches for a merged token. None: equal weights.
 
         Returns:
             (B, …).
@@ -381,14 +382,14 @@ class ASTModel(ASTPreTrainedModel):
     def patch_grid(self, tokens: Tensor, frames: int, mel_bins: int) -> Tensor:
         """Tokens (B, S, …) of spectrograms (B, frames, mel_bins) -> patches (B, rows, columns, …).
 
-        For tokens in their places: without patchout and without token merging.
+        Only for tokens in their original places: no patchout, no token merging.
         """
         grid = self.config.grid_shape(frames, mel_bins)
         return tokens[:, self.config.num_special_tokens :].unflatten(1, grid)
 
 
 class ASTMLPHead(nn.Module):
-    """The classification head: LayerNorm, unless the encoder ends with it, and one linear layer."""
+    """The classification head: LayerNorm, unless the encoder ends in one, and a linear layer."""
 
     def __init__(self, config: ASTConfig):
         super().__init__()
@@ -425,13 +426,13 @@ class ASTForAudioClassification(ConvertibleMixin, ASTPreTrainedModel):
         """
         Args:
             input_values, attention_mask, **kwargs: see `ASTModel.forward`.
-            labels: what `config.problem_type` asks for, see `classification_loss`; in training,
-                smoothed by `config.label_smoothing`. Or what `model.loss_function`, if set, takes.
-            num_items_in_batch: labels in the whole batch when `input_values` is one of several
+            labels: what `config.problem_type` requires, see `classification_loss`; smoothed by
+                `config.label_smoothing` in training. With `model.loss_function` set: what it takes.
+            num_items_in_batch: labels in the whole batch, if `input_values` is one of several
                 accumulated parts of it; `Trainer` passes it.
 
         Returns:
-            loss (when labels are given), logits (B, labels), hidden_states, attentions.
+            loss (if labels are given), logits (B, labels), hidden_states, attentions.
         """
         encoded = self.audio_spectrogram_transformer(input_values, attention_mask, **kwargs)
         logits = self.classifier(encoded.pooler_output)

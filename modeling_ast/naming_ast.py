@@ -1,13 +1,13 @@
-"""The two namings of an AST's layers: the checkpoints', which is ours, and `transformers` 5's.
+"""The two naming schemes for AST's layers: the checkpoints', which is ours, and `transformers` 5's.
 
     encoder.layer.N.attention.attention.query   layers.N.attention.q_proj (key, value likewise)
     encoder.layer.N.attention.output.dense      layers.N.attention.o_proj
     encoder.layer.N.intermediate.dense          layers.N.mlp.fc1
     encoder.layer.N.output.dense                layers.N.mlp.fc2
 
-Checkpoints carry the left one. The right one is in folders that `transformers` 5 wrote with
+Checkpoints use the left one. The right one appears in folders that `transformers` 5 wrote with
 `save_original_format=False`, in its state dicts in memory, and in PEFT adapters trained on its AST.
-All of these are read here; `rename_adapter` makes an adapter of one naming one of the other.
+All of these are read here; `rename_adapter` converts an adapter from one scheme to the other.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-# Regular expressions as `from_pretrained(key_mapping=…)` takes them: none matches a name of ours.
+# Regular expressions for `from_pretrained(key_mapping=…)`: none matches one of our names.
 NATIVE_TO_OURS = {
     r"\blayers\.": "encoder.layer.",
     r"\battention\.q_proj\b": "attention.attention.query",
@@ -30,7 +30,7 @@ NATIVE_TO_OURS = {
     r"\bmlp\.fc1\b": "intermediate.dense",
     r"\bmlp\.fc2\b": "output.dense",
 }
-_OURS_TO_NATIVE = {  # the attention's output before the layer's, whose name ends its own
+_OURS_TO_NATIVE = {  # attention's output before the layer's, whose name is a suffix of it
     r"\battention\.attention\.query\b": "attention.q_proj",
     r"\battention\.attention\.key\b": "attention.k_proj",
     r"\battention\.attention\.value\b": "attention.v_proj",
@@ -42,12 +42,12 @@ _OURS_TO_NATIVE = {  # the attention's output before the layer's, whose name end
 
 
 def our_name(name: str) -> str:
-    """A parameter's or module's name as checkpoints have it, from either naming."""
+    """A parameter's or module's name in checkpoints, from either scheme."""
     return _renamed(name, NATIVE_TO_OURS)
 
 
 def native_name(name: str) -> str:
-    """The name that `transformers` 5 has for a parameter or module, from either naming."""
+    """A parameter's or module's name in `transformers` 5, from either scheme."""
     return _renamed(name, _OURS_TO_NATIVE)
 
 
@@ -58,7 +58,7 @@ def _renamed(name: str, patterns: dict[str, str]) -> str:
 
 
 def rename_state_dict(module: Any, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Hook of `load_state_dict`: the names of `transformers` 5 become ours."""
+    """Hook for `load_state_dict`: turns the names of `transformers` 5 into ours."""
     for name in [name for name in state_dict if name.startswith(prefix)]:
         state_dict[prefix + our_name(name.removeprefix(prefix))] = state_dict.pop(name)
 
@@ -69,7 +69,7 @@ def read_adapter_config(folder: str | os.PathLike, **hub_arguments: Any) -> Any:
 
 
 def fit_adapter_config(config: Any, modules: Iterable[str]) -> None:
-    """Name, in a PEFT config, the modules of ours that it names by either naming.
+    """Make a PEFT config name our modules, whichever scheme it uses.
 
     Args:
         config: a `PeftConfig`, changed in place.
@@ -88,29 +88,29 @@ def fit_adapter_config(config: Any, modules: Iterable[str]) -> None:
 def rename_adapter(
     source: str | os.PathLike, target: str | os.PathLike, *, native: bool = True
 ) -> None:
-    """Write a PEFT adapter of an AST with the layers' names of the other implementation.
+    """Write a PEFT adapter of an AST with the other implementation's layer names.
 
-    `from_pretrained` and `load_adapter` of our models read both namings. PEFT's own
-    `PeftModel.from_pretrained`, and `transformers`' AST, read one each.
+    Our models' `from_pretrained` and `load_adapter` read both schemes. PEFT's own
+    `PeftModel.from_pretrained` and `transformers`' AST read only one each.
 
     Args:
-        source: the adapter's folder, in either naming.
+        source: the adapter's folder, in either scheme.
         target: the folder to write to.
         native: for `transformers`' AST; False: for ours.
 
     Raises:
-        ValueError: when there is no such adapter, or PEFT is missing.
+        ValueError: if there is no such adapter, or PEFT is missing.
     """
     weights = Path(source, "adapter_model.safetensors")
     if not weights.is_file() or not Path(source, "adapter_config.json").is_file():
         raise ValueError(
-            f"{source} is no PEFT adapter: expected adapter_config.json and "
+            f"{source} is not a PEFT adapter: expected adapter_config.json and "
             "adapter_model.safetensors in it."
         )
     config = read_adapter_config(source)
     rename = native_name if native else our_name
     state = load_file(weights)
-    # The state dict tells the targets: base_model.model.TARGET.lora_A.weight
+    # The state dict reveals the targets: base_model.model.TARGET.lora_A.weight
     prefix = _import_peft().mapping.PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type]
     adapted = {
         name.removeprefix("base_model.model.").split(f".{prefix}")[0]
@@ -125,7 +125,7 @@ def rename_adapter(
 
 
 def _set_targets(config: Any, names: dict[str, str]) -> None:
-    """Let a PEFT config have these targets: new names, and the names that it knew them by."""
+    """Give a PEFT config these targets: new names -> the names it knew them by."""
     for field in ("rank_pattern", "alpha_pattern"):
         old = getattr(config, field, None) or {}
         new = {
@@ -138,7 +138,7 @@ def _set_targets(config: Any, names: dict[str, str]) -> None:
             setattr(config, field, new)
     config.target_modules = set(names)
     for field in ("exclude_modules", "layers_to_transform", "layers_pattern"):
-        if getattr(config, field, None) is not None:  # the targets say it now
+        if getattr(config, field, None) is not None:  # now part of the targets
             setattr(config, field, None)
 
 

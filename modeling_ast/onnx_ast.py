@@ -1,4 +1,4 @@
-"""The ONNX files of `export_ast.py` in the pipeline: ONNX Runtime runs them, not PyTorch.
+"""Runs the ONNX files of `export_ast.py` in the pipeline, with ONNX Runtime instead of PyTorch.
 
 classifier = OnnxClassifier("model_int8.onnx")
 classifier("recording.mp3", return_timestamps=True)
@@ -25,17 +25,17 @@ from .pipeline_ast import ASTAudioClassificationPipeline
 
 
 class OnnxModel:
-    """Stands where a pipeline expects a model: features in, logits out.
+    """Takes a model's place in a pipeline: features in, logits out.
 
     Args:
         path: a file that `export_onnx` wrote, waveform-in or spectrogram-in, any precision.
 
     Raises:
-        ValueError: when the file is not such a one, or the package onnxruntime is missing.
+        ValueError: if the file is anything else, or the package onnxruntime is missing.
     """
 
     dtype = torch.float32
-    device = torch.device("cpu")  # of what goes in and comes out
+    device = torch.device("cpu")  # of inputs and outputs
     input_modalities = "audio"
 
     def __init__(self, path: str | os.PathLike):
@@ -45,14 +45,14 @@ class OnnxModel:
             raise ValueError(f"No such file: {path}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors; it warns of half precision, which it then casts
+        options.log_severity_level = 3  # errors only: it warns about half precision, then casts it
         try:
             self.session = onnxruntime.InferenceSession(
                 path, options, providers=onnxruntime.get_available_providers()
             )
         # Its errors have no common class.
         except Exception as error:
-            raise ValueError(f"{path} is no ONNX file that ONNX Runtime reads: {error}") from error
+            raise ValueError(f"ONNX Runtime cannot read {path}: {error}") from error
         try:
             metadata = self.session.get_modelmeta().custom_metadata_map
             missing = {"config", "preprocessor_config"} - set(metadata)
@@ -66,21 +66,21 @@ class OnnxModel:
             is_frame_model = config.get("model_type") == ASTFrameConfig.model_type
             self.config = (ASTFrameConfig if is_frame_model else ASTConfig).from_dict(config)
             self.feature_extractor = extractor_class(**json.loads(metadata["preprocessor_config"]))
-        # Configs fail in many ways on values that nobody wrote.
+        # Configs fail in many ways on invalid values.
         except Exception as error:
             raise ValueError(f"{self._damaged()}: {error}") from error
 
     def _damaged(self) -> str:
-        return f"{self.path} is damaged, or no file that ast-export-onnx wrote"
+        return f"{self.path} is damaged, or was not written by ast-export-onnx"
 
     def __call__(
         self, input_values: Tensor, attention_mask: Tensor | None = None
     ) -> SequenceClassifierOutput:
         """(B, samples) or (B, T, F), mask (B, samples) or (B, T) -> logits (B, labels).
 
-        Of a frame model (B, columns, labels); columns that a clip does not have are 0.
+        For a frame model (B, columns, labels); columns that a clip does not have are 0.
 
-        The graphs know no mask: clips of a length go in together, without their padding.
+        The graphs take no mask: clips of equal length go in together, without their padding.
         """
         inputs = input_values.numpy()
         lengths = np.full(len(inputs), inputs.shape[1])
@@ -106,15 +106,15 @@ class OnnxModel:
 class OnnxClassifier(ASTAudioClassificationPipeline):
     """The pipeline on an ONNX file: the same sounds in, the same answers out.
 
-    With a waveform-in file, a window longer than the model's (`chunk_length_s`) is not padded when
-    it is the last, partial one.
+    With a waveform-in file, a last, partial window is not padded if `chunk_length_s` is longer than
+    the model's.
 
     Args:
         path: a file that `export_onnx` wrote.
         **kwargs: as for any pipeline: top_k, batch_size …
 
     Raises:
-        ValueError: as `OnnxModel`.
+        ValueError: as for `OnnxModel`.
     """
 
     def __init__(self, path: str | os.PathLike, **kwargs: Any):
@@ -132,7 +132,7 @@ class OnnxClassifier(ASTAudioClassificationPipeline):
 
 
 class _Waveforms(ASTFeatureExtractor):
-    """Hands waveforms on: the filterbank is in the graph."""
+    """Passes waveforms through: the filterbank is in the graph."""
 
     def __call__(self, raw_speech: np.ndarray, **_: Any) -> BatchFeature:  # type: ignore[override]
         waveform = torch.from_numpy(np.asarray(raw_speech, np.float32))[None]  # (1, samples)

@@ -1,4 +1,4 @@
-"""Geometry of the patch grid: how a spectrogram is cut, which patches are sound, where they sit.
+"""The patch grid: how a spectrogram is cut, which patches are sound, and where they are.
 
 A spectrogram of T frames x F mel bins is cut into patches of `patch_shape` (mel bins, frames), one
 every `time_stride` frames and every `frequency_stride` bins (paper, section 2.1):
@@ -7,7 +7,7 @@ every `time_stride` frames and every `frequency_stride` bins (paper, section 2.1
     columns = (T - frames of a patch) // time_stride + 1
 
 Patches are numbered row by row: patch = row * columns + column. A position table has one vector per
-patch, behind those of the special tokens (AST: two, class and distillation token):
+patch, after those of the special tokens (AST has two, class and distillation):
 
     table (1, special + rows * columns, D)
 """
@@ -28,7 +28,7 @@ def grid_shape(
     """Rows and columns of the patch grid of a spectrogram.
 
     Raises:
-        ValueError: when the spectrogram is smaller than one patch.
+        ValueError: if the spectrogram is smaller than one patch.
     """
     patch_bins, patch_frames = patch_shape
     if frames < patch_frames or mel_bins < patch_bins:
@@ -43,14 +43,14 @@ def grid_shape(
 
 
 def count_valid_columns(attention_mask: Tensor, patch_frames: int, time_stride: int) -> Tensor:
-    """Patch columns that hold nothing but sound, per clip: (B, T) of 0/1 -> (B,), at least 1.
+    """Patch columns without padding, per clip: (B, T) of 0/1 -> (B,), at least 1.
 
-    A clip shorter than one patch keeps its first column, so that its sound is heard at all and its
-    logits still do not depend on the padding.
+    A clip shorter than one patch keeps its first column, so it is classified at all and its logits
+    still do not depend on the padding.
 
     Raises:
-        ValueError: when a clip's mask is not ones, then zeros. (Not while a graph is traced, which
-            cannot depend on values.)
+        ValueError: if a clip's mask is not ones, then zeros. (Not checked while a graph is traced,
+            which cannot depend on values.)
     """
     valid_frames = attention_mask.long().sum(dim=1)
     if not is_tracing(attention_mask):
@@ -59,8 +59,8 @@ def count_valid_columns(attention_mask: Tensor, patch_frames: int, time_stride: 
         if not is_right_padded.all():
             clip = int(is_right_padded.int().argmin())
             raise ValueError(
-                f"The attention_mask of clip {clip} is not ones, then zeros: sound comes first, "
-                "padding last (ASTFeatureExtractor(padding='longest') pads so)."
+                f"The attention_mask of clip {clip} is not ones followed by zeros: sound must come "
+                "first, padding last, as ASTFeatureExtractor(padding='longest') does it."
             )
     return ((valid_frames - patch_frames).clamp(min=0) // time_stride) + 1
 
@@ -74,10 +74,10 @@ def patch_mask(valid_columns: Tensor, rows: int, columns: int) -> Tensor:
 def resize_position_table(
     table: Tensor, old: tuple[int, int], new: tuple[int, int], num_special_tokens: int = 2
 ) -> Tensor:
-    """Fit a position table to another grid when a checkpoint is loaded.
+    """Fit a position table to another grid on loading a checkpoint.
 
-    The rule of the original code (`ASTModel.__init__`): an axis that gets shorter is cut from the
-    middle, one that gets longer is interpolated (bilinear, corners not aligned), time first.
+    The original code's rule (`ASTModel.__init__`): an axis that shrinks keeps its middle; one that
+    grows is interpolated (bilinear, corners not aligned); time first.
 
     Args:
         table: (1, special + old rows * old columns, D).
@@ -111,11 +111,11 @@ def run_time_positions(
     valid_columns: Tensor | None,
     num_special_tokens: int = 2,
 ) -> Tensor:
-    """Patch positions for the spectrograms at hand, whose grid may differ from the trained one.
+    """Patch positions for these spectrograms, whose grid may differ from the trained one.
 
-    A clip of up to the trained length takes the table's first columns, as it would when padded to
-    that length. A longer one stretches the table over its own columns, padding excluded, so that
-    its positions do not depend on what it is batched with.
+    A clip of up to the trained length takes the table's first columns, as if padded to that length.
+    A longer one stretches the table over its own columns, excluding padding, so its positions do
+    not depend on what it is batched with.
 
     Args:
         table: (1, special + rows * columns, D) for the `trained` grid (rows, columns).
@@ -129,13 +129,13 @@ def run_time_positions(
     if rows != trained[0]:
         table = resize_position_table(table, trained, (rows, trained[1]), num_special_tokens)
     positions = table[:, num_special_tokens:].unflatten(1, (rows, trained[1]))
-    # A number that is not known while a graph is exported takes the general way, which for a
-    # shorter clip comes to the same.
+    # While a graph is exported, the number is unknown; the general case below gives the same result
+    # for a shorter clip.
     if not isinstance(columns, torch.SymInt) and columns <= trained[1]:
         return positions[:, :, :columns].flatten(1, 2)
 
-    # Linear interpolation along time, sampled as torch's `interpolate` does (corners not aligned).
-    # In float32: half precision has too few bits to number the columns.
+    # Linear interpolation along time, sampled like torch's `interpolate` (corners not aligned), in
+    # float32: half precision has too few bits to count the columns.
     column = torch.arange(columns, device=table.device, dtype=torch.float32)
     lengths = column.new_full((1,), columns) if valid_columns is None else valid_columns.float()
     stretch = trained[1] / lengths.clamp(min=trained[1])  # (1 or B,)

@@ -3,8 +3,8 @@
     patches (B, rows * columns, D)  ->  (B, kept, D)
     kept = (rows - frequency_patchout) * (columns - time_patchout) - unstructured_patchout
 
-The encoder's cost falls with what is left, and the model is regularised. Each clip has its own
-draw; all keep the same number, so the batch stays rectangular.
+The encoder's cost falls with the number kept, and the model is regularised. Each clip is drawn
+separately; all keep the same number, so the batch stays rectangular.
 """
 
 import torch
@@ -21,14 +21,13 @@ def drop_patches(
 ) -> tuple[Tensor, Tensor | None]:
     """Drop whole rows, then whole columns, then single patches.
 
-    What is dropped is sound as far as there is enough of it: a clip always keeps one valid row,
-    column or patch, and drops its padding where it has no more to give. On a grid that is smaller
-    than the one in the config, one row, column or patch is left likewise.
+    Sound is dropped before padding, but a clip always keeps one valid row, column or patch. On a
+    grid smaller than the config's, one row, column or patch is likewise kept.
 
     Args:
         patches: (B, N, D), positions added.
         is_valid: (B, N), False for padding; None: all are sound.
-        grid: rows and columns, N of them together.
+        grid: rows and columns; N is their product.
         frequency_patchout, time_patchout, unstructured_patchout: rows, columns and patches to drop.
 
     Returns:
@@ -44,14 +43,14 @@ def drop_patches(
     kept_columns = _keep(by_row.any(dim=1), time_patchout)
     kept = (kept_rows[:, :, None] * grid[1] + kept_columns[:, None, :]).flatten(1)
     kept = kept.gather(1, _keep(valid.gather(1, kept), unstructured_patchout))
-    # Not `gather`, which would keep all patches for its gradient.
+    # Not `gather`, which would keep all patches in memory for its gradient.
     patches = patches[torch.arange(len(patches), device=patches.device)[:, None], kept]
     return patches, None if is_valid is None else is_valid.gather(1, kept)
 
 
 def _keep(is_valid: Tensor, dropped: int) -> Tensor:
-    """Indices (B, n - dropped), ascending, of what is left of n after a random draw per clip."""
-    # Lowest scores are dropped: valid ones first, then padding, one valid one never.
+    """Indices (B, n - dropped), ascending, of what a random draw per clip leaves of n."""
+    # The lowest scores are dropped: valid ones first, then padding, never the last valid one.
     score = torch.rand(is_valid.shape, device=is_valid.device) + (~is_valid).float()
     survivor = score.where(is_valid, -1.0).argmax(dim=1, keepdim=True)
     score = score.scatter(1, survivor, 3.0)

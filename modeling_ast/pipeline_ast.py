@@ -1,13 +1,13 @@
 """Audio classification pipeline for AST: any sound of any length in, labels (and when) out.
 
 sound                       path, bytes, array, dict … at any rate
-blocks      (samples,)      mono, at the extractor's rate, read one after the other
+blocks      (samples,)      mono, at the extractor's rate, read one by one
 windows                     `chunk_length_s` long, one every `hop_length_s`, the last one partial
 logits      (1, labels)     per window, batched across windows and files
-scores      (labels,)       pooled over windows: their mean, weighted by the sound in each, or as
-                            the checkpoint's `window_pooling` says
+scores      (labels,)       pooled over windows: their mean, weighted by the sound in each, or the
+                            checkpoint's `window_pooling`
 
-Of a frame model, `ASTForAudioFrameClassification`, the windows are its columns:
+For a frame model, `ASTForAudioFrameClassification`, the windows are its columns:
 
 logits      (1, columns, labels)    per window
 scores      (columns, labels)       of the whole sound, stitched where windows overlap, then pooled
@@ -36,22 +36,22 @@ from .scores_ast import LabelScore, pool_windows, scores_from_logits, top_labels
 
 _MODEL_TYPE = "audio-spectrogram-transformer"
 _FRAME_MODEL_TYPE = "ast-frame-classification"
-_SHORTEST_S = 0.01  # of a window: one frame's step, as AST has it
+_SHORTEST_S = 0.01  # shortest window: AST's hop
 
 
 def cut_windows(
     blocks: Iterable[tuple[int, np.ndarray]], length: int, hop: int, shortest_rest: int = 1
 ) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """Cut a sound that comes in blocks into overlapping windows.
+    """Cut a sound that arrives in blocks into overlapping windows.
 
     Args:
-        blocks: starts, which are not looked at, and waveforms (samples,), as `stream_audio` yields.
+        blocks: what `stream_audio` yields: starts, which are ignored, and waveforms (samples,).
         length: of a window, in samples.
         hop: from one window's start to the next, in samples.
-        shortest_rest: a rest of fewer samples is part of the window before it.
+        shortest_rest: a remainder with fewer samples joins the window before it.
 
     Yields:
-        start in samples, waveform (samples,), whether it is the last one, which holds the rest.
+        start in samples, waveform (samples,), whether it is the last one, with the remainder.
     """
     start = 0
     held = np.empty(0, np.float32)
@@ -70,36 +70,37 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
     Takes whatever `load_audio` reads: no ffmpeg, any sampling rate, any number of channels; also
     lists and generators of these, `KeyDataset`s and columns of `datasets`, whose audio it decodes
     itself. Sound longer than the model's length is cut into overlapping windows; nothing is
-    dropped. Files are read as they are classified, so memory does not grow with their length.
-    Checkpoints of other models are handled by the stock pipeline's code.
+    dropped. Files are read while they are classified, so memory does not grow with their length.
+    Checkpoints of other models get the stock pipeline's behaviour.
 
-    Call arguments besides the stock ones (`top_k`, `function_to_apply`, `batch_size`):
+    Call arguments in addition to the stock ones (`top_k`, `function_to_apply`, `batch_size`):
         chunk_length_s: length of a window; default: the model's length.
         hop_length_s: from one window's start to the next; default: half a window.
         return_timestamps: also return the scores of every window:
             {"labels": […], "windows": [{"start": s, "end": s, "labels": […]}, …]}.
-        window_pooling: how the windows' scores become the sound's: "mean", "max" or
-            "linear_softmax"; default: as the checkpoint was trained, else mean.
-        threshold: leave out labels that score less: a number, or one for each label of interest by
-            name, and then other labels are left out. Of those that remain, `top_k` are returned.
+        window_pooling: how to combine the windows' scores: "mean", "max" or "linear_softmax";
+            default: as the checkpoint was trained, else mean.
+        threshold: drop labels that score less: a number, or a dict of a number per label, which
+            drops all other labels. At most `top_k` of the rest are returned.
 
-    A batch holds the windows of as many files as it takes. A last, partial window is padded as the
-    checkpoint was trained: with a mask if `feature_extractor.return_attention_mask` is set, so that
-    its padding is never heard, else as `transformers`' AST pads.
+    Batches are filled across files. A last, partial window is padded as in training: with a mask if
+    `feature_extractor.return_attention_mask` is set, so that padding never counts, else as
+    `transformers`' AST pads.
 
     Raises:
-        ValueError: for unknown or impossible arguments.
+        ValueError: for unknown or invalid arguments.
         AudioDecodingError: for a sound that cannot be read.
     """
 
-    # Ours, set by `modeling_ast`, for who hands over transformers' own, which reads no files.
+    # Ours, set by `modeling_ast`: replaces transformers' own extractor, which reads no files.
     feature_extractor_class: ClassVar[type | None] = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         is_native = type(self.model).__module__.startswith("transformers.")
         if self.is_ast and is_native and self.model.name_or_path:
-            # `pipeline` falls back on transformers' class when ours refuses a checkpoint: why?
+            # `pipeline` fell back to transformers' class because ours refused the checkpoint. Load
+            # it again to raise the reason.
             with contextlib.suppress(OSError):
                 AutoModelForAudioClassification.from_pretrained(self.model.name_or_path)
         ours = self.feature_extractor_class
@@ -113,7 +114,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
     @property
     def is_frame_model(self) -> bool:
-        """Whether the checkpoint answers for every patch column."""
+        """Whether the checkpoint gives scores for every patch column."""
         return self.model.config.model_type == _FRAME_MODEL_TYPE
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -133,18 +134,18 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         return super().__call__(inputs, **kwargs)
 
     def get_iterator(self, *args, **kwargs):
-        # The stock pipeline is no ChunkPipeline.
+        # The stock pipeline is not a ChunkPipeline.
         iterator_of = ChunkPipeline if self.is_ast else Pipeline
         return iterator_of.get_iterator(self, *args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, with_code: bool = False, **kwargs: Any
     ) -> None:
-        """As in `transformers`: model and extractor, for any pipeline to load.
+        """As in `transformers`: save model and extractor, for any pipeline to load.
 
         Args:
-            with_code: also write this pipeline's code and name it in the config, so that
-                `trust_remote_code=True` runs it; without that, `pipeline` then refuses the folder.
+            with_code: also write this pipeline's code and name it in the config. `pipeline` then
+                loads the folder only with `trust_remote_code=True`.
         """
         if with_code:
             auto_class = {"pt": (AutoModelForAudioClassification,), "type": "audio"}
@@ -177,7 +178,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             raise ValueError(f"top_k must be a whole number from 1, or None for all, got {top_k}.")
         _, _, postprocess_params = super()._sanitize_parameters(**stock)
         if "top_k" not in stock and hasattr(self, "_postprocess_params"):
-            del postprocess_params["top_k"]  # at a call: keep what the pipeline was made with
+            del postprocess_params["top_k"]  # in a call: keep the value the pipeline was made with
         preprocess_params = {}
         for name, seconds in (("chunk_length_s", chunk_length_s), ("hop_length_s", hop_length_s)):
             if seconds is not None:
@@ -200,7 +201,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         return preprocess_params, {}, postprocess_params
 
     def _thresholds(self, threshold: float | Mapping[str, float]) -> torch.Tensor:
-        """One number, or some labels' by name -> (labels,)."""
+        """One number, or numbers by label -> (labels,)."""
         id2label = self.model.config.id2label
         if not isinstance(threshold, Mapping):
             threshold = dict.fromkeys(id2label.values(), threshold)
@@ -209,10 +210,10 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         for label, value in threshold.items():
             if label not in index:
                 known = ", ".join([*index][:10]) + (", …" if len(index) > 10 else "")
-                raise ValueError(f"threshold names the unknown label {label!r}. Known: {known}.")
+                raise ValueError(f"Unknown label {label!r} in threshold. Known: {known}.")
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ValueError(
-                    f"threshold must be a number, or a dict of a number per label, got {value!r}."
+                    f"threshold must be a number or a dict of a number per label, got {value!r}."
                 )
             thresholds[index[label]] = value
         return thresholds
@@ -227,22 +228,22 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         hop_length_s: float | None = None,
         first_window: int = 0,
     ) -> Iterator[dict[str, Any]]:
-        """The features of a sound, window by window, with where each is, in samples.
+        """The features of a sound, window by window, with the position of each, in samples.
 
-        Windows before `first_window` are read, as decoders and resamplers have a memory, but
-        nothing is made of them.
+        Windows before `first_window` are read, because decoders and resamplers keep state, but not
+        processed.
         """
         extractor = self.feature_extractor
         rate, filterbank = extractor.sampling_rate, extractor.filterbank
         max_length = self.model.config.max_length
         chunk, hop = self.window_samples(chunk_length_s, hop_length_s)
-        # A checkpoint trained with masks gets its windows unpadded but for one patch; one trained
-        # on padded spectrograms, as all published ones were, gets them padded.
+        # A checkpoint trained with masks gets its windows padded to one patch at most; one trained
+        # on padded spectrograms, like all published ones, gets them fully padded.
         if extractor.return_attention_mask:
             padded_length = self.model.config.patch_shape[1]
         else:
             padded_length = max(max_length, filterbank.num_frames(chunk))
-        # Less than a frame's step beyond a window holds no further frame.
+        # Less than one hop beyond a window yields no further frame.
         shortest_rest = filterbank.frame_shift
         windows = cut_windows(extractor.stream_audio(sound), chunk, hop, shortest_rest)
         for start, samples, is_last in itertools.islice(windows, first_window, None):
@@ -281,7 +282,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             (window["start"] / rate, (window["start"] + window["samples"]) / rate)
             for window in model_outputs
         ]
-        # (1, labels) each; of a frame model (1, columns, labels)
+        # (1, labels) each; for a frame model (1, columns, labels)
         of_windows = [self.scores(w["logits"].float(), function_to_apply) for w in model_outputs]
         if self.is_frame_model:
             spans, scores = self._columns(model_outputs, of_windows)
@@ -300,15 +301,15 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
     @property
     def _column_samples(self) -> int:
-        """From one column of a frame model to the next."""
+        """Samples from one column of a frame model to the next."""
         return self.model.config.time_stride * self.feature_extractor.filterbank.frame_shift
 
     def window_samples(
         self, chunk_length_s: float | None = None, hop_length_s: float | None = None
     ) -> tuple[int, int]:
-        """Length of a window and from one's start to the next one's, in samples.
+        """Window length and hop, in samples.
 
-        Windows of a frame model are whole columns apart, so that all columns fall on one grid.
+        A frame model's windows are whole columns apart, so that all columns fall on one grid.
         """
         rate = self.feature_extractor.sampling_rate
         if chunk_length_s is None:
@@ -319,7 +320,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         if hop > chunk:
             raise ValueError(
                 f"hop_length_s ({hop / rate:g}) is longer than chunk_length_s ({chunk / rate:g}): "
-                "the sound between the windows would not be heard."
+                "the sound between windows would be skipped."
             )
         if self.is_frame_model:
             hop = max(1, hop // self._column_samples) * self._column_samples
@@ -332,7 +333,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         return self.window_samples(chunk_length_s, hop_length_s)[1] // self._column_samples
 
     def columns_of_sound(self, scores: torch.Tensor, samples: int) -> np.ndarray:
-        """A window's scores (columns, labels), without columns that hold padding."""
+        """A window's scores (columns, labels), without columns of padding."""
         config = self.model.config
         frames = self.feature_extractor.filterbank.num_frames(samples)
         columns = count_columns(frames, config.time_stride, config.patch_shape[1])
@@ -341,7 +342,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
     def _columns(
         self, windows: list[dict[str, Any]], scores: list[torch.Tensor]
     ) -> tuple[list[tuple[float, float]], torch.Tensor]:
-        """Of a frame model's windows: spans in seconds, scores (columns, labels) of the sound."""
+        """A frame model's windows -> spans in seconds, scores (columns, labels) of the sound."""
         config, rate = self.model.config, self.feature_extractor.sampling_rate
         hop = self._column_samples
         if len(windows) > 1:
@@ -358,7 +359,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         return [(start, end) for start, end in spans.tolist()], torch.from_numpy(stitched)
 
     def scores(self, logits: torch.Tensor, function_to_apply: str | None = None) -> torch.Tensor:
-        """Logits (…, labels) to scores, as the checkpoint's `problem_type` or the argument says."""
+        """Logits (…, labels) -> scores, by the argument or the checkpoint's `problem_type`."""
         return scores_from_logits(logits, self.model.config.problem_type, function_to_apply)
 
     def _top_labels(
@@ -370,7 +371,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
 
 
 def _undecoded(dataset: Any, column: str) -> Any:
-    """A dataset whose audio column gives what is stored: `datasets` itself needs torchcodec."""
+    """A dataset whose audio column is not decoded: `datasets` itself needs torchcodec for that."""
     feature: Any = (getattr(dataset, "features", None) or {}).get(column)
     if type(feature).__name__ == "Audio" and feature.decode:
         return dataset.cast_column(column, type(feature)(decode=False))

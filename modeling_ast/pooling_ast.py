@@ -1,22 +1,22 @@
-"""Scores over time to scores of the whole: how the windows or frames of a clip are summed up.
+"""Pools scores over time: from a clip's windows or frames to the whole clip.
 
 scores  (..., parts, labels)    of windows or frames, 0..1 where the pooling weighs by them
 pooled  (..., labels)
 
-`pool_logits` does the same from logits to logits, as a loss wants them.
+`pool_logits` does the same from logits to logits, for a loss.
 
-What a clip-level label says of the parts differs with the sound. Rain fills a recording: every part
-must agree (mean). A bark is in one of a hundred parts: one suffices (max). Linear softmax weighs
-each part by its own score and so comes near the mean where all are alike and near the maximum where
-few stand out, and unlike the maximum it has a gradient in every part (Wang, Li and Metze,
-arXiv 1810.09050, who compare these and attention).
+What a clip-level label says about the parts depends on the sound. Rain fills a recording: every
+part should agree (mean). A bark is in one part of a hundred: one suffices (max). Linear softmax
+weights each part by its own score, so it is close to the mean if all are alike and to the maximum
+if a few stand out; unlike the maximum, it has a gradient in every part. Wang, Li and Metze
+(arXiv 1810.09050) compare these and attention.
 """
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-_SMALLEST = 1e-6  # of a pooled score, where its logarithm is taken
+_SMALLEST = 1e-6  # a pooled score is clamped to this before its logarithm is taken
 
 
 def _mean(scores: Tensor, weights: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ WINDOW_POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def check_pooling(pooling: str) -> None:
-    """Raise ValueError for a word that is no pooling."""
+    """Raise ValueError for an unknown pooling."""
     if pooling not in WINDOW_POOLINGS:
         raise ValueError(
             f"window_pooling must be one of {', '.join(WINDOW_POOLINGS)}, got {pooling[:60]!r}."
@@ -48,19 +48,19 @@ def check_pooling(pooling: str) -> None:
 
 
 def pool_scores(scores: Tensor, pooling: str, weights: Tensor | None = None) -> Tensor:
-    """A clip's scores from those of its parts.
+    """A clip's scores from its parts' scores.
 
     Args:
         scores: (..., parts, labels).
-        pooling: of `WINDOW_POOLINGS`. "linear_softmax" is for scores of 0..1.
-        weights: (..., parts), 0 or more: how much sound is in each part; 0 leaves it out. "max"
-            asks only whether it is 0. None: all count alike.
+        pooling: one of `WINDOW_POOLINGS`. "linear_softmax" is for scores in 0..1.
+        weights: (..., parts), 0 or more: how much sound is in each part; 0 excludes it. "max" only
+            checks for 0. None: equal weights.
 
     Returns:
         (..., labels).
 
     Raises:
-        ValueError: for another word.
+        ValueError: for an unknown pooling.
     """
     check_pooling(pooling)
     if weights is None:
@@ -71,15 +71,15 @@ def pool_scores(scores: Tensor, pooling: str, weights: Tensor | None = None) -> 
 def pool_logits(
     logits: Tensor, problem_type: str | None, pooling: str, weights: Tensor | None = None
 ) -> Tensor:
-    """A clip's logits from those of its parts: their scores are the pooled scores of the parts.
+    """A clip's logits from its parts' logits, such that their scores are the parts' pooled scores.
 
-    Where one label excludes the others, pooled scores need not add up to 1; the softmax of these
-    logits does.
+    If labels exclude each other, pooled scores need not add up to 1; the softmax of these logits
+    does.
 
     Args:
         logits: (..., parts, labels).
-        problem_type: a config's: scores are "multi_label_classification": sigmoid; "regression":
-            the logits; others: softmax.
+        problem_type: from a config: "multi_label_classification" makes scores by sigmoid,
+            "regression" uses the logits, anything else softmax.
         pooling, weights: see `pool_scores`.
 
     Returns:

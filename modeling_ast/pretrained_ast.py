@@ -1,11 +1,11 @@
 """ASTPreTrainedModel: initialisation, loading into any geometry, and saving.
 
-A checkpoint's position table is made for one grid of patches, which its config describes:
+A checkpoint's position table fits one grid of patches, which its config describes:
 
     max_length x num_mel_bins, cut with time_stride x frequency_stride  ->  rows x columns
 
-Asked for another geometry, `from_pretrained` loads the checkpoint as it is and then fits the table
-to the new grid by the original code's rule (`resize_position_table`).
+For another geometry, `from_pretrained` loads the checkpoint unchanged and then fits the table to
+the new grid by the original code's rule (`resize_position_table`).
 """
 
 import copy
@@ -49,7 +49,7 @@ class ASTPreTrainedModel(PreTrainedModel):
 
     config: ASTConfig
     config_class = ASTConfig
-    # What `auto_map` of a saved config says: where in the copied code each Auto class looks.
+    # For `auto_map` in a saved config: where in the copied code each Auto class looks.
     auto_classes: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_ast.ASTConfig",
         "AutoModel": "modeling_ast.ASTModel",
@@ -72,9 +72,9 @@ class ASTPreTrainedModel(PreTrainedModel):
 
     @property
     def loss_function(self) -> Callable[..., Tensor]:
-        """What `forward` calls with labels, logits, config, and `num_items_in_batch` when given.
+        """Called by `forward` with labels, logits, config and, if given, `num_items_in_batch`.
 
-        As in `transformers`, another function may be set here; a module, too.
+        As in `transformers`, you can set another function or a module here.
         """
         own = self._modules.get("loss_function") or self.__dict__.get("_loss_function")
         return own or self._classification_loss
@@ -97,15 +97,15 @@ class ASTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _with_our_fields(cls, config: Any) -> Any:
-        """The config itself, or, of `transformers`' own ASTConfig, one of ours."""
+        """The config itself, or one of ours made from `transformers`' own ASTConfig."""
         is_ours = hasattr(config, "trained_grid")
         return config if is_ours else cls.config_class.from_dict(config.to_dict())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # As in ViT and the original: a zero table would leave attention blind to time and pitch
-        # until the table has been learnt.
+        # As in ViT and the original code: with a zero table, attention would be blind to time and
+        # pitch until the table is learned.
         for name in ("cls_token", "distillation_token", "position_embeddings"):
             parameter = getattr(module, name, None)
             if isinstance(parameter, nn.Parameter):
@@ -113,22 +113,22 @@ class ASTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs) -> Any:
-        """Load a checkpoint of ours or of `transformers`' AST, fitted to another geometry if asked.
+        """Load a checkpoint, ours or `transformers`' AST, optionally fitted to another geometry.
 
         Args:
             pretrained_model_name_or_path, **kwargs: as everywhere in `transformers`.
-            max_length: frames (10 ms each) that the position table shall be made for.
-            num_mel_bins: mel bins that it shall be made for.
+            max_length: frames (10 ms each) the position table should cover.
+            num_mel_bins: mel bins it should cover.
             frequency_stride, time_stride: mel bins and frames between neighbouring patches.
 
-        The four default to the checkpoint's own. They may also come in a `config`, which is how
-        `AutoModel.from_pretrained(name, max_length=…)` hands them on. A config's other fields must
-        be the checkpoint's. A new number of labels: `num_labels=…, ignore_mismatched_sizes=True`.
-        Layers may have the checkpoints' names or `transformers` 5's, see `naming_ast`.
+        The four default to the checkpoint's own. They can also come in a `config`, which is how
+        `AutoModel.from_pretrained(name, max_length=…)` passes them. A config's other fields must
+        match the checkpoint. A new number of labels: `num_labels=…, ignore_mismatched_sizes=True`.
+        Layers can have the checkpoints' names or those of `transformers` 5, see `naming_ast`.
 
         Raises:
-            ValueError: when a spectrogram of that geometry is smaller than one patch, when weights
-                of the encoder are missing, or for a config that no AST has (see
+            ValueError: if a spectrogram of that geometry is smaller than one patch, if weights of
+                the encoder are missing, or for a config that no AST could have (see
                 `ASTConfig.from_pretrained`).
         """
         asked = {name: kwargs.pop(name) for name in _GEOMETRY if kwargs.get(name) is not None}
@@ -140,7 +140,7 @@ class ASTPreTrainedModel(PreTrainedModel):
 
         hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         stored, _ = cls.config_class.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
-        # Through the class, so that fields which the file leaves out have their defaults.
+        # Through the class, so that fields missing from the file get their defaults.
         fields = (*_GEOMETRY, "patch_size", "time_patch_size")
         source = cls.config_class(**{name: stored[name] for name in fields if name in stored})
         if config is not None:
@@ -155,7 +155,7 @@ class ASTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _load(cls, name: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """`transformers`' own loading, of either naming, whole or not at all."""
+        """`transformers`' own loading, with either naming scheme; all weights or an error."""
         wants_info = kwargs.pop("output_loading_info", False)
         takes_all_sizes = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["key_mapping"] = NATIVE_TO_OURS | (kwargs.get("key_mapping") or {})
@@ -168,7 +168,7 @@ class ASTPreTrainedModel(PreTrainedModel):
                 f"{name}: {weight} has shape {tuple(stored)} in the weights and {tuple(wanted)} by "
                 "the config. For another number of labels pass ignore_mismatched_sizes=True."
             )
-        # Otherwise it would save with the names that it has read.
+        # Otherwise it would save under the names it read.
         model._weight_conversions = [
             conversion
             for conversion in getattr(model, "_weight_conversions", None) or []
@@ -178,13 +178,13 @@ class ASTPreTrainedModel(PreTrainedModel):
         missing = sorted(key for key in info["missing_keys"] if key.startswith(encoder))
         if missing and not getattr(model, "_hf_peft_config_loaded", False):
             raise ValueError(
-                f"{name} lacks {len(missing)} weights of the encoder, {missing[0]} …: it is no "
-                "whole checkpoint of an AST. (A new head is made when only the head's are missing.)"
+                f"{name} is not a complete AST checkpoint: it lacks {len(missing)} weights of the "
+                f"encoder, {missing[0]} …. (If only the head's are missing, a new head is made.)"
             )
         return (model, info) if wants_info else model
 
     def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers`, for PEFT adapters that name the layers as we do or as it does."""
+        """As in `transformers`, for PEFT adapters with either our layer names or its own."""
         config = kwargs.get("peft_config")
         if config is None and peft_model_id is not None:
             hub_arguments = {
@@ -221,16 +221,16 @@ class ASTPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save weights, config and a copy of this code, so that the folder runs anywhere."""
-        # transformers adds the class that is saved; the other one must be found too.
+        # transformers adds the class being saved; the other one must be found, too.
         self.config.auto_map = dict(self.auto_classes)
-        # A pipeline that the config names must lie beside it, too.
+        # A pipeline named in the config must be saved with it.
         pipeline = Path(__file__).with_name("pipeline_ast.py")
         if getattr(self.config, "custom_pipelines", None) and not pipeline.is_file():
             del self.config.custom_pipelines
         super().save_pretrained(save_directory, *args, **kwargs)
-        # safetensors writes for the owner only; whoever may read the config may read the weights.
+        # safetensors makes files private to the owner; give the weights the config's permissions.
         config = Path(save_directory) / "config.json"
-        if config.is_file():  # not where only one process writes
+        if config.is_file():  # with several processes, only one writes
             for weights in Path(save_directory).glob("*.safetensors"):
                 weights.chmod(config.stat().st_mode)
         if getattr(self.config, "custom_pipelines", None):
@@ -239,27 +239,27 @@ class ASTPreTrainedModel(PreTrainedModel):
 
 
 class ConvertibleMixin:
-    """What `ASTForAudioClassification` can start from, and be turned into.
+    """Conversions of `ASTForAudioClassification` from and to other code bases.
 
-    The readers of other code bases' files belong to the installed package, `conversion_ast.py`:
-    they do not travel with checkpoints.
+    The code that reads other code bases' files, `conversion_ast.py`, is part of the installed
+    package and does not travel with checkpoints.
     """
 
     @classmethod
     def from_vision_checkpoint(cls, path: str | os.PathLike, config: ASTConfig) -> Any:
         """Start from a vision transformer trained on images (paper, section 2.2).
 
-        The patch weights of the three colour channels are summed (as the original code does; the
-        paper says averaged), the position table is fitted to the spectrogram's grid, and a
-        checkpoint with a class token only gives it to both special tokens. The head stays random.
+        The patch weights of the three colour channels are summed (as in the original code; the
+        paper says averaged), the position table is fitted to the spectrogram's grid, and if the
+        checkpoint has only a class token, both special tokens get it. The head stays random.
 
         Args:
             path: DeiT or ViT weights: a timm-layout `.pth` or `.safetensors` file, or a
                 `transformers` DeiT/ViT folder.
-            config: the AST to build; its width, depth and patch size must be the checkpoint's.
+            config: the AST to build; its width, depth and patch size must match the checkpoint.
 
         Raises:
-            ValueError: when the checkpoint is of another kind or does not fit `config`.
+            ValueError: if the checkpoint is of another kind or does not fit `config`.
         """
         model: Any = cls(config)  # type: ignore[call-arg]
         state = _conversion().read_vision_checkpoint(path, config)
@@ -280,22 +280,22 @@ class ConvertibleMixin:
     ) -> Any:
         """Read a `.pth` of the original AST code (github.com/YuanGongND/ast), of any size.
 
-        Width, depth, patch size and number of labels are read from the weights; what cannot be is
-        asked for. LayerNorm's epsilon is 1e-6 throughout (the original's head has 1e-5: a
-        difference of about 1e-5 in the logits).
+        Width, depth, patch size and number of labels are read from the weights; pass the rest.
+        LayerNorm's epsilon is 1e-6 throughout (the original's head has 1e-5: a difference of about
+        1e-5 in the logits).
 
         Args:
-            path: the file, with or without the `module.` that `DataParallel` writes before names.
+            path: the file, with or without `DataParallel`'s prefix `module.`.
             frequency_stride, time_stride: `fstride` and `tstride` of the original code.
             max_length: `input_tdim`, in frames of 10 ms.
             num_mel_bins: `input_fdim`.
             num_attention_heads: needed only for widths other than the original's 192, 384 and 768.
-            **config_fields: of `ASTConfig`: `id2label`, `problem_type`, ….
+            **config_fields: other fields of `ASTConfig`: `id2label`, `problem_type`, ….
 
         Raises:
-            ValueError: when the file is no AST checkpoint, or its position table has another size
-                than these numbers give; the message names strides and lengths that would fit. Also
-                when the file is a pickle that would run code.
+            ValueError: if the file is not an AST checkpoint, or if its position table does not have
+                the size that these numbers give; the message names strides and lengths that would
+                fit. Also if the file is a pickle that would run code.
         """
         config, state = _conversion().read_original_checkpoint(
             path,
@@ -313,9 +313,9 @@ class ConvertibleMixin:
     def to_original_state_dict(self) -> dict[str, Tensor]:
         """The weights under the original code's names, bit for bit; see `conversion_ast.py`.
 
-        The original code reads them with `strict=False`, as the two unused image heads are absent;
-        `ast-convert` adds these as zeros. It rebuilds the model from `fstride`, `tstride`,
-        `input_tdim`, `input_fdim` and a size, tiny224, small224 or base384.
+        The two unused image heads are absent, so the original code needs `strict=False` to load
+        them; `ast-convert` adds them as zeros. The original code rebuilds the model from `fstride`,
+        `tstride`, `input_tdim`, `input_fdim` and a size: tiny224, small224 or base384.
 
         Raises:
             ValueError: for a model that the original code cannot compute.
@@ -324,17 +324,17 @@ class ConvertibleMixin:
         if not model.config.is_native:
             raise ValueError(
                 "The original AST code cannot compute this model: its special tokens, pooling, "
-                "patches or spectrograms are others."
+                "patches or spectrograms differ from the original's."
             )
         return _conversion().ast_to_original(model.state_dict())
 
 
 def _conversion() -> Any:
     try:
-        # By name: an import statement would make this file need the package wherever it is copied.
+        # By name: `transformers` would copy, or require, any module in an import statement.
         return importlib.import_module("modeling_ast.conversion_ast")
     except ImportError as error:
         raise ValueError(
-            "Files of other code bases are read by the installed package only, not by the code "
-            "beside a checkpoint: pip install audio-spectrogram-transformer."
+            "Only the installed package reads files of other code bases, not the code that comes "
+            "with a checkpoint. Install it: pip install audio-spectrogram-transformer"
         ) from error

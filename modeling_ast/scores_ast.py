@@ -1,7 +1,7 @@
-"""Logits to scores, windows to the whole sound, scores to labels: one function for each.
+"""Logits to scores, windows to the whole sound, scores to labels: one function each.
 
 logits  (..., labels)
-scores  (..., labels)       softmax: sum 1 over the labels; sigmoid: each label by itself; or logits
+scores  (..., labels)       softmax: sum to 1; sigmoid: each label by itself; or the logits
         (windows, labels)   of a sound in windows -> (labels,) of the whole sound
 labels  [LabelScore(score, label), ...], best first
 """
@@ -23,32 +23,41 @@ _FUNCTIONS = {
 
 
 class LabelScore(NamedTuple):
-    """A label and how much it is heard."""
+    """A label and its score."""
 
     score: float
     label: str
 
 
+def activation(problem_type: str | None) -> str:
+    """The function from logits to scores: "softmax", "sigmoid" or "none".
+
+    Raises:
+        ValueError: for an unknown problem type.
+    """
+    if problem_type not in _FUNCTIONS:
+        raise ValueError(
+            f"Unknown problem_type {problem_type!r}; expected one of "
+            f"{', '.join(name for name in _FUNCTIONS if name)}."
+        )
+    return _FUNCTIONS[problem_type]
+
+
 def scores_from_logits(
     logits: Tensor, problem_type: str | None, function_to_apply: str | None = None
 ) -> Tensor:
-    """What a checkpoint says of each label.
+    """A score for each label.
 
     Args:
         logits: (..., labels).
-        problem_type: the config's; None, as published AudioSet checkpoints have it, means softmax.
-        function_to_apply: "softmax", "sigmoid" or "none", instead of the problem type's.
+        problem_type: the config's; None, as in published AudioSet checkpoints, means softmax.
+        function_to_apply: "softmax", "sigmoid" or "none", overriding the problem type's.
 
     Raises:
         ValueError: for an unknown problem type or function.
     """
     if function_to_apply is None:
-        if problem_type not in _FUNCTIONS:
-            raise ValueError(
-                f"Unknown problem_type {problem_type!r}; expected one of "
-                f"{', '.join(name for name in _FUNCTIONS if name)}."
-            )
-        function_to_apply = _FUNCTIONS[problem_type]
+        function_to_apply = activation(problem_type)
     if function_to_apply == "softmax":
         return logits.softmax(dim=-1)
     if function_to_apply == "sigmoid":
@@ -66,7 +75,7 @@ def pool_windows(scores: Tensor, lengths: Tensor, pooling: str | None = None) ->
     Args:
         scores: (windows, labels).
         lengths: (windows,), how much sound is in each, in any unit.
-        pooling: of `WINDOW_POOLINGS`; None: the mean, weighted by the lengths.
+        pooling: one of `WINDOW_POOLINGS`; None: the mean weighted by the lengths.
 
     Returns:
         (labels,).
@@ -80,13 +89,13 @@ def top_labels(
     top_k: int | None = None,
     thresholds: Tensor | None = None,
 ) -> list[LabelScore]:
-    """The labels that score highest, best first.
+    """The highest-scoring labels, best first.
 
     Args:
         scores: (labels,).
         label_names: in the order of the scores.
-        top_k: how many at most; None: all.
-        thresholds: (labels,) or one number; labels that score less are left out.
+        top_k: at most this many; None: all.
+        thresholds: (labels,) or one number; labels that score less are dropped.
     """
     if thresholds is not None:
         scores = scores.masked_fill(scores < thresholds, -math.inf)

@@ -2,9 +2,9 @@
 
     tokens (B, S, D), sizes (B, S)  ->  (B, S - r, D), (B, S - r)       S = special + N
 
-A token's size is the number of patches in it; 0 marks padding. Sound stands first in each clip,
-padding last. Special tokens are never merged. Which of a clip's tokens are merged depends
-on its own sound only, so its logits do not depend on what it is batched with.
+A token's size is the number of patches in it; 0 marks padding. In each clip, sound comes first and
+padding last. Special tokens are never merged. Which of a clip's tokens are merged depends only on
+its own sound, so its logits do not depend on what it is batched with.
 """
 
 import torch
@@ -21,10 +21,10 @@ def start_merging(tokens: Tensor, is_valid: Tensor | None) -> tuple[Tensor, Tens
 
 
 def size_bias(sizes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sizes (B, S) -> what is added to the attention logits, (B, 1, 1, S).
+    """Sizes (B, S) -> bias for the attention logits, (B, 1, 1, S).
 
-    A token of n patches attracts as much attention as they did together (the paper's proportional
-    attention, equation 1): softmax(q·k + log n). Padding, of size 0, attracts none.
+    A token of n patches gets as much attention as those patches together (the paper's proportional
+    attention, equation 1): softmax(q·k + log n). Padding, of size 0, gets none.
     """
     return sizes.log().to(dtype)[:, None, None, :]
 
@@ -34,9 +34,9 @@ def merge_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Merge the `merged` most similar pairs of each clip, at most half of its tokens.
 
-    Bipartite soft matching (the paper's section 3, "Bipartite Soft Matching"): every second token
-    proposes itself to the most similar of the others, and the best proposals are taken. A merged
-    token is the mean of its patches and stays in its place.
+    Bipartite soft matching (the paper's section 3): every second token proposes to the most similar
+    of the others, and the best proposals are accepted. A merged token is the mean of its patches
+    and keeps its place.
 
     Args:
         tokens: (B, S, D), special tokens first, padding last.
@@ -47,7 +47,7 @@ def merge_tokens(
 
     Returns:
         tokens (B, S - r, D), sizes (B, S - r). A clip with fewer than 2 r tokens of sound merges
-        half of them; what it lacks is padding.
+        half of them and drops padding for the rest.
     """
     special, tokens = tokens[:, :num_special_tokens], tokens[:, num_special_tokens:]
     special_sizes, sizes = sizes[:, :num_special_tokens], sizes[:, num_special_tokens:]
@@ -65,7 +65,7 @@ def merge_tokens(
     allowed = (sizes > 0).sum(dim=1, keepdim=True) // 2
     is_merged = torch.arange(merged, device=tokens.device) < allowed
 
-    # Sums over patches become means again at the end; float32, as sums can be large.
+    # Sums over patches become means again at the end; in float32, because sums can be large.
     gone, stays = sizes[:, ::2], sizes[:, 1::2]
     moved = gone.gather(1, proposer) * is_merged  # patches that change hands
     total = tokens[:, 1::2].float() * stays[:, :, None]
@@ -78,7 +78,7 @@ def merge_tokens(
     gone = gone.scatter_add(1, proposer, -moved)
     mean = (total / stays.clamp(min=1)[:, :, None]).to(tokens.dtype)
 
-    # Back to the old order, without those that are gone; padding moves to the end.
+    # Back to the old order, without merged tokens; padding moves to the end.
     place = torch.arange(count, device=tokens.device)
     place = torch.cat([place[::2], place[1::2]])
     sizes = torch.cat([gone, stays], dim=1)

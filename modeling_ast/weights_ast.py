@@ -1,4 +1,4 @@
-"""A look at a checkpoint folder before anything is built: its JSON files, its weights' headers."""
+"""Checks a checkpoint folder before anything is built: its JSON files and its weights' headers."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-# What `transformers` takes for granted, before any class can check its own settings.
+# Types that `transformers` relies on before any class can check its own settings.
 _TYPES: dict[str, type] = {
     "architectures": list,
     "auto_map": dict,
@@ -24,13 +24,13 @@ _LONGEST_TEXT = 200
 
 
 def check_settings(content: Any, source: Any) -> None:
-    """Refuse settings, as read from JSON, that no class's own check would ever see.
+    """Refuse settings from JSON that no class's own check would ever see.
 
     Raises:
-        ValueError: when they are no object, or names of classes and files are something else.
+        ValueError: if they are not an object, or names of classes and files are not texts.
     """
     if not isinstance(content, dict):
-        raise ValueError(f"{source} holds no settings: expected a JSON object of names and values.")
+        raise ValueError(f"{source} is not a JSON object of names and values.")
     for name, expected in _TYPES.items():
         value = content.get(name)
         texts = [value]
@@ -54,10 +54,10 @@ def check_settings(content: Any, source: Any) -> None:
 
 
 def check_json_files(folder: Path) -> None:
-    """`check_settings` for a folder's config and feature extractor, those that it has.
+    """`check_settings` for a folder's config and feature extractor, if present.
 
-    Call it before one of `transformers`' Auto classes or `pipeline` reads a folder of somebody
-    else's: they expect no such mistakes.
+    Call it before `transformers`' Auto classes or `pipeline` read a folder you did not write: they
+    do not expect such mistakes.
     """
     for name in ("config.json", "preprocessor_config.json", "processor_config.json"):
         file = folder / name
@@ -66,17 +66,17 @@ def check_json_files(folder: Path) -> None:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is no JSON file: {error}") from error
+            raise ValueError(f"{file} is not valid JSON: {error}") from error
         check_settings(content, file)
         if "feature_extractor" in content:
             check_settings(content["feature_extractor"], file)
 
 
 def check_weights(folder: Path, num_encoder_parameters: int) -> None:
-    """Refuse weights that hold less than the encoder that their config describes.
+    """Refuse weights that are smaller than the encoder their config describes.
 
-    `transformers` would make room for all that a config describes, and then see that it does not
-    fit. Weights of another format than safetensors are left to `transformers`.
+    `transformers` would allocate everything the config describes before noticing that it does not
+    fit. Weights in formats other than safetensors are left to `transformers`.
 
     Raises:
         ValueError: also for a damaged file, and for an index that names files elsewhere.
@@ -89,9 +89,9 @@ def check_weights(folder: Path, num_encoder_parameters: int) -> None:
             names = sorted(set(weight_map.values()))
             outside = [name for name in names if Path(name).name != name]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is no index of weights: {error!r}") from error
+            raise ValueError(f"{index} is not an index of weights: {error!r}") from error
         if outside:
-            raise ValueError(f"{index} names files outside of its folder: {outside[0]!r}.")
+            raise ValueError(f"{index} names files outside its folder: {outside[0]!r}.")
     held = 0
     for name in names:
         if not (folder / name).is_file():
@@ -105,5 +105,5 @@ def check_weights(folder: Path, num_encoder_parameters: int) -> None:
     if held < num_encoder_parameters:
         raise ValueError(
             f"{folder / 'config.json'} describes an encoder of {num_encoder_parameters:,} "
-            f"parameters, the weights beside it hold {held:,}: they are not of one model."
+            f"parameters, but the weights next to it hold {held:,}: they are not the same model."
         )

@@ -1,4 +1,4 @@
-"""Speed of the parts, ours against what people use today, measured in one run.
+"""Measure how fast the parts are, next to what people use today, in one run.
 
     ast-benchmark features --json features.json
     ast-benchmark forward --workload mixed
@@ -10,9 +10,10 @@
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
+    ast-benchmark detection DATASET
 
-Cases alternate after a warm-up, so that a machine that gets busier slows all of them alike; the
-table gives medians, the spread, and how many times faster each is than the first case.
+After a warm-up the cases alternate, so a machine that gets busier slows all of them alike. The
+table gives medians, the spread, and how much faster each case is than the first.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ BENCHMARKS = {
     ),
     "lengths": Subcommand(
         options.LengthsOptions,
-        "time and memory against the length of a sound, in windows and whole",
+        "time and memory by length of the sound, in windows and whole",
         "benchmarks.forward:benchmark_lengths",
     ),
     "cold": Subcommand(
@@ -59,32 +60,37 @@ BENCHMARKS = {
     ),
     "accuracy": Subcommand(
         options.AccuracyOptions,
-        "time to an accuracy: our recipe, and a plain loop around native AST",
+        "time to reach an accuracy: our recipe, and a plain loop around native AST",
         "benchmarks.accuracy:benchmark_accuracy",
     ),
     "merging": Subcommand(
         options.MergingOptions,
-        "token merging: speed against accuracy on a dataset",
+        "token merging: speed and accuracy on a dataset",
         "benchmarks.merging:benchmark_merging",
     ),
     "few": Subcommand(
         options.FewOptions,
-        "accuracy with a few marked clips of every class",
+        "accuracy with a few marked clips per class",
         "benchmarks.marking:benchmark_few",
     ),
     "queues": Subcommand(
         options.QueuesOptions,
-        "marks that each queue needs for 90 and 95 % of the accuracy that all give",
+        "marks each queue needs to reach 90 and 95 % of the accuracy with all marks",
         "benchmarks.marking:benchmark_queues",
+    ),
+    "detection": Subcommand(
+        options.DetectionOptions,
+        "sounds found in soundscapes: a frame model against a window classifier",
+        "benchmarks.detection:benchmark_detection",
     ),
 }
 
 
 def benchmark(argv: Sequence[str] | None = None) -> None:
-    """Run the benchmark that the first word names.
+    """Run the benchmark named by the first argument.
 
     Raises:
-        ValueError: for a wrong name or option.
+        ValueError: for an invalid name or option.
     """
     call_subcommand("ast-benchmark", BENCHMARKS, __doc__ or "", argv)
 

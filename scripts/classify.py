@@ -4,11 +4,11 @@
     ast-classify recordings/ --output results --formats csv audacity --plot
     torchrun --nproc_per_node 8 -m ast_scripts.classify recordings/ --output results
 
-Without --output the most likely labels are printed; for a long recording, what was heard when.
-With it every sound's windows, events and embeddings are written into that folder. If it is
-interrupted, run the same command again: it resumes where it stopped, also within a recording.
-Sounds that cannot be read are reported and the others still classified; the exit status is 1 if
-there was one, 2 for a wrong model or option.
+Without --output, the most likely labels are printed; for a long recording, a timetable of what was
+heard. With it, the windows, events and embeddings of every sound go into that folder. If it is
+interrupted, run the same command again: it resumes where it stopped, even within a recording.
+Sounds that cannot be read are reported and skipped; the exit status is then 1. It is 2 for a wrong
+model or option.
 """
 
 import signal

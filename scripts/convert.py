@@ -1,17 +1,17 @@
-"""Convert checkpoints: weights of other code bases to a Hugging Face folder, and AST's back.
+"""Convert checkpoints: other code bases' weights to a Hugging Face folder, and AST's back.
 
     ast-convert audiotransformer_tiny_mAP_4814.pt --output ced-tiny
     ast-convert model.safetensors --variant ced-tiny --output ced-tiny
     ast-convert my_ast.pth my-ast --labels audioset
     ast-convert ast-audioset audioset.pth
 
-Names and shapes of the tensors tell whose weights they are: the original AST's, those of its
-descendants (PaSST, SSAST, AudioMAE, CED, Dasheng), or those of an image transformer to start from.
-What they do not tell, as the strides, is taken as in the published models and said; a number that
-does not fit is noticed. An AST checkpoint folder is written as the original code's `.pth`.
+Names and shapes of the tensors tell whose weights they are: the original AST's, one of its
+descendants' (PaSST, SSAST, AudioMAE, CED, Dasheng), or an image transformer's to start from. What
+they do not tell, such as the strides, is assumed to be as in the published models and reported; a
+number that does not fit is refused. An AST checkpoint folder becomes the original code's `.pth`.
 
 `--variant` names one of the authors' published checkpoints: geometry, labels, statistics and card
-are those of its folder in `hub_configs`, and the result is a complete Hub repository.
+come from its folder in `hub_configs`, and the result is a complete Hub repository.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .common.options import Options, run_command, setting
 
-_TRAINED_WITH = "what the weights were trained with, where they do not tell or it is another"
+_TRAINED_WITH = "what the weights were trained with, if they do not tell or it differs"
 
 
 @dataclass
@@ -29,15 +29,15 @@ class ConvertOptions(Options):
         Path(), "a .pth, .pt or .safetensors, a folder with one, or an AST folder", positional="1"
     )
     target: Path | None = setting(None, "the folder, or the .pth, to write", positional="?")
-    output: Path | None = setting(None, "the same as the second word")
+    output: Path | None = setting(None, "the same as the second argument")
     variant: str | None = setting(None, "name of a published checkpoint: a folder of hub_configs")
     family: str | None = setting(
         None,
-        "whose weights they are, where they look like another's: a fine-tuned SSAST with 16 x 16 "
+        "whose weights they are, if they look like another's: a fine-tuned SSAST with 16 x 16 "
         "patches looks like an AST",
     )
     labels: str | None = setting(
-        None, "JSON list of label names, or the name of one of ours: audioset, esc50, …"
+        None, "JSON list of label names, or a bundled one: audioset, esc50, …"
     )
     problem_type: str | None = setting(
         None,
@@ -55,11 +55,11 @@ class ConvertOptions(Options):
         None, "input_fdim; AST: 128", at_least=1, group=_TRAINED_WITH
     )
     num_attention_heads: int | None = setting(
-        None, "only for widths of your own", at_least=1, group=_TRAINED_WITH
+        None, "needed only for unusual widths", at_least=1, group=_TRAINED_WITH
     )
     pooling: str | None = setting(
         None,
-        "what the head hears; special_tokens for an SSAST that was fine-tuned with ft_cls",
+        "what the head gets; special_tokens for an SSAST fine-tuned with ft_cls",
         choices=("special_tokens", "patches"),
         group=_TRAINED_WITH,
     )
@@ -72,10 +72,10 @@ _OF_WEIGHTS = (
 
 
 def convert(options: ConvertOptions) -> None:
-    """Convert in the direction that the first word says: others' weights, or an AST folder.
+    """Convert others' weights or an AST folder, whichever the first argument is.
 
     Raises:
-        ValueError: when something is missing, or does not fit together.
+        ValueError: if something is missing or does not fit together.
     """
     from .publishing.conversion import (
         folder_to_original,
@@ -86,7 +86,7 @@ def convert(options: ConvertOptions) -> None:
 
     source, result = options.source, options.target or options.output
     if result is None or (options.target is not None and options.output is not None):
-        raise ValueError("Say once what to write: ast-convert SOURCE TARGET, or --output.")
+        raise ValueError("Name the target once: ast-convert SOURCE TARGET, or --output TARGET.")
     if not source.exists():
         raise ValueError(f"No such file or folder: {source}")
     given = {name: getattr(options, name) for name in _OF_WEIGHTS}
@@ -95,8 +95,8 @@ def convert(options: ConvertOptions) -> None:
     if is_back:
         if given or options.variant:
             raise ValueError(
-                "--labels, --problem-type and --variant are for a .pth, which names none, as are "
-                f"the numbers that it was trained with; {source} is a checkpoint folder."
+                "--labels, --problem-type, --variant and the numbers it was trained with are for "
+                f"a .pth, which states none of them; {source} is a checkpoint folder."
             )
         folder_to_original(source, result)
     elif options.variant is None:
@@ -105,7 +105,7 @@ def convert(options: ConvertOptions) -> None:
     else:
         if given:
             option = next(iter(given))
-            raise ValueError(f"--variant fixes geometry and labels: leave out --{option}.")
+            raise ValueError(f"--variant fixes geometry and labels: omit --{option}.")
         weights_to_repository(source, result, options.variant)
     print(f"Wrote {result}")
 

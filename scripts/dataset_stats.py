@@ -2,9 +2,9 @@
 
     ast-dataset-stats sounds/ --output my-checkpoint
 
-One streaming pass over the real frames: nothing is padded, cut or augmented, every frame counts the
-same. Prints the statistics, draws a histogram, and writes them into the output folder's
-preprocessor_config.json, which ours and transformers' own extractor read.
+Makes one streaming pass over the real frames: nothing is padded, cut or augmented, and every frame
+counts the same. Prints the statistics, draws a histogram, and writes them into the output folder's
+preprocessor_config.json, for this extractor and for transformers' own.
 """
 
 from collections.abc import Sequence

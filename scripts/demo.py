@@ -1,17 +1,17 @@
-"""A page in the browser that says what recordings sound like, and when.
+"""Open a page in the browser that says what recordings sound like, and when.
 
     ast-demo CHECKPOINT
     ast-demo --index index --marks marks.csv
     ast-demo --write_space my_space/ CHECKPOINT
 
-Upload or record a sound: labels, timeline, events above a threshold to download as CSV, and where
-in the spectrogram the model looked. The page needs no network. It is served to this computer only
-unless `--host` says otherwise. A sound is decoded and nothing else; it lies in a temporary folder
-for a quarter of an hour at most, and no longer than the program runs.
+Upload or record a sound to see labels, a timeline, events above a threshold (to download as CSV),
+and where in the spectrogram the model looked. The page needs no network and is served to this
+computer only, unless `--host` says otherwise. Sounds are only decoded, never run; they stay in a
+temporary folder for at most 15 minutes and no longer than the program runs.
 
-With `--index`, the folder that ast-index wrote, the page is a workbench: Find windows that sound
-like an example, Review what the model is unsure of, mark what is to be heard (each mark is saved at
-once), Teach, and download the checkpoint.
+With `--index`, a folder that ast-index wrote, the page is a workbench: Find windows that sound like
+an example, Review what the model is unsure of, mark what you hear (each mark is saved at once),
+Teach, and download the checkpoint.
 
 `--write_space` writes a folder to push to a Hugging Face Space, with all the code it needs.
 """
@@ -48,7 +48,7 @@ def demo(options: DemoOptions) -> None:
     from .workbench import page
     from .workbench.bench import Workbench
 
-    # The index's own model, unless the command line names another one.
+    # The index's own model, unless the command line names another.
     model = None if options.model == DemoOptions.model else options.model
     bench = Workbench(options.index, options.marks or options.index / "marks.csv", model)
     serve(
@@ -61,7 +61,7 @@ def demo(options: DemoOptions) -> None:
 
 
 def without_index(_: Path) -> list[tuple[str, Callable[[], None]]]:
-    """One tab that says how to get the others."""
+    """A tab that says how to get the others."""
 
     def say() -> None:
         import gradio

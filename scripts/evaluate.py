@@ -2,22 +2,27 @@
 
     ast-evaluate runs/my_sounds/checkpoint my_sounds/
 
-It measures the part of the dataset that fine-tuning with the same options held out; with
-`--evaluation_split train` the whole split. Several checkpoints are an ensemble: the mean of their
-probabilities. Labels are matched by name, whatever their order. Clips are scored as
-`pipeline("audio-classification")` does: one longer than the model's length is heard in windows of
-that length, every half of it, and has the mean of their probabilities, weighted by their sound.
-Sounds that cannot be read are named and left out. Several processes share the clips, each counted
-once:
+It uses the part of the dataset that fine-tuning with the same options held out, or, with
+`--evaluation_split train`, the whole split. Several checkpoints form an ensemble: the mean of their
+probabilities. Labels are matched by name, whatever their order. Clips are scored as by
+`pipeline("audio-classification")`: one longer than the model's length is cut into half-overlapping
+windows, and gets the mean of their probabilities, weighted by the sound in each. Sounds that cannot
+be read are reported and skipped. Several processes share the clips, each counted once:
 
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m ast_scripts.evaluate …
 
-Prints a table and writes into `--output`:
+With `--annotations` it also measures when sounds are heard, for a detector or a classifier: PSDS,
+event-based and segment-based F1, onsets. Events are made as by ast-classify, with the same options:
+
+    ast-evaluate runs/detector/checkpoint recordings/ --annotations raven/ --median_filter_s 0.3
+
+It prints a table and writes into `--output`:
 
     evaluation.json       everything below; see `evaluate_checkpoints` for the fields
     per_class.csv         label, positives, precision, recall, f1, average_precision, roc_auc
     mistakes.csv          the most confident ones, with their files
     confusion_matrix.png  one label per clip;  average_precision.png  any number of labels
+    detection_per_class.csv, onset_errors.png   with --annotations
 """
 
 import json
@@ -48,7 +53,7 @@ def run(options: EvaluateOptions) -> None:
         print(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         print(format_report(report))
-        print(f"\nTables, picture and evaluation.json: {options.output}")
+        print(f"\nTables, picture and evaluation.json are in {options.output}")
     for unreadable in report["unreadable"][:SHOWN_MISTAKES]:
         print(f"ast-evaluate: left out: {unreadable['error']}", file=sys.stderr)
 

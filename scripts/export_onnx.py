@@ -1,10 +1,10 @@
-"""Write an AST checkpoint as ONNX files that take a waveform and give probabilities.
+"""Export an AST checkpoint to ONNX files, from waveform to probabilities.
 
     ast-export-onnx CHECKPOINT --output onnx/
     ast-export-onnx CHECKPOINT --output onnx/ --check DATASET --fold_column fold --evaluation_fold 5
 
-Every file is compared with PyTorch on sound from 0.1 s to 20 s. `--check` also measures accuracy
-and speed on labelled clips: a data set's evaluation split, one fold of it, or the fifth of it that
+Every file is compared with PyTorch on sounds from 0.1 s to 20 s. `--check` also measures accuracy
+and speed on labelled clips: a data set's evaluation split, one of its folds, or the fifth that
 `ast-finetune-accelerate` holds out.
 """
 

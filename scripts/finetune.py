@@ -3,12 +3,12 @@
     ast-finetune my_sounds/ --output runs/my_sounds
 
 `my_sounds` has one sub-folder of sounds per class; a CSV, Parquet or tar file, a folder of them, or
-the name of a Hub dataset will do as well. A recipe sets options, the command line overrides it:
+the name of a Hub dataset works, too. A recipe sets options, and the command line overrides it:
 
     ast-finetune esc10.yaml path/to/esc10 --num_epochs 5
 
-If it is killed, run the same command again: it resumes exactly where it stopped. The options, run
-folder and result are those of `ast-finetune-accelerate`; take this one to build on `Trainer` and
+If it is killed, run the same command again: it resumes exactly where it stopped. Options, run
+folder and result are those of `ast-finetune-accelerate`; choose this one to build on `Trainer` and
 its callbacks.
 """
 

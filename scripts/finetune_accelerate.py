@@ -3,7 +3,7 @@
     ast-finetune-accelerate my_sounds/ --output runs/my_sounds
 
 `my_sounds` has one sub-folder of sounds per class; a CSV, Parquet or tar file, a folder of them, or
-the name of a Hub dataset will do as well. A recipe sets options, the command line overrides it:
+the name of a Hub dataset works, too. A recipe sets options, and the command line overrides it:
 
     ast-finetune-accelerate esc10.yaml path/to/esc10 --num_epochs 5
 

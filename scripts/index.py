@@ -1,12 +1,12 @@
-"""Index hours of sound, and find in them what sounds alike.
+"""Index hours of sound and find what sounds alike.
 
     ast-index recordings/ --output index
     ast-index --output index --like call.wav:2.5-4 --clips found
     ast-index --output index --label owl --model taught --table owls.csv
     torchrun --nproc_per_node 8 -m ast_scripts.index recordings/ --output index
 
-Every window's embedding is kept. If it is interrupted, run the same command again: it resumes where
-it stopped. More recordings can be added at any time. The search compares every window, exactly.
+It keeps an embedding of every window. If it is interrupted, run the same command again: it resumes
+where it stopped. Recordings can be added at any time. The search is exact: it compares all windows.
 """
 
 import signal

@@ -1,15 +1,15 @@
-"""Make synthetic mixtures of labelled clips: a multi-label set out of a single-label one.
+"""Mix labelled clips: turn a single-label set into a synthetic multi-label one.
 
     python -m ast_scripts.mix_clips path/to/esc10 --output runs/mixtures
 
-A mixture is the sum of one to three clips of different classes, scaled to the same peak and then
-turned down by 0 to 6 dB each. All are of one fold, so the folds stay as separate as they were.
-Writes fold*.parquet: audio (FLAC), labels (a list), fold, sources (the names of the clips).
+A mixture is the sum of one to three clips of different classes, each scaled to the same peak and
+then turned down by 0 to 6 dB. All come from one fold, so the folds stay separate. Writes
+fold*.parquet: audio (FLAC), labels (a list), fold, sources (the names of the clips).
 
     python -m ast_scripts.mix_clips path/to/esc10 --output runs/soundscapes --soundscape_s 30
 
-With --soundscape_s they are soundscapes instead: the clips' loud stretches at random times, over
-one another too, in noise. events.csv says when each is heard, for `ast-finetune --annotations`.
+With --soundscape_s it makes soundscapes instead: the clips' loud stretches at random times, which
+may overlap, in noise. events.csv lists when each occurs, for `ast-finetune --annotations`.
 """
 
 from collections.abc import Sequence

@@ -2,11 +2,11 @@
 
     ast-push-to-hub runs/my_sounds someone/my-sounds --dry-run
 
-The folder is a run folder or a checkpoint folder. What goes to the Hub is config, weights
-(safetensors), feature extractor, code, card and the card's pictures, nothing else of the folder. It
-goes in one commit: either all of it is there afterwards, or none.
+The folder is a run folder or a checkpoint folder. It uploads config, weights (safetensors), feature
+extractor, code, card and the card's pictures, and nothing else from the folder, in one commit:
+either all of it arrives, or none.
 
-The token is `HF_TOKEN`'s or that of `hf auth login`. It is never printed.
+The token comes from `HF_TOKEN` or `hf auth login`. It is never printed.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from .common.options import Options, run_command, setting
 class PushOptions(Options):
     folder: Path = setting(Path(), "a run folder or a checkpoint folder", positional="1")
     repo_id: str = setting("", "NAMESPACE/NAME, or a NAME in your own namespace", positional="1")
-    dry_run: bool = setting(False, "show what would go, and stop")
+    dry_run: bool = setting(False, "only show what would be uploaded")
     private: bool = setting(False, "make the repository private")
     with_pipeline: bool = setting(
         False,
-        "with the pipeline's code; transformers then builds a pipeline from the repository only "
+        "include the pipeline's code; transformers then builds a pipeline from the repository only "
         "with trust_remote_code=True",
     )
 
@@ -33,7 +33,7 @@ def push_to_hub(options: PushOptions) -> None:
     """Push, or show what a push would send.
 
     Raises:
-        ValueError: as `publishing.repository.push`.
+        ValueError: as for `publishing.repository.push`.
     """
     import tempfile
 
@@ -52,7 +52,7 @@ def push_to_hub(options: PushOptions) -> None:
         files = write_repository(options.folder, target, options.repo_id, options.with_pipeline)
         for file in files:
             print(f"{(target / file).stat().st_size:>12,}  {file}")
-        print(f"Would go to {options.repo_id}; nothing was sent.")
+        print(f"Would upload to {options.repo_id}; nothing was sent.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,11 +2,12 @@
 
     ast-teach index marks.csv --output taught
     ast-teach index marks.csv --background quiet/ --wish precision=0.9 --queue uncertain
+    ast-teach index --annotations raven_tables/
 
-The marks say what is to be heard where: file, start, end, label. A label is a name, several joined
-by `;`, `background` for none of them, or `not NAME`. What nobody marked stays unlabelled. The
-result is an ordinary checkpoint with calibrated scores; every figure is of recordings that were
-held out. `--queue` names what to mark next.
+Marks say what can be heard where: file, start, end, label. A label is a name, several joined by
+`;`, `background` for none of them, or `not NAME`. Anything unmarked stays unlabelled. The result is
+an ordinary checkpoint with calibrated scores; every figure is measured on held-out recordings.
+`--queue` suggests what to mark next.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
     make demo
 
 Writes a small sound-event set as Parquet, fine-tunes a small AST on it from random weights with
-`ast-finetune-accelerate`, loads the checkpoint in `pipeline("audio-classification")`, names sounds
-that it has not heard, and leaves a picture of them. Needs no network and no data.
+`ast-finetune-accelerate`, loads the checkpoint in `pipeline("audio-classification")`, classifies
+sounds it has never heard, and draws a picture of them. Needs no network and no data.
 """
 
 import io
@@ -53,7 +53,7 @@ def write_split(path: Path, clips_per_class: int, seed: int) -> None:
 
 
 def draw(clips: list[tuple[str, np.ndarray, list[dict]]], path: Path) -> None:
-    """Spectrograms of (true name, waveform, predicted labels) with what the model says of each."""
+    """Draw spectrograms of (true name, waveform, predicted labels) with the predictions."""
     import matplotlib.pyplot as plt
     import torch
 
@@ -84,7 +84,7 @@ class TourOptions(Options):
 
 
 def tour(options: TourOptions) -> None:
-    """Take the whole path."""
+    """Run the whole path."""
     logging.disable_progress_bar()
     folder = options.output
     data, run_folder = folder / "data", folder / "run"
@@ -103,7 +103,7 @@ def tour(options: TourOptions) -> None:
     classifier = load_classifier(str(run_folder / "checkpoint"))
     random = np.random.default_rng(2)
     clips = []
-    print("3. Sounds that it has never heard, through pipeline('audio-classification'):")
+    print("3. Sounds it has never heard, through pipeline('audio-classification'):")
     for name in SOUNDS:
         file = folder / f"unseen_{name.replace(' ', '_')}.flac"
         soundfile.write(file, synthesise(name, random), RATE)
@@ -114,7 +114,7 @@ def tour(options: TourOptions) -> None:
     draw(clips, picture)
 
     bundled = load_classifier(DEFAULT_MODEL)
-    print("4. The bundled model, which learnt ten real sounds (ESC-10), says of them:")
+    print("4. The same sounds, by the bundled model, which learned ten real sounds (ESC-10):")
     for name in ("tick", "engine", "noise burst"):
         label = bundled(str(folder / f"unseen_{name.replace(' ', '_')}.flac"))[0]
         print(f"   {name:<12} -> {label['label']:<12} {100 * label['score']:5.1f} %")
@@ -123,12 +123,12 @@ def tour(options: TourOptions) -> None:
         f"\nHeld-out accuracy: {100 * last['evaluation_accuracy']:.1f} % of "
         f"{last['evaluation_clips']} clips, {time.perf_counter() - start:.0f} s in all.\n"
         f"Picture: {picture}   Learning curve: {run_folder / 'learning_curve.png'}\n\n"
-        "Now your own sounds: put them into one folder per class, then\n"
+        "Now your own sounds: put them into one folder per class, then run\n"
         f"  source {Path(sys.prefix).name}/bin/activate\n"
         "  ast-finetune-accelerate my_sounds/ --output runs/my_sounds\n"
         "  ast-classify recording.wav --model runs/my_sounds/checkpoint\n"
-        "(it starts from a small bundled model; from the Hub, --model "
-        "MIT/ast-finetuned-audioset-10-10-0.4593 is larger and has heard far more)"
+        "(it starts from a small bundled model; --model MIT/ast-finetuned-audioset-10-10-0.4593, "
+        "from the Hub, is larger and has learned far more)"
     )
 
 

@@ -70,7 +70,9 @@ def test_recordings_of_the_same_name_are_told_by_their_folders(tmp_path):
         "x/day1/a.wav": [(1, 2, "cat")],
         "c.wav": [(2, 3, "cow")],
     }
-    assert found.problems == [f"{path}, line 5: 'a.wav' is none of the recordings, or several."]
+    assert found.problems == [
+        f"{path}, line 5: 'a.wav' matches none of the recordings, or several."
+    ]
 
 
 def test_bad_rows_are_named_by_their_line(tmp_path):
@@ -93,21 +95,21 @@ def test_bad_rows_are_named_by_their_line(tmp_path):
     assert found.of_recording == {"rec/a.wav": [(5, 6, "dog"), (8, 10.0, "dog")]}
     assert found.rows == 11
     expected = {
-        3: "it ends at 10.5 s, behind the end of the sound, which lasts 10 s",
-        4: "it starts at 11 s, outside of the sound, which lasts 10 s",
-        5: "it ends at 3 s, not after it starts, at 4 s",
-        6: "it ends at 4 s, not after it starts",
-        7: "it starts at -1 s, outside of the sound",
-        8: "'nobody.wav' is none of the recordings",
-        9: "start 'four' and end '5' are no times in seconds",
+        3: "it ends at 10.5 s, after the end of the sound, which lasts 10 s",
+        4: "it starts at 11 s, outside the sound, which lasts 10 s",
+        5: "it ends at 3 s but starts at 4 s",
+        6: "it ends at 4 s but starts at 4 s",
+        7: "it starts at -1 s, outside the sound",
+        8: "'nobody.wav' matches none of the recordings",
+        9: "start 'four' and end '5' must be times in seconds",
         10: "there is no label",
-        11: "are no times in seconds",
+        11: "must be times in seconds",
     }
     assert len(found.problems) == len(expected)
     for problem, (line, reason) in zip(found.problems, expected.items(), strict=True):
         assert f"line {line}: " in problem
         assert reason in problem
-    assert found.describe_problems().startswith("Annotations left out: 9. ")
+    assert found.describe_problems().startswith("Annotations skipped: 9. ")
 
 
 def test_a_recording_without_events_is_annotated(tmp_path):
@@ -129,7 +131,7 @@ def test_what_cannot_be_used_at_all(tmp_path):
         ),
         ("file,label\na.wav,dog\n", "no column for the start and end"),
         ("1.0,2.0,dog\n", "has no header"),
-        ("file,start,end,label\nx.wav,1,2,dog\n", "Nothing in .* line 2: 'x.wav' is none of"),
+        ("file,start,end,label\nx.wav,1,2,dog\n", "Nothing in .* line 2: 'x.wav' matches none of"),
     ):
         path = tmp_path / "events.csv"
         path.write_text(text)

@@ -101,7 +101,7 @@ def test_descendants(tmp_path, capsys):
     # One hears half a second, the other pads it to 10 s.
     assert written["cases"][1]["times_faster"] < 1
     assert all(memory > 0 for memory in written["peak_memory_in_MiB"].values())
-    with pytest.raises(ValueError, match="ced-huge is no folder of hub_configs"):
+    with pytest.raises(ValueError, match="ced-huge is not a folder in hub_configs"):
         benchmark(["descendants", "--models", "ced-huge"])
 
 

@@ -18,7 +18,7 @@ from scripts.common.checkpoints import (
 
 from .conftest import REPOSITORY
 
-OFFLINE = "Without a network: a checkpoint's folder, or one that is bundled: "
+OFFLINE = "Without a network, give a checkpoint's folder or a bundled one: "
 
 
 def test_bundled_names_and_folders(tmp_path, monkeypatch):

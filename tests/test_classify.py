@@ -23,6 +23,7 @@ from modeling_ast import find_events
 from scripts import classify
 from scripts.common.lock import hold
 from scripts.common.tables import write_csv
+from scripts.data.answers import read_answers
 from scripts.data.recordings import Recordings
 from scripts.inference.classifier import Classifier
 from scripts.inference.parts import Parts
@@ -106,7 +107,7 @@ def test_without_a_model_it_is_the_bundled_one(capsys, tmp_path):
     output, error = capsys.readouterr()
     answers = {Path(row["file"]).stem: row["labels"][0]["label"] for row in json.loads(output)}
     assert answers == {name: name for name in wanted.values()}
-    assert "Heard by the bundled ast-tiny-esc10, which knows ten sounds." in error
+    assert "Classified by the bundled ast-tiny-esc10, which knows ten sounds." in error
 
 
 def test_what_is_written_is_what_the_pipeline_says(run, folder, reference, tmp_path):
@@ -193,6 +194,32 @@ def test_rows_and_embeddings_per_window_and_per_file(run, native_folder, folder,
         lengths.append(len(part))
     mean = np.average([window["embedding"] for window in by_window], axis=0, weights=lengths)
     np.testing.assert_allclose(by_file["embedding"], mean, atol=1e-5)
+
+
+def test_answers_that_a_student_learns_from(run, native_folder, folder, tmp_path):
+    """Each window's logits, of which its scores are made, and what a fine-tuning reads of them."""
+    output = tmp_path / "out"
+    options = ["--logits", "--embeddings", "--per", "window", "--formats", "parquet"]
+    status, _, _ = run(folder, "--output", output, "--top_k", "5", *options)
+    assert status == 1  # two sounds are damaged
+    rows = pq.read_table(output / "windows.parquet").to_pylist()
+    answers = pq.read_table(output / "answers.parquet").to_pylist()
+    vectors = pq.read_table(output / "embeddings.parquet").to_pylist()
+    names = Classifier(str(native_folder)).label_names
+    for row, answer, vector in zip(rows, answers, vectors, strict=True):
+        span = {"sound": row["sound"], "start": row["start"], "end": row["end"]}
+        assert span == {name: answer[name] for name in span}
+        scores = torch.tensor(answer["logits"]).softmax(dim=0).tolist()
+        for rank in range(1, 6):
+            index = names.index(row[f"label_{rank}"])
+            assert row[f"score_{rank}"] == pytest.approx(scores[index], abs=1e-5)
+        assert answer["embedding"] == vector["embedding"]
+    stored = read_answers([str(output / "answers.parquet")])
+    assert (stored.label_names, stored.activation) == (names, "softmax")
+    first = answers[0]
+    found = stored({"name": first["sound"]}, [(0.0, 0.01)])
+    expected = [*torch.tensor(first["logits"]).softmax(dim=0).tolist(), *first["embedding"]]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])
@@ -407,7 +434,7 @@ def test_other_settings_need_another_folder(run, folder, tmp_path):
     assert run(folder / "0.wav", "--output", tmp_path)[0] == 0
     status, _, stderr = run(folder / "0.wav", "--output", tmp_path, "--chunk-length-s", "1")
     assert status == 2
-    assert "holds results with chunk_length_s None, this run has 1.0" in stderr
+    assert "holds results with chunk_length_s None, but this run has 1.0" in stderr
 
 
 def test_other_models_are_refused(run, folder, tmp_path):
@@ -422,7 +449,7 @@ def test_other_models_are_refused(run, folder, tmp_path):
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     status, _, stderr = run(folder / "0.wav", model=tmp_path)
     assert status == 2
-    assert "is a wav2vec2 checkpoint, expected an Audio Spectrogram Transformer" in stderr
+    assert "is a wav2vec2 checkpoint; expected an Audio Spectrogram Transformer" in stderr
 
 
 def test_a_long_recording_is_told_by_time(run, folder, reference):
@@ -619,7 +646,7 @@ def test_pipes_and_read_errors_are_one_sounds_trouble(run, folder, tmp_path):
     assert [row["sound"] for row in read_csv(output / "files.csv")] == [str(folder / "1.wav")]
     errors = {row["sound"]: row["error"] for row in read_csv(output / "errors.csv")}
     assert (
-        "pipe.wav is a pipe, a socket or a device, expected an audio file"
+        "pipe.wav is a pipe, a socket or a device; expected an audio file"
         in errors[str(tmp_path / "pipe.wav")]
     )
     assert len(errors) == len(trouble)
@@ -635,7 +662,7 @@ def test_thresholds_of_unknown_labels_are_refused(run, folder, tmp_path):
     (tmp_path / "thresholds.json").write_text('{"LABEL_9": 0.5}')
     status, _, stderr = run(folder / "1.wav", "--threshold", tmp_path / "thresholds.json")
     assert status == 2
-    assert "--threshold names the unknown label 'LABEL_9'. Did you mean 'LABEL_4'?" in stderr
+    assert "--threshold: unknown label 'LABEL_9'. Did you mean 'LABEL_4'?" in stderr
 
 
 def test_what_killed_runs_left_half_written_goes(run, folder, tmp_path):

@@ -40,7 +40,7 @@ def test_names_that_are_not_utf8(tmp_path, caplog):
     os.rename(folder / "low" / "low0_0.flac", odd)
     data = open_labelled_audio(str(folder), evaluation_split="train")
     assert data.train_counts == [3, 2, 3]
-    assert "Left out: 1 sounds with names that are not UTF-8, such as" in caplog.text
+    assert "Skipped 1 sounds with names that are not UTF-8, such as" in caplog.text
     assert r"caf\udce9.flac" in caplog.text
     os.rename(odd, folder / "low" / "low0_0.flac")
     os.rename(folder / "mid", os.fsencode(folder) + b"/m\xefd")
@@ -186,10 +186,10 @@ def test_rows_of_a_folder_or_table_do_not_go_class_by_class(tmp_path):
     ("lines", "message"),
     [
         (["file,label", "a.wav,x"], r"no column 'audio' \(--audio_column\).*Known: file, label"),
-        (["audio,label", "b.wav,x"], r"names .*b\.wav, and there is no such file.*relative to"),
+        (["audio,label", "b.wav,x"], r"names .*b\.wav, but there is no such file.*relative to"),
         (["audio,label", "a.wav,x", "a.wav,x,y"], r"Cannot read .*Expected 2 columns, got 3"),
         (["audio,label", "a.wav,x", "a.wav,"], r"Row 1 of .* has no label in the column 'label'"),
-        (["audio,label"], "has no rows"),
+        (["audio,label"], "No rows in"),
         ([], "Cannot read .*Empty CSV file"),
     ],
 )
@@ -348,7 +348,7 @@ def test_errors_name_the_way_out(tmp_path):
             "either --evaluation_split or --fold_column",
         ),
         ({"dataset": parquet, "group_column": "speaker"}, r"no column 'speaker' \(--group_column"),
-        ({"dataset": __file__}, r"is a file, expected a folder, CSV"),
+        ({"dataset": __file__}, r"is a file; expected a folder, CSV"),
         ({"dataset": parquet, "evaluation_fraction": 1.5}, "must be between 0 and 1, got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):

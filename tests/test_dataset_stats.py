@@ -73,7 +73,7 @@ def test_command(sounds_folder, tmp_path, capsys, caplog):
     assert (statistics.clips, statistics.frames, statistics.too_short) == (5, frames, 1)
     assert statistics.histogram.sum() == statistics.values == frames * 64
     assert statistics.samples == sum(len(load_audio(path)) for path in readable)
-    assert "Left out:" in caplog.text
+    assert "Skipped 1 sounds" in caplog.text
     assert "broken.wav" in caplog.text
 
     printed = capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_an_existing_file_is_updated(sounds_folder, tmp_path, caplog):
     [
         (0.0, 1.0, None),
         (20.0, 1.0, "mean is far from the data's .*Fine-tune it with the data's: --mean -"),
-        (0.0, 1 / 3, "deviation is not the data's .*may be on purpose.*Keep the one that the wei"),
+        (0.0, 1 / 3, "deviation differs from the data's .*can be deliberate.*Keep the one the wei"),
     ],
 )
 def test_a_far_checkpoint_is_warned_about(sounds_folder, tmp_path, caplog, mean, spread, warning):

@@ -149,7 +149,7 @@ def test_report(checkpoint, sounds, tmp_path):
     assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
     text = format_report(report)
     assert f"18 clips of {sounds} (split train)" in text
-    assert "1 longer than the model: heard in windows" in text
+    assert "1 longer than the model: cut into windows" in text
     assert "1 more cannot be read" in text
 
 
@@ -183,6 +183,49 @@ def test_labels_are_matched_by_name(checkpoint, sounds, tmp_path):
     assert both["metrics"]["roc_auc"] == pytest.approx(one["metrics"]["roc_auc"], abs=1e-6)
 
 
+def test_a_dataset_with_names_of_its_own(checkpoint, sounds, tmp_path):
+    """Its labels are matched with the checkpoint's; the highest score of those counts."""
+    own = tmp_path / "own"
+    shutil.copytree(sounds, own)
+    for name in LABELS:
+        (own / name).rename(own / f"my {name}")
+    matches = tmp_path / "matches.json"
+    with pytest.raises(ValueError, match="The dataset's label 'my high' is none of"):
+        evaluate(checkpoint, own, tmp_path / "report")
+    matches.write_text(json.dumps({f"my {name}": [name] for name in LABELS}))
+    plain = evaluate(checkpoint, sounds, tmp_path / "report")
+    matched = evaluate(checkpoint, own, tmp_path / "report", match_labels=str(matches))
+    assert sorted(matched["labels"]) == sorted(f"my {name}" for name in LABELS)
+    assert matched["metrics"] == plain["metrics"]
+
+    # Two of the checkpoint's labels, "low" and "mid", mean the same.
+    shutil.rmtree(own / "my mid")
+    joint = {"my low": ["low", "mid"], "my high": ["high"]}
+    matches.write_text(json.dumps(joint))
+    joined = evaluate(checkpoint, own, tmp_path / "report", match_labels=str(matches))
+    assert joined["labels"] == list(joint)
+    files = [path for path in sorted(own.rglob("*.flac")) if path.name != "broken.flac"]
+    scores = heard(checkpoint, files)[:, [LABELS.index(n) for n in ("low", "mid", "high")]]
+    is_high = scores[:, 2] > scores[:, :2].max(axis=1)
+    right = np.mean(is_high == [path.parent.name == "my high" for path in files])
+    assert joined["metrics"]["accuracy"]["value"] == pytest.approx(right)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "must be a JSON object, .*holds list"),
+        ('{"low": "low"}', "'low' has 'low'"),
+        ('{"low": ["lo"]}', "'lo', for 'low', is none of the checkpoint's 3 labels.*'low'"),
+        ("{", "Cannot read match_labels"),
+    ],
+)
+def test_wrong_matches_are_refused(checkpoint, sounds, tmp_path, content, message):
+    (tmp_path / "matches.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        evaluate(checkpoint, sounds, tmp_path / "r", match_labels=str(tmp_path / "matches.json"))
+
+
 def test_an_ensemble_is_the_mean_probability(checkpoint, sounds, tmp_path):
     second = write_checkpoint(tmp_path / "second", labels=LABELS[::-1], seed=5)
     files = [path for path in sorted(sounds.rglob("*.flac")) if path.name != "broken.flac"]
@@ -202,7 +245,7 @@ def test_a_class_without_clips_is_said(sounds, tmp_path):
     nothing = report["per_class"][0]
     assert (nothing["label"], nothing["positives"]) == ("silence", 0)
     assert nothing["average_precision"] is nothing["roc_auc"] is nothing["recall"] is None
-    assert "1 classes have no clip, left out of the means: silence" in format_report(report)
+    assert "1 classes without clips, excluded from means: silence" in format_report(report)
     values = [row["average_precision"] for row in report["per_class"][1:]]
     mean = report["metrics"]["mean_average_precision"]["value"]
     assert mean == pytest.approx(np.mean(values))
@@ -217,7 +260,7 @@ def test_sounds_of_one_class(checkpoint, sounds, tmp_path):
     low = next(row for row in report["per_class"] if row["label"] == "low")
     assert low["recall"] == report["metrics"]["accuracy"]["value"]
     assert report["metrics"]["roc_auc"]["value"] is None
-    assert "2 classes have no clip, left out of the means" in format_report(report)
+    assert "2 classes without clips, excluded from means" in format_report(report)
 
 
 def test_folds_and_fractions_are_those_of_fine_tuning(checkpoint, tmp_path):
@@ -351,7 +394,7 @@ def test_labels_that_do_not_fit(checkpoint, sounds, tmp_path):
     with pytest.raises(ValueError, match="different problem types"):
         evaluate([checkpoint, several], sounds, tmp_path / "report")
     regression = write_checkpoint(tmp_path / "r", problem_type="regression")
-    with pytest.raises(ValueError, match="is a regression model, expected a classifier"):
+    with pytest.raises(ValueError, match="is a regression model; expected a classifier"):
         evaluate(regression, sounds, tmp_path / "report")
 
 
@@ -375,7 +418,7 @@ def test_command(checkpoint, sounds, tmp_path, monkeypatch, capsys):
     status, out, error = run(checkpoint, sounds, *options)
     assert status == 0, error
     assert "accuracy" in out
-    assert f"Tables, picture and evaluation.json: {tmp_path}" in out
+    assert f"Tables, picture and evaluation.json are in {tmp_path}" in out
     assert "left out: Cannot read" in error
     status, out, _ = run(checkpoint, checkpoint, sounds, *options, "--json")
     assert status == 0

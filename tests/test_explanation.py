@@ -105,7 +105,7 @@ def test_padding_gets_nothing_and_changes_nothing(trained, explain):
 
 def test_merging_is_refused(trained):
     trained.config.merged_tokens_per_layer = 3
-    with pytest.raises(ValueError, match="merged_tokens_per_layer=3 leaves no patch in its place"):
+    with pytest.raises(ValueError, match="merged_tokens_per_layer=3 moves patches from "):
         attention_rollout(trained, torch.zeros(1, FRAMES, MEL_BINS))
     trained.config.merged_tokens_per_layer = 0
 

@@ -266,7 +266,7 @@ def test_loudness_is_looked_at(extractor, caplog, monkeypatch):
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert "integers as floats" in said[0]
-    assert "16-bit numbers in 32-bit integers" in said[1]
+    assert "looks like 16-bit sound stored in 32-bit integers" in said[1]
 
 
 # Bad input
@@ -291,15 +291,15 @@ def test_loudness_is_looked_at(extractor, caplog, monkeypatch):
         (np.float32(1), r"shape \(\)|got float32"),
         (
             np.array([clip(900), clip(800)], dtype=object),
-            "The array holds object, expected numbers.*Clips of unequal length go into a list",
+            "The array holds object; expected numbers.*Pass clips of unequal length as a list",
         ),
-        (np.array(["sound"]), "The array holds <U5, expected numbers"),
-        ([["sound"]], "Clip 0 holds <U5, expected numbers"),
-        ([[[1.0], [1.0, 2.0]]], "Clip 0 holds object, expected numbers"),
-        (np.zeros(900, complex), "The array holds complex128, expected numbers"),
-        (torch.zeros(900, dtype=torch.complex64), r"holds torch\.complex64, expected real num"),
-        (torch.zeros(900, dtype=torch.bool), r"holds torch\.bool, expected real numbers"),
-        ("sound.wav", "array, tensor or list, got str. Files are read with load_audio"),
+        (np.array(["sound"]), "The array holds <U5; expected numbers"),
+        ([["sound"]], "Clip 0 holds <U5; expected numbers"),
+        ([[[1.0], [1.0, 2.0]]], "Clip 0 holds object; expected numbers"),
+        (np.zeros(900, complex), "The array holds complex128; expected numbers"),
+        (torch.zeros(900, dtype=torch.complex64), r"holds torch\.complex64; expected real num"),
+        (torch.zeros(900, dtype=torch.bool), r"holds torch\.bool; expected real numbers"),
+        ("sound.wav", "array, tensor or list, got str. Read files with load_audio"),
         (None, "array, tensor or list, got NoneType"),
         (
             [torch.zeros(900), torch.zeros(900, device="meta")],
@@ -326,15 +326,15 @@ def test_not_finite(extractor, value):
         (
             {"sampling_rate": 44100},
             ValueError,
-            r"rate of 44100 Hz, this extractor needs 16000 Hz\. Resample it: load_audio\(",
+            r"rate of 44100 Hz; this extractor needs 16000 Hz\. Resample it: load_audio\(",
         ),
         ({"padding": "left"}, ValueError, "padding must be .*, True or False, got 'left'"),
         ({"padding": "pt", "return_tensors": "np"}, ValueError, "padding must be .* got 'pt'"),
         (
             {"max_length": 16000},
             ValueError,
-            r"max_length=16000 frames of 10 ms are 160 s, and the longest clip has 4 frames\. If "
-            r"samples were meant, pass max_length=98, or leave it out: then it is the model's, 100",
+            r"max_length=16000 frames of 10 ms are 160 s, but the longest clip has only 4 frames\. "
+            r"If you meant samples, pass max_length=98; or omit it to use the model's, 100",
         ),
         ({"max_length": 0}, ValueError, "max_length must be a number of frames above 0, got 0"),
         ({"max_length": 9.5}, ValueError, "max_length must be a number of frames above 0, got 9.5"),

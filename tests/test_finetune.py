@@ -192,11 +192,11 @@ def test_errors_take_one_line(tmp_path, command):
         ([str(recipe), parquet], "unknown option 'num_epoch'. Did you mean 'num_epochs'?"),
         (
             ["nowhere.yaml", parquet],
-            "There is no recipe nowhere.yaml, neither as a file nor among ours: arabic_speech",
+            "No recipe nowhere.yaml: neither a file nor bundled (arabic_speech",
         ),
         ([], "Name a dataset, for example my_sounds/"),
         ([str(tmp_path / "no")], "No such folder or file"),
-        ([str(tmp_path / "one")], "has one label only ('owl'); a classifier needs at least two."),
+        ([str(tmp_path / "one")], "has only one label ('owl'); a classifier needs at least two."),
         ([parquet, "--label_column", "x"], "has no column 'x' (--label_column). Known: audio"),
     ):
         status, _, error = command(finetune_accelerate.main, *arguments)

@@ -75,5 +75,5 @@ def test_mistakes(settings, tmp_path, monkeypatch):
         finetune_folds(with_accelerate.finetune, replace(args, seed=5))
     shutil.rmtree(tmp_path / "run")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="takes one process; start the folds one by one"):
+    with pytest.raises(ValueError, match="needs a single process; with several, start each fold"):
         finetune_folds(with_accelerate.finetune, args)

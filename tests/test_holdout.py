@@ -69,7 +69,7 @@ def test_a_class_too_small_to_be_divided_is_named(tmp_path, caplog):
     data = open_labelled_audio(str(folder), LabelledOptions())
     assert data.evaluation_counts == [1, 1, 0]
     assert data.train_counts == [1, 1, 1]
-    assert "Too few clips to hold some out, so trained on but not evaluated: mid." in caplog.text
+    assert "Too few clips to hold any out; trained on but not evaluated: mid." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_class_too_small_to_be_divided_is_named(tmp_path, caplog):
     [
         (
             {"fold_column": "fold", "evaluation_fold": "1", "label_column": "category"},
-            "left aside --label_column category, --fold_column fold, --evaluation_fold 1. "
+            "ignored --label_column category, --fold_column fold, --evaluation_fold 1. "
             "20 % of each class is held out.",
         ),
-        ({"evaluation_split": "validation"}, "and no splits: left aside --evaluation_split val"),
-        ({"group_column": "speaker"}, "left aside --group_column speaker"),
+        ({"evaluation_split": "validation"}, "and no splits: ignored --evaluation_split val"),
+        ({"group_column": "speaker"}, "ignored --group_column speaker"),
     ],
 )
 def test_a_tables_options_do_not_stop_class_folders(tmp_path, caplog, changes, message):

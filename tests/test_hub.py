@@ -18,12 +18,18 @@ from huggingface_hub.utils import _http
 from transformers import Trainer, TrainingArguments, pipeline
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification, convert_checkpoint
+from modeling_ast import (
+    ASTConfig,
+    ASTForAudioClassification,
+    ASTForAudioFrameClassification,
+    ASTFrameConfig,
+    convert_checkpoint,
+)
 from scripts.common.bundled import hub_configs_folder
 from scripts.publishing.repository import push, write_repository
 from scripts.push_to_hub import main
 
-from .conftest import GOLDEN, REPOSITORY
+from .conftest import GOLDEN, REPOSITORY, TINY_MODEL
 from .hub_server import HubServer
 
 TOKEN = "hf_averysecrettoken"
@@ -230,6 +236,37 @@ print(hashlib.sha256(pathlib.Path("again/model.safetensors").read_bytes()).hexdi
         assert lines[1:] == [module, weights]
 
 
+def test_a_detector_travels(hub, tmp_path):
+    """Its card's own examples: with the code beside it, and with the package."""
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
+    config = ASTFrameConfig(**{**TINY_MODEL, "num_labels": len(LABELS)}, **names)
+    model = ASTForAudioFrameClassification(config).eval()
+    with torch.no_grad():
+        model.frame_classifier.dense.bias[:] = torch.tensor(
+            [-3.0, 3.0] + [-3.0] * (len(LABELS) - 2)
+        )
+    model.save_pretrained(tmp_path / "checkpoint")
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
+    extractor.save_pretrained(tmp_path / "checkpoint")
+    push(tmp_path / "checkpoint", "someone/detector")
+    files = hub.files("someone/detector")
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    assert files["model.safetensors"] == weights.read_bytes()
+    card = files["README.md"].decode()
+    assert f"gives each of {len(LABELS)} kinds of sound a score every 0.1 s" in card
+    assert "does not know the model type `ast-frame-classification` and says so." in card
+
+    remote, packaged = examples(hub, "someone/detector")  # none for plain transformers
+    script = remote + "print(type(model).__module__.partition('.')[0], type(model).__name__)"
+    answer, kind = in_clean_process(script, hub, tmp_path / "remote", with_package=False)
+    assert answer == f"torch.Size([12, {len(LABELS)}]) {LABELS[1]}"
+    assert kind == "transformers_modules ASTForAudioFrameClassification"
+    (event,) = in_clean_process(packaged, hub, tmp_path / "packaged", with_package=True)
+    start, end, label, score = event.split()
+    assert (float(start), float(end), label) == (0.0, 1.0, LABELS[1])
+    assert float(score) > 0.9
+
+
 @pytest.mark.slow
 def test_the_command_prints_the_commit_and_never_the_token(hub, run_folder):
     environment = {**os.environ, **hub.environment(TOKEN), "HF_DEBUG": "1"}
@@ -323,9 +360,9 @@ def pushing_fails(arguments: list[str], capsys) -> str:
 def test_what_is_wrong_is_said_in_one_line(hub, run_folder, capsys, monkeypatch, tmp_path):
     for name in ("a/b/c", "someone/my sounds", "someone/a--b", "../up", "someone/x.git"):
         line = pushing_fails([str(run_folder), name], capsys)
-        assert f"'{name}' is no name for a repository; expected NAMESPACE/NAME" in line
+        assert f"'{name}' is not a repository name; expected NAMESPACE/NAME" in line
     line = pushing_fails([str(run_folder), "other/x"], capsys)
-    assert line.startswith("The token may not write to other/x")
+    assert line.startswith("The token cannot write to other/x")
     hub.failures = [("POST /api/repos/create", 500)]
     line = pushing_fails([str(run_folder), "someone/x"], capsys)
     assert line.startswith("The Hub answered 500 to /api/repos/create. Nothing was committed")
@@ -365,7 +402,7 @@ def test_a_token_in_a_file_is_not_published(hub, run_folder, capsys, tmp_path):
     model.save_pretrained(tmp_path)
     ASTFeatureExtractor.from_pretrained(checkpoint).save_pretrained(tmp_path)
     line = pushing_fails([str(tmp_path), "someone/leak"], capsys)
-    assert line == "config.json holds your token. Take it out: it would be public."
+    assert line == "config.json contains your token. Remove it: it would become public."
     assert hub.repositories == {}
 
 
@@ -375,7 +412,7 @@ def test_dry_run_sends_nothing(hub, run_folder, capsys, monkeypatch):
         main([str(run_folder), "someone/my-sounds", "--dry-run", "--with-pipeline"])
     assert exit_.value.code == 0
     *files, ending = capsys.readouterr().out.splitlines()
-    assert ending == "Would go to someone/my-sounds; nothing was sent."
+    assert ending == "Would upload to someone/my-sounds; nothing was sent."
     assert {line.split()[1] for line in files} == COMPLETE | {
         "learning_curve.png",
         "pipeline_ast.py",
@@ -391,7 +428,7 @@ def test_half_a_checkpoint_is_refused(run_folder, tmp_path):
     with pytest.raises(ValueError, match=r"has no preprocessor_config\.json \(the statistics"):
         write_repository(tmp_path, tmp_path / "out", "someone/x")
     ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"not complete: classifier\..* are missing"):
+    with pytest.raises(ValueError, match=r"incomplete: classifier\..* are missing"):
         write_repository(tmp_path, tmp_path / "out", "someone/x")
 
 

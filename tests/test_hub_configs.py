@@ -144,10 +144,10 @@ def test_variant_says_what_is_wrong(tmp_path, capsys):
     for arguments, message in [
         ((golden, tmp_path, "--variant=ast-audioset"), "Unknown variant 'ast-audioset'. Did you"),
         ((golden, tmp_path, "--variant=../labels"), "Unknown variant '../labels'"),
-        ((golden, tmp_path, variant, "--labels=esc50"), "leave out --labels"),
-        ((golden, tmp_path, variant, "--max-length=128"), "leave out --max_length"),
-        ((golden, variant), "Say once what to write"),
-        ((golden, tmp_path, variant, "--output", tmp_path), "Say once what to write"),
+        ((golden, tmp_path, variant, "--labels=esc50"), "omit --labels"),
+        ((golden, tmp_path, variant, "--max-length=128"), "omit --max_length"),
+        ((golden, variant), "Name the target once"),
+        ((golden, tmp_path, variant, "--output", tmp_path), "Name the target once"),
         ((golden, tmp_path, "--variant=ast-audioset-12-12-0.447"), "positions for 1212 patches"),
         ((golden, tmp_path, variant), "is not ast-audioset-10-10-0.4593: its hidden_size is 48"),
     ]:

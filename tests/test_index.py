@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import soundfile
 import torch
 
 from modeling_ast import ASTForAudioClassification
+from modeling_ast.export_ast import export_onnx
+from scripts.inference import run as inference_run
 from scripts.inference.classifier import Classifier
 from scripts.inference.clips import clip_name
 from scripts.inference.parts import Parts
@@ -23,9 +26,10 @@ from scripts.workbench import run
 from scripts.workbench.bench import Stretch, Workbench
 from scripts.workbench.calibration import Wish
 from scripts.workbench.index import SoundIndex, parse_example
-from scripts.workbench.marks import Mark, read_marks, write_marks
+from scripts.workbench.marks import Mark, marks_of_annotations, read_marks, write_marks
 from scripts.workbench.options import IndexOptions, TeachOptions
 from scripts.workbench.page import card, read_upload
+from scripts.workbench.teach import targets_of
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone
@@ -78,6 +82,82 @@ def test_an_index_holds_every_window_as_the_model_hears_it(index_folder, field, 
         np.testing.assert_allclose(index.embeddings[mine], heard.embeddings, atol=1e-5)
 
 
+def test_an_interrupted_index_resumes(field, native_folder, index_folder, tmp_path, monkeypatch):
+    """Each recording is in the parts once, and the index is that of one run without a break."""
+    folder = tmp_path / "index"
+    options = IndexOptions(
+        sounds=[str(field)], output=folder, model=str(native_folder), hop_length_s=LENGTH
+    )
+    write, written = Parts.write, []
+
+    def write_and_stop(self, results):
+        write(self, results)
+        written.extend(results)
+        if len(written) >= 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference_run, "PART_S", 0.0)  # every recording a part
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Parts, "write", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run.index(options)
+    assert 3 <= len(SoundIndex.open(folder).sounds) < 16
+    assert run.index(options) == 0
+    expect_equal(folder, index_folder)
+
+
+def expect_equal(folder: Path, reference: Path) -> None:
+    """The same windows, none twice."""
+    names = [name for name, *_ in Parts(folder).arrays()]
+    assert len(names) == len(set(names))
+    one, other = SoundIndex.open(folder), SoundIndex.open(reference)
+    assert one.sounds == other.sounds
+    np.testing.assert_array_equal(one.spans, other.spans)
+    np.testing.assert_allclose(one.embeddings, other.embeddings, atol=1e-5)
+
+
+# A process that the kernel kills: rank 1, after its second recording.
+KILLED = """
+import os, signal
+from scripts import index
+from scripts.inference import run
+run.PART_S = 0.0
+write, written = run.Parts.write, []
+def write_and_die(self, results):
+    write(self, results)
+    written.extend(results)
+    if self.rank == 1 and len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+if os.environ.get("KILL"):
+    run.Parts.write = write_and_die
+index.main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_one_killed(native_folder, field, index_folder, tmp_path):
+    """A restart indexes what the killed one had not done."""
+    (tmp_path / "main.py").write_text(KILLED)
+    folder = tmp_path / "index"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", "29623"]
+    command += [str(tmp_path / "main.py"), str(field), "--model", str(native_folder)]
+    command += ["--output", str(folder), "--hop_length_s", str(LENGTH)]
+
+    def launch(**more: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=REPOSITORY, check=False
+        )
+
+    assert launch(KILL="1").returncode != 0
+    assert len(list((folder / "parts").glob("rank00001-*.parquet"))) == 2
+    restarted = launch()
+    assert restarted.returncode == 0, restarted.stderr
+    assert "holds 32 windows of 16 recordings" in restarted.stderr
+    expect_equal(folder, index_folder)
+
+
 def test_it_grows_and_hears_nothing_twice(index_folder, field, native_folder, tmp_path, capsys):
     grown = tmp_path / "index"
     shutil.copytree(index_folder, grown)
@@ -110,7 +190,7 @@ def test_another_model_s_and_other_windows_are_refused(
     with torch.no_grad():
         model.audio_spectrogram_transformer.layernorm.bias.add_(0.1)
     model.save_pretrained(other)
-    with pytest.raises(ValueError, match="hears differently: name that model, or another index"):
+    with pytest.raises(ValueError, match=r"differs from .*: use that model, or another index"):
         run.index(
             IndexOptions(
                 sounds=[str(field)], output=index_folder, model=str(other), hop_length_s=LENGTH
@@ -118,7 +198,7 @@ def test_another_model_s_and_other_windows_are_refused(
         )
     with pytest.raises(ValueError, match="hop_length_s"):
         run.index(IndexOptions(sounds=[str(field)], output=index_folder, hop_length_s=0.5))
-    with pytest.raises(ValueError, match="is no index"):
+    with pytest.raises(ValueError, match="is not an index"):
         SoundIndex.open(tmp_path)
 
 
@@ -171,7 +251,7 @@ def test_similarity_is_exact(index_folder):
     expected = (features @ features[[3, 20]].T).max(axis=1)
     np.testing.assert_allclose(similarity, expected, atol=1e-5)
     assert set(np.argsort(-similarity)[:2]) == {3, 20}
-    with pytest.raises(ValueError, match="is of another model"):
+    with pytest.raises(ValueError, match="comes from another model"):
         index.similarity(np.zeros((1, 7)))
 
 
@@ -186,7 +266,7 @@ def test_similarity_is_exact(index_folder):
 )
 def test_examples(word, expected):
     assert parse_example(word) == expected
-    with pytest.raises(ValueError, match="the end after the start"):
+    with pytest.raises(ValueError, match="with END after START"):
         parse_example("a.wav:3-2")
 
 
@@ -228,6 +308,80 @@ def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tm
     run.index(IndexOptions(output=index_folder, label="low", model=taught, count=8, table=found))
     assert all("low" in mark.file for mark in read_marks(found))
     assert len(read_marks(found)) == 8
+
+
+@pytest.mark.slow  # the export
+def test_onnx_has_the_taught_scores(index_folder, marks, tmp_path):
+    """Standardisation, calibration and all: on sounds that no index holds."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    taught = tmp_path / "taught"
+    run.teach(
+        TeachOptions(index=index_folder, marks=[str(marks)], output=taught, labels="independent")
+    )
+    classifier = Classifier(str(taught))
+    pipeline = classifier.pipeline
+    files = export_onnx(pipeline.model, pipeline.feature_extractor, tmp_path / "onnx", ["fp32"])
+    exported = Classifier(str(files["fp32"]))
+    assert exported.label_names == classifier.label_names
+    for number, pitch in enumerate(PITCHES.values()):
+        sound = tone(pitch, seed=100 + number, seconds=3)
+        scores = classifier.hear(sound).scores
+        np.testing.assert_allclose(exported.hear(sound).scores, scores, atol=1e-4)
+        assert np.ptp(scores) > 0.2
+
+
+RAVEN = "Selection\tView\tBegin Time (s)\tEnd Time (s)\tSpecies\n"
+ANNOTATIONS = {
+    "raven": ("{name}.Table.1.selections.txt", RAVEN + "1\tSpectrogram 1\t0.0\t1.2\t{label}\n"),
+    "audacity": ("{name}.txt", "0.0\t1.2\t{label}\n"),
+    "dcase": ("all.tsv", "{name}.flac\t0.0\t1.2\t{label}\n"),
+    "csv": ("all.csv", "{name}.flac,0.0,1.2,{label}\n"),
+}
+HEADERS = {"all.tsv": "filename\tonset\toffset\tevent_label\n", "all.csv": "file,start,end,label\n"}
+
+
+@pytest.mark.parametrize("kind", ANNOTATIONS)
+def test_annotations_of_other_programs_teach(index_folder, field, tmp_path, kind):
+    """The first window of every recording is annotated; the second is background, or unknown."""
+    name, row = ANNOTATIONS[kind]
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for path in sorted(field.glob("*.flac")):
+        file = folder / name.format(name=path.stem)
+        text = file.read_text() if file.exists() else HEADERS.get(file.name, "")
+        file.write_text(text + row.format(name=path.stem, label=path.stem.split("_")[0]))
+    index = SoundIndex.open(index_folder)
+    for background in (True, False):
+        marks, problems = marks_of_annotations(folder, index.sounds, background)
+        assert problems == ""
+        targets = targets_of(index, marks, sorted(PITCHES))
+        annotated = np.array(["quiet" not in sound for sound in index.sounds])
+        first = (index.spans[:, 0] == 0) & annotated[index.sound_of_window]
+        second = (index.spans[:, 0] > 0) & annotated[index.sound_of_window]
+        assert (targets[first].sum(axis=1) == 1).all()
+        assert (targets[second] == 0).all() if background else np.isnan(targets[second]).all()
+        assert np.isnan(targets[~annotated[index.sound_of_window]]).all()
+
+
+def test_teaching_from_annotations_alone(index_folder, field, tmp_path, capsys):
+    """A row that is wrong is named; a track without rows says that nothing is heard."""
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for path in sorted(field.glob("*.flac")):
+        (folder / f"{path.stem}.txt").write_text(f"0.0\t2.56\t{path.stem.split('_')[0]}\n")
+    for number in range(4):
+        (folder / f"{number}.txt").write_text("")
+    (folder / "high_0.txt").write_text("0.0\t2.56\thigh\n3\t2\tlow\n")
+    taught = tmp_path / "taught"
+    options = TeachOptions(index=index_folder, annotations=folder, output=taught)
+    assert run.teach(options) == 0
+    printed = capsys.readouterr()
+    assert "32 marked windows of 16 recordings" in printed.out
+    assert "high_0.txt, line 2: it ends at 2 s" in printed.err
+    report = json.loads((taught / "teaching.json").read_text())
+    assert report["labels"] == "independent"
+    assert report["mean_average_precision"] > 0.95
 
 
 def test_background_and_queues(index_folder, field, marks, tmp_path):
@@ -310,6 +464,8 @@ def test_options_that_make_no_sense():
         IndexOptions(output=Path("index"))
     with pytest.raises(ValueError, match="--clips is for a search"):
         IndexOptions(sounds=["x.wav"], output=Path("index"), clips=Path("clips"))
+    with pytest.raises(ValueError, match="a file of marks, or --annotations PATH"):
+        TeachOptions(index=Path("index"))
     with pytest.raises(ValueError, match="--queue likely and --queue_label"):
         TeachOptions(index=Path("index"), marks=["m.csv"], queue="likely")
 
@@ -366,7 +522,7 @@ def test_the_loop_finds_marks_and_teaches(bench, field, tmp_path):
     assert (tmp_path / "taught" / "model.safetensors").exists()
     likely = bench.next("likely", "low")
     assert true_label(likely) == "low"
-    with pytest.raises(ValueError, match="Choose the label"):
+    with pytest.raises(ValueError, match="Choose a label"):
         bench.next("likely", "whale")
 
 
@@ -405,7 +561,7 @@ def test_a_card_shows_axes_and_plays(bench):
     assert f"3. {Path(stretch.file).name}" in shown
     gone = dataclasses.replace(stretch, file="<gone>.wav")
     assert "&lt;gone&gt;.wav" in card(bench, gone)
-    assert "is not where it was" in card(bench, gone)
+    assert "has moved, or this is not the folder" in card(bench, gone)
 
 
 def test_uploads_have_limits(tmp_path):

@@ -244,7 +244,7 @@ def test_mistakes(scores, targets, message):
 
 
 def test_accuracy_is_of_one_label_per_clip():
-    with pytest.raises(ValueError, match="Accuracy is of clips with one label each"):
+    with pytest.raises(ValueError, match="Accuracy needs one label per clip"):
         ScoredClips(np.zeros((2, 3)), np.zeros((2, 3))).accuracy()
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         ScoredClips(np.zeros((2, 3)), [0, 1]).confidence_intervals(0)

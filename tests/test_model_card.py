@@ -218,13 +218,17 @@ def test_a_card_speaks_of_code_only_where_there_is_some(run):
 @pytest.mark.parametrize(
     ("line", "replacement", "problem"),
     [
-        ("license: apache-2.0", "license: Apache 2", "'Apache 2' is none of the Hub's identifiers"),
+        (
+            "license: apache-2.0",
+            "license: Apache 2",
+            "'Apache 2' is not one of the Hub's identifiers",
+        ),
         ("license: apache-2.0", "license: other", "'other' needs a license_name"),
         ("library_name: transformers", "", "library_name must be 'transformers', got None"),
         ("- ashraq/esc50", "- /data/esc50", "datasets must be names on the Hub"),
         ("base_model: f", "base_model: a/b/f", "base_model must be names on the Hub"),
         ("pipeline_tag: audio", "pipeline_tag: sound", "got 'sound-classification'"),
-        ("value: 1.0", "value: '1,0'", "'1,0' is no number"),
+        ("value: 1.0", "value: '1,0'", "'1,0' is not a number"),
         ("      name: ESC-10", "", "model-index is incomplete: KeyError('name')"),
         ("tags:", "tags: [", "is not valid YAML"),
         ("---\nbase", "--\nbase", "has no metadata"),

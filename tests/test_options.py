@@ -80,7 +80,7 @@ def test_wrong_values_are_named(words, message):
         ({"top_k": None}, "--top_k needs a value"),
         ({"top_k": float("nan")}, "--top_k must be a whole number"),
         ({"threshold": [1]}, "--threshold must be a number"),
-        ({"overwrite": "perhaps"}, "--overwrite is true or false, got 'perhaps'"),
+        ({"overwrite": "perhaps"}, "--overwrite must be true or false, got 'perhaps'"),
         ({"formats": "csv"}, "--formats takes a list, got 'csv'"),
         ({"loss": {}}, "--loss must be a word"),
     ],

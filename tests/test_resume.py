@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from . import training_runs
 from .conftest import REPOSITORY, TINY_RECIPE
-from .sounds import write_class_folders
+from .sounds import write_answers, write_class_folders
 
 # Everything that has a state: order, mixing, augmentation, patchout, average, best epoch, workers.
 SETTINGS = {
@@ -64,7 +64,9 @@ def recipe(tmp_path_factory) -> list[str]:
     # No Parquet: at the end of each of its passes `datasets` sleeps for five seconds.
     write_class_folders(folder / "data" / "train", 8)
     write_class_folders(folder / "data" / "test", 3, seed=100)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(SETTINGS))
+    # A teacher adds a head, a projection and targets, which are mixed, too.
+    answers = write_answers(folder / "answers.parquet", folder / "data" / "train")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**SETTINGS, "teacher": [answers]}))
     return [str(folder / "tiny.yaml"), str(folder / "data")]
 
 

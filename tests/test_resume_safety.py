@@ -95,7 +95,7 @@ def test_every_file_of_a_state_replaced_by_a_pickle(interrupted, tmp_path):
         poison(state / name, marker)
         if name != "progress.json":
             seal(state)
-        with pytest.raises(ValueError, match=r"cannot be resumed from|is damaged"):
+        with pytest.raises(ValueError, match=r"Cannot resume from|is damaged"):
             door.finetune(options)
         assert not marker.exists(), name
 

@@ -159,7 +159,7 @@ def test_an_older_transformers_is_named(our_folder, tmp_path):
         check=False,
     )
     oldest = re.search(r"transformers>=([\d.]+)", (REPOSITORY / "setup.cfg").read_text())[1]
-    assert f"needs transformers {oldest} or newer, here is 4.57.3: pip" in result.stderr
+    assert f"needs transformers {oldest} or newer; found 4.57.3. Run: pip" in result.stderr
     template = (REPOSITORY / "hub_configs/model_card_template.md").read_text()
     assert f"needs transformers {oldest} or newer" in template
 

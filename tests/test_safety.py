@@ -173,7 +173,9 @@ def test_files_that_hold_no_settings(native_folder, tmp_path, content):
     for file in ("config.json", "preprocessor_config.json"):
         folder = checkpoint(native_folder, tmp_path / file)
         (folder / file).write_text(content)
-        with pytest.raises(ValueError, match=r"\.json.*(no JSON|holds no settings|must be an? )"):
+        with pytest.raises(
+            ValueError, match=r"\.json.*(not valid JSON|not a JSON object|must be an? )"
+        ):
             check_json_files(folder)
         with pytest.raises((ValueError, OSError)):
             ASTConfig.from_pretrained(folder)
@@ -192,13 +194,13 @@ def test_index_that_leaves_the_folder_is_refused(native_folder, tmp_path):
     for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors")):
         index = {"metadata": {}, "weight_map": {"classifier.dense.bias": name}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(ValueError, match=r"names files outside of its folder: '.*secret"):
+        with pytest.raises(ValueError, match=r"names files outside its folder: '.*secret"):
             ASTForAudioClassification.from_pretrained(folder)
 
 
 def test_weights_of_another_model_or_damaged_are_refused(native_folder, tmp_path):
     folder = checkpoint(native_folder, tmp_path / "hostile", num_hidden_layers=3)
-    with pytest.raises(ValueError, match=r"describes an encoder of .* they are not of one model"):
+    with pytest.raises(ValueError, match=r"describes an encoder of .* they are not the same model"):
         ASTForAudioClassification.from_pretrained(folder)
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):

@@ -108,5 +108,5 @@ def test_of_a_pipelines_answer():
     assert found.duration == 1.5
     with pytest.raises(ValueError, match="call the pipeline with return_timestamps=True"):
         Heard.of_answer([{"score": 1, "label": "dog"}])
-    with pytest.raises(ValueError, match="name no label: ask for a lower threshold"):
+    with pytest.raises(ValueError, match="name no label: use a lower threshold"):
         Heard.of_answer({"windows": [{**window, "labels": []}]})

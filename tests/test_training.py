@@ -186,7 +186,7 @@ def test_a_metric_of_other_labels_is_refused_before_any_model(sounds, tmp_path):
     files = sorted(Path(sounds).rglob("*.flac"))
     table.write_text("\n".join(["audio,label", *(f"{f},{f.parent.name};loud" for f in files)]))
     options = {"dataset": str(table), "label_separator": ";", "model": "/no/such/model"}
-    with pytest.raises(ValueError, match="--best_metric accuracy does not go with multi_label"):
+    with pytest.raises(ValueError, match="--best_metric accuracy does not work for multi_label"):
         open_data(FinetuneOptions(**options, best_metric="accuracy"))
 
 
@@ -326,7 +326,7 @@ def test_a_damaged_state_is_refused(tmp_path, name, damage):
         ({"best_metric": "clips"}, "--best_metric is 'clips'.*Known: accuracy, macro_f1"),
         ({"num_epochs": 1.5}, "--num_epochs must be a whole number, got 1.5"),
         ({"save_steps": 0}, "--save_steps must be at least 1, got 0"),
-        ({"ema_decay": 0.9, "averaged_epochs": 2}, "two ways of averaging"),
+        ({"ema_decay": 0.9, "averaged_epochs": 2}, "both average the weights"),
         ({"early_stopping_epochs": 2}, "needs --best_metric"),
         ({"bucket_batches": 4, "time_roll": 10}, "into the padding"),
     ],

@@ -109,13 +109,13 @@ def test_durations():
 def test_what_happens_to_long_clips_is_said():
     assert describe_long_clips(0, 9, 3.0, 9, 10.26, 1) == ""
     one = describe_long_clips(7, 9, 120.0, 9, 10.26, 1)
-    assert one.startswith("7 of 9 training clips are longer than the 10.26 s that the model hears")
+    assert one.startswith("7 of 9 training clips are longer than the model's 10.26 s, up to")
     assert "up to 120 s" in one
-    assert "one window of them, drawn at random" in one
+    assert "one random window of each" in one
     some = describe_long_clips(7, 2000, 120.0, 5000, 10.26, 4)
     assert "7 of the first 2000 training clips" in some
-    assert "4 windows of them together, drawn at random" in some
-    assert "hears all of them, in windows" in describe_long_clips(7, 9, 120.0, 9, 10.26, 12)
+    assert "4 random windows of each, together" in some
+    assert "uses all of each, in windows" in describe_long_clips(7, 9, 120.0, 9, 10.26, 12)
 
 
 # Decoding

@@ -160,7 +160,7 @@ def test_label_studio_there_and_back(tmp_path):
     assert read_marks(path) == marks
     assert label_names(marks) == ["bark", "rain"]
     path.write_text('{"no": "export"}')
-    with pytest.raises(ValueError, match="no JSON export of Label Studio"):
+    with pytest.raises(ValueError, match="not a JSON export of Label Studio"):
         read_marks(path)
 
 
@@ -310,7 +310,7 @@ def test_too_few_marks_get_an_honest_answer():
     (choice,) = choose_thresholds(scores, there, np.arange(40), ["bark"], Wish(0.9))
     assert not choice.kept
     assert choice.precision == 1.0
-    assert "takes 29 recordings found without a mistake" in choice.message
+    assert "takes 29 recordings detected without a mistake" in choice.message
     assert choice.precision_interval[0] == pytest.approx(0.05 ** (1 / 12))
     (one,) = choose_thresholds(scores, 0 * there, np.arange(40), ["bark"], Wish())
     assert one.value == 0.5
@@ -343,7 +343,7 @@ def test_the_highest_f1_lies_between_the_labels():
     "word", ["", "f2", "precision", "precision=1", "precision=x", "recall=0.5"]
 )
 def test_a_wish_that_is_none(word):
-    with pytest.raises(ValueError, match=r"is f1, or precision=0.9"):
+    with pytest.raises(ValueError, match=r"must be f1, or for example precision=0.9"):
         Wish.read(word)
     assert Wish.read("precision=0.95") == Wish(0.95)
 

@@ -177,7 +177,7 @@ def test_the_whole_loop_in_a_browser(browser, tmp_path):  # noqa: F811
         open_tab("Teach")
         wait_for(lambda: shown("#teach"))
         element("#teach").click()
-        wait_for(lambda: "held out" in element("#outcome").text)
+        wait_for(lambda: "held-out" in element("#outcome").text)
         wait_for(lambda: element("#download_checkpoint").is_enabled())
         for path in held_out[:2]:
             element("#try_sound input[type=file]").send_keys(str(path))

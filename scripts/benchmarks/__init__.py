@@ -1,1 +1,1 @@
-"""Timing of the parts, ours against what people use today."""
+"""Times the parts, next to what people use today."""

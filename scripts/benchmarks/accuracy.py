@@ -1,4 +1,4 @@
-"""`ast-benchmark accuracy`: how long fine-tuning takes to an accuracy, ours against native."""
+"""`ast-benchmark accuracy`: how long fine-tuning takes to reach an accuracy, ours and native."""
 
 import json
 import shlex
@@ -38,7 +38,7 @@ Curve = list[tuple[float, float]]  # after each epoch: seconds since the start, 
 def benchmark_accuracy(options: AccuracyOptions) -> None:
     """One run of each, evaluated after each epoch; times include reading, features, evaluation.
 
-    The plain loop is what somebody writes in an afternoon around `transformers`' AST: its feature
+    The plain loop is what one writes in an afternoon around `transformers`' AST: its feature
     extractor, once, before the first epoch; AdamW at 1e-4, batches of 16, cross-entropy,
     SpecAugment with masks of 24 and 96 and a random roll in time.
     """
@@ -80,7 +80,7 @@ def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
                 train[0][indices], _TIME_MASK, _FREQUENCY_MASK, generator=generator
             )
             features = roll(features, model.config.max_length, generator=generator)
-            # By hand: a recipe of ours may have made the config multi-label.
+            # Explicit loss: our recipe may have made the config multi-label.
             torch.nn.functional.cross_entropy(model(features).logits, train[1][indices]).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -94,7 +94,7 @@ def _plain_loop(args: FinetuneOptions, epochs: int, folder: Path) -> Curve:
 
 
 def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> Any:
-    # With statistics, which are not used here, so that none are measured.
+    # With unused statistics, so that none are measured.
     ours, _ = start_model(replace(args, mean=0.0, std=1.0), data)
     ours.save_pretrained(folder / "start")
     return native.ASTForAudioClassification.from_pretrained(folder / "start")

@@ -1,4 +1,4 @@
-"""`ast-benchmark descendants`: AST's published checkpoints and its descendants', from sound on."""
+"""`ast-benchmark descendants`: AST's and its descendants' published checkpoints, from sound on."""
 
 import multiprocessing
 import sys
@@ -17,12 +17,12 @@ from .timing import report, status_kib
 def benchmark_descendants(options: DescendantsOptions) -> None:
     """CPU time and peak memory from a waveform to logits, in float32, with random weights.
 
-    Seconds of sound per second of CPU time are hours of sound per core-hour. Each model has a
-    process of its own; memory is what the model and a clip add to it.
+    Seconds of sound per second of CPU time equal hours of sound per core-hour. Each model runs in
+    its own process; memory is what the model and a clip add to it.
     """
     for name in options.models:
         if not (hub_configs_folder() / name / "config.json").is_file():
-            raise ValueError(f"{name} is no folder of hub_configs.")
+            raise ValueError(f"{name} is not a folder in hub_configs.")
     if sys.platform != "linux":
         raise ValueError("Peak memory is read as Linux tells it; this system is another.")
     seconds: dict[str, list[float]] = {}

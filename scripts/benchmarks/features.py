@@ -38,7 +38,7 @@ def benchmark_features(options: FeaturesOptions) -> None:
             for clip in clips
         ]
     else:
-        print("torchaudio is not installed: native uses its numpy code, and no torchaudio case.")
+        print("Without torchaudio: native uses its numpy code, and there is no torchaudio case.")
     units = dict.fromkeys(cases, options.clips)
 
     extra = {}

@@ -1,4 +1,4 @@
-"""`ast-benchmark forward`, `lengths` and `cold`: what a model costs to run, ours against native."""
+"""`ast-benchmark forward`, `lengths` and `cold`: the cost of running a model, ours and native."""
 
 import copy
 import multiprocessing
@@ -55,9 +55,9 @@ def _both_models(
 def benchmark_forward(options: ForwardOptions) -> None:
     """The same clips and weights through both models, float32, SDPA.
 
-    Native knows one length: it gets every clip padded to `max_length`. Ours gets the clips sorted
-    by length, each batch padded to its longest, with a mask. Beside them runs what bounds both: the
-    machine's rate of multiplying matrices.
+    Native has a fixed length: it gets every clip padded to `max_length`. Ours gets the clips sorted
+    by length, each batch padded to its longest, with a mask. For reference, a third case measures
+    what bounds both: how fast the machine multiplies matrices.
     """
     theirs, ours = _both_models(options)
     clips = options.clips or {"full": 1, "short": 8, "mixed": 32}[options.workload]
@@ -75,7 +75,7 @@ def benchmark_forward(options: ForwardOptions) -> None:
         for start in starts:
             theirs(padded[start : start + options.batch_size])
 
-    # Without a mask where nothing is padded: that is the exact computation of native.
+    # No mask if nothing is padded: that is exactly native's computation.
     batches: list[tuple[Tensor, Tensor | None]] = []
     for start in starts:
         part = torch.tensor(lengths[start : start + options.batch_size])
@@ -130,9 +130,9 @@ def benchmark_forward(options: ForwardOptions) -> None:
 def _int8_case(
     model: ASTForAudioClassification, batches: list[tuple[Tensor, Tensor | None]]
 ) -> Callable[[], object]:
-    """Noise as long as the spectrograms of each batch, through the model's waveform-in int8 file.
+    """Noise as long as each batch's spectrograms, through the model's waveform-in int8 file.
 
-    The filterbank in the file does a plain matrix product where `kaldi_fbank` has an FFT.
+    The filterbank in the file is a plain matrix product instead of `kaldi_fbank`'s FFT.
     """
     extractor = ASTFeatureExtractor(max_length=model.config.max_length, return_attention_mask=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -161,9 +161,9 @@ def multiplications(config: ASTConfig, frames: int) -> int:
 @on_threads
 @torch.inference_mode()
 def benchmark_lengths(options: LengthsOptions) -> None:
-    """One sound as a whole, attention over all of it, and in windows of the model's length.
+    """One sound as a whole, with attention over all of it, and in windows of the model's length.
 
-    Memory is what a process of its own needs above its modules and weights.
+    Memory is what a separate process needs beyond its modules and weights.
     """
     model = ASTForAudioClassification(_config(options)).eval()
     cases: dict[str, Callable[[], object]] = {}
@@ -194,7 +194,7 @@ def _long_sound(
 ) -> Callable[[], object]:
     spectrogram = torch.randn(1, seconds * 100 - 2, model.config.num_mel_bins)
     windows = [spectrogram] if whole else spectrogram.split(model.config.max_length, dim=1)
-    # A rest shorter than a patch holds no column of them.
+    # A rest shorter than a patch has no column.
     windows = [window for window in windows if window.shape[1] >= model.config.patch_size]
 
     @torch.inference_mode()
@@ -240,13 +240,13 @@ import sys
 classifier = pipeline("audio-classification", model=sys.argv[1], device="cpu")
 print(classifier({source}, top_k=1)[0]["label"])
 """
-# Without ffmpeg the stock pipeline reads no file: then it is given what soundfile decodes.
+# Without ffmpeg, the stock pipeline cannot read files: it gets what soundfile decodes.
 _DECODED = '__import__("soundfile").read(sys.argv[2], dtype="float32")[0]'
 
 
 @on_threads
 def benchmark_cold(options: ColdOptions) -> None:
-    """Python started anew for each run: `pipeline(...)` on a 5 s WAV file of 16 kHz."""
+    """A new Python for each run: `pipeline(...)` on a 5 s WAV file at 16 kHz."""
     import shutil
 
     import soundfile

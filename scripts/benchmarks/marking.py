@@ -1,6 +1,6 @@
 """What marks are worth: accuracy with few of them, and how many a queue saves.
 
-embeddings  (clips, D)   of a labelled data set, by one checkpoint, computed once
+embeddings  (clips, D)   of a labelled data set, from one checkpoint, computed once
 """
 
 import itertools
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from .options import FewOptions, MarkedOptions, QueuesOptions
 
 _HEAD_EPSILON = 1e-6
-_GROWTH = 1.12  # of the marks from one round to the next, where that is more than the batch
+_GROWTH = 1.12  # of the marks from round to round, if that is more than the batch
 
 
 @dataclass
 class Clips:
-    """A labelled data set as a model hears it."""
+    """A labelled data set as a model's embeddings."""
 
     normed: np.ndarray  # (clips, D)
     classes: np.ndarray  # (clips,)
@@ -43,7 +43,7 @@ class Clips:
         return int(self.classes.max()) + 1
 
     def draws(self, options: "MarkedOptions") -> list[tuple[np.ndarray, np.ndarray]]:
-        """Clips to mark and clips to test on, in each draw: the folds take turns."""
+        """Clips to mark and clips to test on, for each draw: folds rotate."""
         if options.test_part is not None:
             test = self.parts == options.test_part
             unused = np.isin(self.parts, options.unused_part or [])
@@ -58,7 +58,7 @@ class Clips:
 
 
 def open_clips(options: "MarkedOptions") -> Clips:
-    """The clips of a data set; their embeddings are kept in a file if the options name one."""
+    """The clips of a data set; their embeddings are cached in a file if the options name one."""
     path = options.embeddings
     if path is None or not path.exists():
         arrays = _embed(options)
@@ -68,7 +68,7 @@ def open_clips(options: "MarkedOptions") -> Clips:
         with np.load(path) as file:
             arrays = dict(file)
         if str(arrays["model"]) != options.checkpoint:
-            raise ValueError(f"{path} holds embeddings of {arrays['model']}; name another file.")
+            raise ValueError(f"{path} holds embeddings from {arrays['model']}; name another file.")
     normed = layer_normed(arrays["embeddings"], _HEAD_EPSILON)
     return Clips(normed, arrays["classes"], arrays["groups"], arrays["parts"])
 
@@ -109,7 +109,7 @@ def _embed(options: "MarkedOptions") -> dict[str, Any]:
 
 
 def benchmark_few(options: "FewOptions") -> None:
-    """Accuracy with k marked clips of every class."""
+    """Accuracy with k marked clips per class."""
     clips = open_clips(options)
     print(f"{options.checkpoint} on {options.dataset}: {options.draws} draws, accuracy in %")
     table = {}
@@ -142,7 +142,7 @@ def _distinct(draws: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarr
 
 
 def _accuracy(clips: Clips, marked: np.ndarray, test: np.ndarray, pool: np.ndarray) -> float:
-    """Of the head that ast-teach fits on the marked clips; the pool's sounds need no labels."""
+    """Accuracy of the head that ast-teach fits on the marked clips; the pool needs no labels."""
     standard = Standard.of(clips.normed[pool])
     targets = np.eye(clips.num_classes)[clips.classes[marked]]
     normed = clips.normed[marked]
@@ -156,7 +156,7 @@ def _right(clips: Clips, head: Any, test: np.ndarray) -> float:
 
 
 def benchmark_queues(options: "QueuesOptions") -> None:
-    """Marks needed for 90 and 95 % of what all marks reach, by queue."""
+    """Marks needed to reach 90 and 95 % of the accuracy with all marks, by queue."""
     clips = open_clips(options)
     draws = clips.draws(options)
     curves: dict[str, list[list[tuple[int, float]]]] = {queue: [] for queue in options.queues}
@@ -201,7 +201,7 @@ def _mark(
     draw: int,
     options: "QueuesOptions",
 ) -> list[tuple[int, float]]:
-    """Marks and accuracy, round by round, until 97 % of the full accuracy or all is marked."""
+    """Marks and accuracy per round, until 97 % of the full accuracy is reached or all is marked."""
     random = np.random.default_rng(draw)  # the same first marks for every queue
     normed, classes, groups = clips.normed[pool], clips.classes[pool], clips.groups[pool]
     standard = Standard.of(normed)
@@ -238,7 +238,7 @@ def _mark(
 
 
 def _needed(curve: list[tuple[int, float]], accuracy: float) -> float:
-    """Marks at which a curve first reaches an accuracy, between two rounds by a straight line."""
+    """Marks at which a curve first reaches an accuracy, interpolated between rounds."""
     for (before, low), (after, high) in itertools.pairwise(curve):
         if high >= accuracy:
             if low >= accuracy:

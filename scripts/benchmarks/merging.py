@@ -1,4 +1,4 @@
-"""`ast-benchmark merging`: token merging, speed against accuracy on a dataset."""
+"""`ast-benchmark merging`: token merging, its speed and accuracy on a dataset."""
 
 import functools
 from pathlib import Path
@@ -58,7 +58,7 @@ def benchmark_merging(options: MergingOptions) -> None:
         accuracy_in_percent=accuracy,
     )
     if options.plot:
-        # The fastest run: other work on the machine only ever slows one down.
+        # The fastest run: other work on the machine can only slow a run down.
         speed = [len(rows) / min(runs) for runs in seconds.values()]
         _plot_merging(options.merged, speed, list(accuracy.values()), options.plot)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
 
 
@@ -16,7 +17,7 @@ class CommonOptions(Options):
 
 @dataclass
 class RepeatedOptions(CommonOptions):
-    repeats: int = setting(3, "measurements of each case", at_least=1, group="the run")
+    repeats: int = setting(3, "measurements per case", at_least=1, group="the run")
 
 
 @dataclass
@@ -24,16 +25,16 @@ class SizeOptions(RepeatedOptions):
     hidden_size: int = setting(192, "width: 64 per attention head", at_least=1, group="the model")
     num_hidden_layers: int = setting(12, "depth", at_least=1, group="the model")
     max_length: int = setting(
-        1024, "frames of 10 ms that the model is made for", at_least=16, group="the model"
+        1024, "the model's length in frames of 10 ms", at_least=16, group="the model"
     )
 
 
 @dataclass
 class FeaturesOptions(RepeatedOptions):
-    clips: int = setting(8, "clips in a batch", at_least=1)
-    gpu_clips: int = setting(256, "clips in a batch on a GPU", at_least=1)
+    clips: int = setting(8, "clips per batch", at_least=1)
+    gpu_clips: int = setting(256, "clips per batch on a GPU", at_least=1)
     clip_length_s: float = setting(10.0, "length of a clip in seconds")
-    repeats: int = setting(15, "measurements of each case", at_least=1, group="the run")
+    repeats: int = setting(15, "measurements per case", at_least=1, group="the run")
 
 
 @dataclass
@@ -44,11 +45,11 @@ class ForwardOptions(SizeOptions):
         choices=("full", "short", "mixed"),
     )
     clips: int | None = setting(None, "instead of the workload's 1, 8 or 32", at_least=1)
-    batch_size: int = setting(8, "clips at once, at most", at_least=1)
+    batch_size: int = setting(8, "largest batch", at_least=1)
     merged: int = setting(0, "also ours with this many tokens merged per layer", at_least=0)
     int8: bool = setting(False, "also ours as an 8-bit ONNX file, from the waveform on")
     hidden_size: int = setting(768, "width: 64 per attention head", at_least=1, group="the model")
-    repeats: int = setting(5, "measurements of each case", at_least=1, group="the run")
+    repeats: int = setting(5, "measurements per case", at_least=1, group="the run")
 
 
 @dataclass
@@ -59,7 +60,7 @@ class LengthsOptions(SizeOptions):
 
 @dataclass
 class ColdOptions(SizeOptions):
-    repeats: int = setting(5, "measurements of each case", at_least=1, group="the run")
+    repeats: int = setting(5, "measurements per case", at_least=1, group="the run")
 
 
 @dataclass
@@ -68,16 +69,16 @@ class PipelineOptions(SizeOptions):
     clips: int = setting(200, "made-up clips", at_least=1)
     clip_length_s: float = setting(5.0, "their length in seconds")
     sampling_rate: int = setting(44100, "their sampling rate in Hz", at_least=1)
-    batch_size: int = setting(8, "clips in a batch, everywhere", at_least=1)
+    batch_size: int = setting(8, "clips per batch, in all cases", at_least=1)
     max_length: int = setting(512, "the model's, in frames", at_least=16, group="the model")
 
 
 @dataclass
 class TrainOptions(SizeOptions):
-    batch_size: int = setting(4, "clips in a step", at_least=1)
+    batch_size: int = setting(4, "clips per step", at_least=1)
     time_patchout: int = setting(40, "columns dropped", at_least=0)
     frequency_patchout: int = setting(4, "rows dropped", at_least=0)
-    repeats: int = setting(5, "measurements of each case", at_least=1, group="the run")
+    repeats: int = setting(5, "measurements per case", at_least=1, group="the run")
 
 
 @dataclass
@@ -99,7 +100,7 @@ class DescendantsOptions(RepeatedOptions):
             "ssast-base-frame-400",
             "dasheng-base",
         ],
-        "folders of hub_configs, whose shapes are taken; default: one of each shape",
+        "folders in hub_configs to take shapes from; default: one of each shape",
     )
     clip_length_s: float = setting(10.0, "length of a clip in seconds")
 
@@ -107,54 +108,84 @@ class DescendantsOptions(RepeatedOptions):
 @dataclass
 class AccuracyOptions(CommonOptions):
     recipe: str = setting(
-        "", "a recipe of ours, such as esc10.yaml: columns, geometry, settings", positional="1"
+        "", "a recipe such as esc10.yaml: columns, geometry, settings", positional="1"
     )
     dataset: str = setting("", "a dataset, as in ast-finetune", positional="1")
-    weights: str = setting("", "what both start from: a DeiT or ViT folder", positional="1")
+    weights: str = setting("", "where both start: a DeiT or ViT folder", positional="1")
     target: float = setting(93.0, "accuracy in percent")
     plain_epochs: int = setting(10, "epochs of the plain loop", at_least=1)
-    ours: str = setting("", 'options over our recipe\'s, as in --ours="--num_epochs 5"')
-    plot: Path | None = setting(None, "also draw accuracy against time, to a PNG")
+    ours: str = setting("", 'options that override our recipe, as in --ours="--num_epochs 5"')
+    plot: Path | None = setting(None, "also draw accuracy over time, to a PNG")
 
 
 @dataclass
 class MergingOptions(RepeatedOptions):
     checkpoint: str = setting("", "a fine-tuned model's folder or Hub name", positional="1")
     dataset: str = setting(
-        "", "labelled clips that it was not trained on, as in ast-finetune", positional="1"
+        "", "labelled clips it was not trained on, as in ast-finetune", positional="1"
     )
     split: str = setting("train", "the dataset's split")
     merged: list[int] = setting([0, 4, 8, 12, 16, 20], "tokens merged per layer", at_least=0)
     batch_size: int = setting(8, "clips at once", at_least=1)
-    plot: Path | None = setting(None, "also draw accuracy against speed, to a PNG")
+    plot: Path | None = setting(None, "also draw accuracy over speed, to a PNG")
 
 
 @dataclass
 class MarkedOptions(Options):
-    checkpoint: str = setting("", "what makes the embeddings: folder or Hub name", positional="1")
+    checkpoint: str = setting("", "embedding model: folder or Hub name", positional="1")
     dataset: str = setting("", "labelled clips, as in ast-finetune", positional="1")
     splits: list[str] = setting(["train"], "which of its splits")
-    fold_column: str | None = setting(None, "column with the fold; the folds are tested in turn")
+    fold_column: str | None = setting(None, "column with the fold; each fold is tested in turn")
     group_column: str | None = setting(None, "column with recording or speaker, never split")
     test_part: str | None = setting(None, "split to test on, instead of folds")
-    unused_part: list[str] = setting([], "splits that are neither marked nor tested on")
-    embeddings: Path | None = setting(None, "keep them in this file, or take them from it")
+    unused_part: list[str] = setting([], "splits to ignore")
+    embeddings: Path | None = setting(None, "file to cache the embeddings in")
     draws: int = setting(50, "random draws", at_least=2)
     json: Path | None = setting(None, "also write all the measurements here")
 
 
 @dataclass
 class FewOptions(MarkedOptions):
-    shots: list[int] = setting([1, 2, 5, 10, 20], "marked clips of every class", at_least=1)
+    shots: list[int] = setting([1, 2, 5, 10, 20], "marked clips per class", at_least=1)
 
 
 @dataclass
 class QueuesOptions(MarkedOptions):
     queues: list[str] = setting(
         ["random", "uncertain", "disputed", "novel"],
-        "ways to choose",
+        "queues to compare",
         choices=("random", "uncertain", "disputed", "novel"),
     )
-    batch: int = setting(10, "marks in a round, at least", at_least=1)
+    batch: int = setting(10, "at least this many marks per round", at_least=1)
     draws: int = setting(10, "random draws", at_least=2)
-    plot: Path | None = setting(None, "also draw accuracy against marks, to a PNG")
+    plot: Path | None = setting(None, "also draw accuracy over marks, to a PNG")
+
+
+@dataclass
+class DetectionOptions(CommonOptions):
+    dataset: str = setting("", "labelled clips with folds, to make soundscapes of", positional="1")
+    model: str = setting(
+        DEFAULT_MODEL, "start of both, which has not learnt from the held-out fold"
+    )
+    output: Path = setting(
+        Path("runs/detection"),
+        "folder for sounds and runs; what is there already is not made again",
+        metavar="FOLDER",
+    )
+    models: list[str] = setting(
+        ["frames", "windows"], "which to train and measure", choices=("frames", "windows")
+    )
+    evaluation_fold: str = setting("5", "the fold held out, of the column fold")
+    soundscape_s: float = setting(45.0, "length of a soundscape", group="soundscapes")
+    mixtures_per_fold: int = setting(60, "soundscapes of each fold", group="soundscapes")
+    max_clips: int = setting(6, "events in one, at most, of different classes", group="soundscapes")
+    num_epochs: int = setting(1, "passes over them", at_least=1, group="training")
+    windows_per_clip: int = setting(
+        4, "windows of each per epoch, which are a step", at_least=1, group="training"
+    )
+    learning_rate: float = setting(3e-4, "peak", group="training")
+    frequency_patchout: int = setting(
+        4, "patch rows dropped in training", at_least=0, group="training"
+    )
+    median_filter_s: float = setting(0.5, "of the scores, before events", at_least=0)
+    seed: int = setting(0, "of soundscapes, windows and training", group="training")

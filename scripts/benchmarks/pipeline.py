@@ -28,8 +28,8 @@ from .timing import measure, on_threads, report
 def benchmark_pipeline(options: PipelineOptions) -> None:
     """The stock pipeline and ours on the same files, with the same (random) weights.
 
-    The stock pipeline decodes with the ffmpeg program; where there is none it is given what
-    `load_audio` decoded beforehand, whose time is not counted.
+    The stock pipeline decodes with the ffmpeg program; without it, it gets what `load_audio`
+    decoded beforehand, and that time is not counted.
     """
     config = native.ASTConfig(
         hidden_size=options.hidden_size,
@@ -70,7 +70,7 @@ def benchmark_pipeline(options: PipelineOptions) -> None:
         }
         seconds = measure(cases, options.repeats)
         hours = sum(len(load_audio(file)) for file in files) / 16000 / 3600
-        # Decoded alike, so that the models are compared and not the resamplers.
+        # Decoded the same way, to compare the models and not the resamplers.
         arrays = [load_audio(file) for file in files[:8]]
         scores = [
             [{label["label"]: label["score"] for label in labels} for labels in classify(arrays)]
@@ -105,7 +105,7 @@ def _made_up_clips(folder: Path, options: PipelineOptions) -> str:
     samples = round(options.clip_length_s * options.sampling_rate)
     random = np.random.default_rng(0)
     for number in range(options.clips):
-        # Noise of a natural tilt, so that it encodes as recordings do.
+        # Noise with a natural spectral tilt, so that it encodes like recordings.
         noise = np.cumsum(random.standard_normal(samples))
         noise -= np.linspace(noise[0], noise[-1], samples)
         noise *= 0.5 / np.abs(noise).max()

@@ -19,8 +19,8 @@ from .timing import measure, native_config, on_threads, report, status_kib
 def benchmark_train(options: TrainOptions) -> None:
     """Time and peak memory of a step: forward, loss, backward and Adam, in float32.
 
-    Times are taken in turns. Memory is that of a process of its own for each case: the highest
-    resident size during two steps, above what Python and its modules take.
+    Cases are timed in turn. For memory, each case has its own process: the highest resident size
+    during two steps, beyond what Python and its modules take.
     """
     names = [
         "native AST",
@@ -78,7 +78,7 @@ def _training_step(case: int, options: TrainOptions) -> Callable[[], object]:
 
 
 def _peak_memory_mib(case: int, options: TrainOptions) -> int | None:
-    """MiB that two steps add to a fresh process; None where the system does not tell."""
+    """MiB that two steps add to a fresh process; None if the system does not tell."""
     if not Path("/proc/self/status").exists():
         return None
     if options.threads is not None:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: runs in turns, the table of times, the machine's name."""
+"""What all benchmarks share: alternating runs, the table of times, the machine's name."""
 
 import functools
 import json
@@ -19,14 +19,14 @@ from modeling_ast import ASTConfig
 
 from .options import CommonOptions
 
-_SHORTEST_S = 0.2  # of a measurement
+_SHORTEST_S = 0.2  # shortest measurement
 
 
 O = TypeVar("O", bound=CommonOptions)  # noqa: E741
 
 
 def on_threads(run: Callable[[O], None]) -> Callable[[O], None]:
-    """A benchmark that uses as many CPU threads as its options say."""
+    """A benchmark with the number of CPU threads in its options."""
 
     @functools.wraps(run)
     def run_on_threads(options: O) -> None:
@@ -38,24 +38,24 @@ def on_threads(run: Callable[[O], None]) -> Callable[[O], None]:
 
 
 def measure(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of a run of every case, measured `repeats` times in turn after a warm-up.
+    """Seconds per run of every case, measured `repeats` times in turn after a warm-up.
 
-    A measurement is the mean of as many runs on end as fill 0.2 s: a short one after a pause, in
-    which caches, memory and threads have gone to others, does not cost what it costs in a loop.
+    A measurement is the mean over enough consecutive runs to fill 0.2 s: after a pause, in which
+    caches, memory and threads have gone to others, a single short run costs more than in a loop.
     """
     runs = {name: _runs_to_fill(_SHORTEST_S, run) for name, run in cases.items()}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
-            # numpy's threads spin for tens of milliseconds after their last product, on the cores
-            # that the next case needs.
+            # numpy's threads keep spinning for tens of milliseconds after their last product, on
+            # the cores that the next case needs.
             time.sleep(0.1)
             seconds[name].append(_timed(run, runs[name]))
     return seconds
 
 
 def _runs_to_fill(seconds: float, run: Callable[[], object]) -> int:
-    first = _timed(run, 1)  # with all that happens once
+    first = _timed(run, 1)  # includes everything that happens only once
     return 1 if first >= seconds else math.ceil(seconds / max(_timed(run, 1), 1e-6))
 
 
@@ -82,14 +82,14 @@ def report(
     json_path: Path | None,
     **extra: object,
 ) -> None:
-    """Print a table of milliseconds per unit, and write it as JSON when asked.
+    """Print a table of milliseconds per unit, and optionally write it as JSON.
 
     Args:
         title: what was measured, in words.
-        seconds: what `measure` returned; the other cases are compared with the first.
+        seconds: from `measure`; other cases are compared with the first.
         units: how many units (clips, steps …) one run of each case handles.
         unit: their name, in the singular.
-        json_path: where the JSON goes; None: nowhere.
+        json_path: where to write the JSON; None: nowhere.
         extra: figures to print below the table, and to write.
     """
     print(f"{title}; " + ", ".join(f"{key} {value}" for key, value in machine().items() if value))
@@ -122,7 +122,7 @@ def report(
 
 
 def machine() -> dict[str, str | int | None]:
-    """What the figures hold for."""
+    """The machine and versions that the figures are for."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -146,5 +146,5 @@ def status_kib(field: str) -> int:
 
 
 def native_config(config: ASTConfig) -> native.ASTConfig:
-    """The same model for native AST; our own fields are no use to it and go along unread."""
+    """The same config for native AST, which ignores our own fields."""
     return native.ASTConfig(**{k: v for k, v in config.to_dict().items() if k != "model_type"})

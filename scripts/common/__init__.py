@@ -1,1 +1,1 @@
-"""What every command needs: options, files, what is bundled."""
+"""What every command needs: options, files, bundled models and recipes."""

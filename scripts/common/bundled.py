@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def hub_configs_folder() -> Path:
-    """`hub_configs`, in a checkout or beside the installed commands."""
+    """`hub_configs`, in a checkout or next to the installed commands."""
     package = Path(__file__).parents[1]
     installed = package / "hub_configs"
     return installed if installed.is_dir() else package.parent / "hub_configs"
@@ -17,7 +17,7 @@ def read_label_names(labels: str) -> list[str]:
     path = Path(labels) if Path(labels).is_file() else bundled / f"{labels}.json"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in bundled.glob("*.json")))
-        raise ValueError(f"No label names {labels}: neither a file nor one of the bundled {known}.")
+        raise ValueError(f"No label names {labels}: neither a file nor bundled ({known}).")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(entry, dict) for entry in entries):

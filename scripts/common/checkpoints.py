@@ -1,7 +1,7 @@
-"""Checkpoints by name: a folder, one that is bundled with the commands, or one on the Hub.
+"""Checkpoints by name: a folder, one bundled with the commands, or one on the Hub.
 
-    checkpoint_folder("ast-tiny-esc10")     -> where it lies in hub_configs
-    resolve_checkpoint(name)                -> what `from_pretrained` is to be given
+    checkpoint_folder("ast-tiny-esc10")     -> its folder in hub_configs
+    resolve_checkpoint(name)                -> what to give to `from_pretrained`
 
 Nothing here imports torch or transformers.
 """
@@ -21,7 +21,7 @@ _PATIENCE_S = 1.5  # for a host to accept a connection
 
 
 def bundled_checkpoints() -> dict[str, Path]:
-    """The checkpoints that come with the commands: their folders by name."""
+    """The checkpoints bundled with the commands: their folders by name."""
     weights = sorted(hub_configs_folder().glob("*/model.safetensors"))
     return {file.parent.name: file.parent for file in weights}
 
@@ -29,11 +29,11 @@ def bundled_checkpoints() -> dict[str, Path]:
 def checkpoint_folder(name: str) -> str:
     """The folder of a checkpoint that the commands know by name; any other name unchanged.
 
-    Those in the box are in `hub_configs`. The weights of AST's descendants are fetched from their
-    authors and converted when they are asked for the first time.
+    Bundled ones are in `hub_configs`. The weights of AST's descendants are fetched from their
+    authors and converted on first use.
 
     Raises:
-        ValueError: when they cannot be fetched; the message says what to do.
+        ValueError: if they cannot be fetched; the message says what to do.
     """
     if Path(name).is_dir() or "/" in name:
         return name
@@ -48,13 +48,13 @@ def checkpoint_folder(name: str) -> str:
 
 
 def resolve_checkpoint(name: str) -> str:
-    """A folder, a bundled checkpoint's name or a Hub name as `from_pretrained` takes it.
+    """A folder, a bundled checkpoint's name or a Hub name, as `from_pretrained` takes it.
 
-    A Hub name that was downloaded before is found without a network too.
+    A Hub name that was downloaded before also works without a network.
 
     Raises:
-        ValueError: for a path where there is no folder, and, within two seconds, for a Hub name
-            when the Hub cannot be reached and the checkpoint was not downloaded before.
+        ValueError: for a path without a folder, and, within two seconds, for a Hub name if the Hub
+            cannot be reached and the checkpoint was not downloaded before.
     """
     local = Path(checkpoint_folder(name))
     if name.strip() and local.is_dir():
@@ -78,10 +78,10 @@ def resolve_checkpoint(name: str) -> str:
 
 
 def check_checkpoints(*names: str | None) -> None:
-    """Refuse a name that leads nowhere, before anything is imported that takes seconds.
+    """Refuse a name that leads nowhere, before importing anything that takes seconds.
 
     Raises:
-        ValueError: as `resolve_checkpoint`.
+        ValueError: as for `resolve_checkpoint`.
     """
     for name in names:
         if name is not None and (not name or not Path(name).exists()):
@@ -91,7 +91,7 @@ def check_checkpoints(*names: str | None) -> None:
 def what_works_offline() -> str:
     """The sentence that ends every message about a checkpoint that is not here."""
     names = ", ".join(bundled_checkpoints())
-    return f"Without a network: a checkpoint's folder, or one that is bundled: {names}."
+    return f"Without a network, give a checkpoint's folder or a bundled one: {names}."
 
 
 def can_reach(url: str) -> bool:
@@ -117,7 +117,7 @@ def can_reach(url: str) -> bool:
         except OSError:
             return
 
-    # Looking up a name knows no timeout, so it is left behind in a thread.
+    # A DNS lookup has no timeout, so it is left behind in a thread.
     attempt = threading.Thread(target=connect, daemon=True)
     attempt.start()
     attempt.join(_PATIENCE_S)

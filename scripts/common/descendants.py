@@ -25,12 +25,12 @@ def published_descendants() -> dict[str, dict[str, Any]]:
 
 
 def descendant_license(name: str) -> str:
-    """The licence of its weights, as the Hub writes it."""
+    """The licence of its weights, as the Hub spells it."""
     return _LICENSES[published_descendants()[name]["family"]]
 
 
 def weights_file(name: str) -> str:
-    """The name that the authors' file has."""
+    """The name of the authors' file."""
     checkpoint = published_descendants()[name]
     if "hub" in checkpoint:
         return "model.safetensors"
@@ -38,7 +38,7 @@ def weights_file(name: str) -> str:
 
 
 def weights_page(name: str) -> str:
-    """Where a person finds it."""
+    """The page where people find it."""
     checkpoint = published_descendants()[name]
     if "hub" in checkpoint:
         return f"https://huggingface.co/{checkpoint['hub']}"

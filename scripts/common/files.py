@@ -1,4 +1,4 @@
-"""Files: there whole or not at all, readable, named safely."""
+"""Files: written whole or not at all, readable, safely named."""
 
 import hashlib
 import os
@@ -6,15 +6,15 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-_LONGEST_NAME = 100  # bytes; file systems allow 255, and something comes before and after it
+_LONGEST_NAME = 100  # bytes; file systems allow 255, including prefix and suffix
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the file, then take its place: nobody sees half of it, whatever happens.
+    """Write a temporary file, then move it into place: nobody ever sees half a file.
 
     Args:
-        path: of the file; its folder is made.
-        write: writes the path that it is given.
+        path: of the file; its folder is created.
+        write: writes to the path it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
@@ -26,7 +26,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def usual_modes(folder: Path) -> None:
-    """Let others read a folder's files as the umask says; safetensors writes for the owner only."""
+    """Give a folder's files the umask's permissions; safetensors makes them private."""
     umask = os.umask(0o077)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -35,9 +35,9 @@ def usual_modes(folder: Path) -> None:
 
 
 def file_name(text: str) -> str:
-    """A text as a part of a file's name: two texts never give the same, and none leaves its folder.
+    """A text as part of a file name: different texts never collide, and none leaves its folder.
 
-    Letters, digits, `-`, `_` and dots stay; the rest is written as %XX. Over 100 bytes the end
+    Letters, digits, `-`, `_` and dots stay; everything else becomes %XX. Beyond 100 bytes, the end
     becomes a checksum.
     """
     name = "".join(

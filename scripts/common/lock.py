@@ -1,4 +1,4 @@
-"""A folder that one run writes to at a time."""
+"""Lets only one run at a time write to a folder."""
 
 import json
 import os
@@ -14,17 +14,18 @@ from .files import write_whole
 
 @contextmanager
 def hold(folder: Path, name: str = "run") -> Iterator[None]:
-    """Keep other processes out of a folder, or out of one part of it, while this one is in it.
+    """Keep other processes out of a folder, or one part of it, while this one uses it.
 
-    The lock is the operating system's: it ends with the process, however that ends, so what a
-    killed run leaves behind keeps nobody out. It works over NFS, too.
+    The lock is the operating system's: it ends with the process, even if that is killed, so a stale
+    lock never blocks anyone. It also works over NFS.
 
     Args:
-        folder: is made; `.NAME.lock` and `.NAME.holder.json` in it are the lock and who has it.
-        name: of the part: processes that hold different parts work side by side.
+        folder: created if missing; `.NAME.lock` and `.NAME.holder.json` in it are the lock and its
+            holder.
+        name: of the part: processes that hold different parts can work side by side.
 
     Raises:
-        ValueError: when another process has it; the message says which one.
+        ValueError: if another process holds it; the message says which one.
     """
     from filelock import FileLock, Timeout
 

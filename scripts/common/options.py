@@ -7,9 +7,9 @@
 
     run_command("ast-classify", Arguments, classify)
 
-A field is an option of the same name, which may be spelt with dashes too, and a key of a recipe.
-Nothing here imports torch or transformers, and a command's own file imports them only when it runs:
-`--help` and a misspelt option answer at once.
+A field is an option of the same name, with underscores or dashes, and a key in recipes. Nothing
+here imports torch or transformers, and a command's own file imports them only when it runs:
+`--help` and errors about options are immediate.
 """
 
 import argparse
@@ -46,18 +46,16 @@ def setting(
     """A field of an `Options` class.
 
     Args:
-        default: its value where nobody says otherwise; a list is copied.
-        help: its line in `--help`, which adds the default.
-        group: the heading under which `--help` lists it; None: first, among the few that matter
-            most.
-        choices: the values that it may have.
-        at_least: the lowest number that it may be.
-        positional: it is an argument without a name: "1" for one, "?" for at most one, "+" for one
-            or more, "*" for any number.
-        parse: makes the value from a word, where the field's type does not say how; raises
-            ValueError.
-        metavar: what stands for the value in `--help`.
-        aliases: other names that command lines and recipes may use; `--help` does not show them.
+        default: the default; a list is copied.
+        help: its line in `--help`, which appends the default.
+        group: its heading in `--help`; None: listed first, among the few that matter most.
+        choices: the allowed values.
+        at_least: the lowest allowed number.
+        positional: an argument without a name: "1" for one, "?" for at most one, "+" for one or
+            more, "*" for any number.
+        parse: makes the value from a word, if the field's type is not enough; raises ValueError.
+        metavar: placeholder for the value in `--help`.
+        aliases: other names that command lines and recipes can use, not shown in `--help`.
     """
     metadata = {
         "help": help,
@@ -76,10 +74,10 @@ def setting(
 
 @dataclasses.dataclass
 class Options:
-    """Base of a command's options. Values are checked, and words made numbers, at construction.
+    """Base of a command's options. Construction converts and checks the values.
 
     Raises:
-        ValueError: for a value of the wrong type, below its lowest, or that is not a choice.
+        ValueError: for a value of the wrong type, below the minimum, or not among the choices.
     """
 
     def __post_init__(self) -> None:
@@ -112,7 +110,7 @@ def _kind(options: type[Options], field: dataclasses.Field) -> _Kind:
 
 
 def _checked(field: dataclasses.Field, kind: _Kind, value: Any) -> Any:
-    """The value in the field's type; the error's message follows the option's name."""
+    """The value in the field's type; error messages are written to follow the option's name."""
     if value is None:
         if kind.optional:
             return None
@@ -143,7 +141,7 @@ def _converted(kind: type, value: Any) -> Any:
             return value
         if str(value).lower() in _TRUE + _FALSE:
             return str(value).lower() in _TRUE
-        raise ValueError(f"is true or false, got {value!r}.")
+        raise ValueError(f"must be true or false, got {value!r}.")
     if kind in (int, float):
         expected = "a whole number" if kind is int else "a number"
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
@@ -164,7 +162,7 @@ def _converted(kind: type, value: Any) -> Any:
 
 
 def _aliases(options: type[Options]) -> dict[str, str]:
-    """Other names of the options, and what each one means."""
+    """Aliases of the options -> the options' names."""
     return {
         alias: field.name
         for field in dataclasses.fields(options)
@@ -176,7 +174,7 @@ O = TypeVar("O", bound=Options)  # noqa: E741
 
 
 class _Parser(argparse.ArgumentParser):
-    """Takes dashes for underscores, and names the option that was probably meant."""
+    """Accepts dashes for underscores, and suggests the option that was probably meant."""
 
     def __init__(self, options: type[Options], **kwargs: Any):
         super().__init__(**kwargs, allow_abbrev=False, argument_default=argparse.SUPPRESS)
@@ -193,7 +191,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(list(self._spelt(words)), namespace)
 
     def _spelt(self, words: list[str]) -> Iterable[str]:
-        """`--top-k=3` as `--top_k=3`; `--overwrite false` as `--no_overwrite`."""
+        """Rewrites `--top-k=3` as `--top_k=3` and `--overwrite false` as `--no_overwrite`."""
         index = 0
         while index < len(words):
             word = words[index]
@@ -225,7 +223,7 @@ class _Parser(argparse.ArgumentParser):
 def command_parser(
     name: str, options: type[Options], description: str, recipes: bool = False
 ) -> argparse.ArgumentParser:
-    """The parser of a command; what it returns holds only what was given."""
+    """A command's parser; its result holds only the options that were given."""
     usage = [name]
     for field in dataclasses.fields(options):
         if field.metadata["positional"]:
@@ -257,13 +255,13 @@ def _add(group: Any, field: dataclasses.Field, kind: _Kind, recipes: bool) -> No
     words: dict[str, Any] = {"help": _help(field, kind)}
     if rules["positional"]:
         if recipes:
-            words["help"] += "; before it a recipe: a YAML file, or one of hub_configs/recipes"
-        # None may be given: the recipe can name it, and the command says what is missing.
+            words["help"] += "; may follow a recipe: a YAML file, or one of hub_configs/recipes"
+        # Can be missing: the recipe may name it, and the command reports what is missing.
         group.add_argument(field.name, nargs="*", metavar=_metavar(field, recipes), **words)
         return
     if kind.of is bool:
-        # Both, so that a command line has the last word over a recipe; `--help` shows the one
-        # that changes something.
+        # Both, so that a command line can override a recipe; `--help` shows the one that differs
+        # from the default.
         for name, action in ((field.name, "store_true"), (f"no_{field.name}", "store_false")):
             hidden = (action == "store_true") == (field.default is True)
             help_text = argparse.SUPPRESS if hidden else words["help"]
@@ -279,14 +277,14 @@ def _add(group: Any, field: dataclasses.Field, kind: _Kind, recipes: bool) -> No
 
 
 def _metavar(field: dataclasses.Field, recipes: bool) -> str:
-    """What stands for a positional field in `--help`."""
+    """The placeholder of a positional field in `--help`."""
     is_list = field.metadata["positional"] in "+*"
     word = field.metadata["metavar"] or field.name.removesuffix("s" if is_list else "").upper()
     return f"[RECIPE.yaml] {word}" if recipes else word + (" …" if is_list else "")
 
 
 def _help(field: dataclasses.Field, kind: _Kind) -> str:
-    """The option's line, with its default unless the line speaks of it."""
+    """The option's line, with its default unless the line already mentions it."""
     text = field.metadata["help"].replace("%", "%%")
     default: Any = field.default
     if callable(field.default_factory):
@@ -305,25 +303,25 @@ def parse_arguments(
     argv: Sequence[str] | None = None,
     recipes: bool = False,
 ) -> O:
-    """A command line as an object of `options`.
+    """Parse a command line into an object of `options`.
 
-    What the command line says wins over the recipe, the recipe over the defaults.
+    The command line overrides the recipe, which overrides the defaults.
 
     Args:
         name: the command, for messages.
-        options: its options; their positional fields take the words without a name.
+        options: its options; positional fields take the arguments without a name.
         description: for `--help`.
-        argv: the words after the command; default: the process's own.
-        recipes: a first word that ends in .yaml is a recipe.
+        argv: the arguments; default: the process's own.
+        recipes: whether a first argument that ends in .yaml is a recipe.
 
     Raises:
-        ValueError: for a recipe that cannot be read or names an unknown option, a value that an
-            option cannot have, or a word too many.
-        SystemExit: for an option that does not exist, after one line on standard error; and after
-            `--help` and `--version`.
+        ValueError: for a recipe that cannot be read or sets an unknown option, an invalid value, or
+            an extra argument.
+        SystemExit: for an unknown option, after one line on standard error; and after `--help` and
+            `--version`.
     """
     line = list(sys.argv[1:] if argv is None else argv)
-    plain: list[str] = []  # words after a lone `--`, whatever they begin with
+    plain: list[str] = []  # arguments after a lone `--`, even if they begin with a dash
     if "--" in line:
         line, plain = line[: line.index("--")], line[line.index("--") + 1 :]
     parsed = vars(command_parser(name, options, description, recipes).parse_intermixed_args(line))
@@ -351,7 +349,7 @@ def read_recipe(name: str, options: type[Options]) -> dict[str, Any]:
     """The settings of a recipe: a YAML file, or the name of one of the bundled recipes.
 
     Raises:
-        ValueError: when there is no such recipe, or it cannot be read or sets an unknown option.
+        ValueError: if there is no such recipe, or if it cannot be read or sets an unknown option.
     """
     import yaml
 
@@ -359,10 +357,10 @@ def read_recipe(name: str, options: type[Options]) -> dict[str, Any]:
     path = Path(name) if Path(name).is_file() else recipes / name
     if not path.is_file():
         known = ", ".join(sorted(recipe.name for recipe in recipes.glob("*.yaml")))
-        raise ValueError(f"There is no recipe {name}, neither as a file nor among ours: {known}.")
+        raise ValueError(f"No recipe {name}: neither a file nor bundled ({known}).")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # PyYAML's constructors let pass what Python raises, for `!!int ""` or `!!timestamp x`.
+    # PyYAML's constructors let Python's own errors through, as for `!!int ""` or `!!timestamp x`.
     except (
         yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
         ValueError,
@@ -393,11 +391,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Subcommand:
-    """A command of several: its options, its line in `--help`, and what runs it.
+    """One of several subcommands: its options, its line in `--help`, and what runs it.
 
     Args:
-        run: "module:function", imported when it is chosen; the module relative to the package of
-            the commands.
+        run: "module:function", imported when chosen; the module is relative to the commands'
+            package.
     """
 
     options: type[Options]
@@ -414,8 +412,8 @@ def run_command(
 ) -> None:
     """Parse the command line, run the command and exit.
 
-    The description in `--help` is the docstring of the command's module. A user's mistake
-    (ValueError, OSError) ends in one line on standard error and exit status 2, Ctrl-C in 130.
+    `--help` shows the docstring of the command's module. A user's mistake (ValueError, OSError)
+    ends in one line on standard error and exit status 2, Ctrl-C in 130.
     """
     description = sys.modules[command.__module__].__doc__ or ""
     _end(name, lambda: command(parse_arguments(name, options, description, argv, recipes)))
@@ -427,7 +425,7 @@ def run_subcommand(
     description: str,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """As `run_command`, for the one of several commands that the first word names."""
+    """Like `run_command`, for the subcommand named by the first argument."""
     _end(name, lambda: call_subcommand(name, subcommands, description, argv))
 
 
@@ -437,10 +435,10 @@ def call_subcommand(
     description: str,
     argv: Sequence[str] | None = None,
 ) -> int | None:
-    """Run the command that the first word names.
+    """Run the subcommand named by the first argument.
 
     Raises:
-        ValueError: for a word that names none, and as the command itself.
+        ValueError: for an unknown subcommand, and as the subcommand itself.
     """
     first, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if first in ("-h", "--help"):
@@ -453,7 +451,7 @@ def call_subcommand(
         print(_version(name))
         return 0
     if first not in subcommands:
-        raise ValueError(f"There is no {name} {first}{did_you_mean(first, subcommands)}")
+        raise ValueError(f"Unknown command {name} {first}{did_you_mean(first, subcommands)}")
     chosen = subcommands[first]
     arguments = parse_arguments(f"{name} {first}", chosen.options, chosen.help, words)
     module, function = chosen.run.split(":")
@@ -477,5 +475,5 @@ def _end(name: str, command: Callable[[], int | None]) -> typing.NoReturn:
 def _version(name: str) -> str:
     try:
         return f"{name} {version(_PACKAGE)}"
-    except PackageNotFoundError:  # a checkout that nobody installed
+    except PackageNotFoundError:  # a checkout that is not installed
         return f"{name}, of a checkout"

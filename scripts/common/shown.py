@@ -1,16 +1,16 @@
-"""What people see of names, labels and times, in terminals, tables and pictures."""
+"""How names, labels and times are shown in terminals, tables and pictures."""
 
 import unicodedata
 
-# Control and format characters, lone surrogates (bytes that are no UTF-8), line separators.
+# Control and format characters, lone surrogates (bytes that are not UTF-8), line separators.
 _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def shown(text: object) -> str:
-    """Text in which whatever is not to be printed stands as its escape: `\\x1b`, `\\u202e`.
+    """Text with everything unprintable escaped: `\\x1b`, `\\u202e`.
 
-    The name of a file can hold bytes that are no text, and sequences that move a terminal's cursor
-    or write its title.
+    File names can hold bytes that are not text, and sequences that move a terminal's cursor or set
+    its title.
     """
     return "".join(
         _escaped(letter) if unicodedata.category(letter) in _ESCAPED else letter
@@ -33,11 +33,11 @@ def clock(seconds: float, decimals: int = 0) -> str:
 
 
 def valid_text(name: str) -> str:
-    """A file's name as text that any file can hold: bytes that are no UTF-8 as `\\xNN`."""
+    """A file's name as valid text: bytes that are not UTF-8 become `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _escaped(letter: str) -> str:
-    if 0xDC80 <= ord(letter) <= 0xDCFF:  # how Python carries an undecodable byte
+    if 0xDC80 <= ord(letter) <= 0xDCFF:  # how Python represents an undecodable byte
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape", "backslashreplace").decode("ascii")

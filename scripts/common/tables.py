@@ -13,9 +13,9 @@ _DECIMALS = 6
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a table, whole or not at all.
 
-    Text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return would be a formula to a
-    spreadsheet, whoever chose it as the name of a file or a class: it gets an apostrophe before it,
-    as OWASP recommends. Numbers have six decimals at most.
+    A spreadsheet takes text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a
+    formula, and anyone may have chosen the name of a file or class: such text is prefixed with an
+    apostrophe, as OWASP recommends. Numbers have six decimals at most.
 
     Args:
         path: of the file.
@@ -24,7 +24,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     """
 
     def write(unfinished: Path) -> None:
-        # Text that UTF-8 cannot hold does not lose the other rows.
+        # Text that UTF-8 cannot encode must not lose the other rows.
         with unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(map(_cell, columns))

@@ -1,1 +1,1 @@
-"""Sounds and labels: opened, divided, counted, batched, measured."""
+"""Sounds and labels: opening, splitting, counting, batching, measuring."""

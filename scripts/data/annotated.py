@@ -1,14 +1,15 @@
-"""Recordings and annotations as labelled sound: what is heard in them, and when.
+"""Recordings with annotations as labelled sound: what can be heard in them, and when.
 
-    recordings      a folder of sounds, in sub-folders or not; CSV, Parquet or tar; a Hub dataset
+    recordings      a folder of sounds, with or without sub-folders; CSV, Parquet or tar; a Hub
+                    dataset
     annotations     see `annotations`
 
-    rows            {"audio": undecoded, "label": [class index, …], "name": where from,
+    rows            {"audio": undecoded, "label": [class index, …], "name": origin,
                     "events": [[start, end, class index], …] in seconds, or None: only the labels
                     of the whole recording are known}
 
-A recording that nobody annotated is read for the labels in its label column, if there is one, and
-is left out otherwise: that nothing is marked in it says nothing.
+A recording without annotations takes its labels from its label column, if there is one; otherwise
+it is skipped, because a lack of marks tells nothing.
 """
 
 import logging
@@ -16,10 +17,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import pyarrow
 from datasets import ClassLabel, IterableDataset
 
 from feature_extraction import AudioDecodingError, audio_duration
@@ -30,11 +29,9 @@ from .fingerprint import ClassFingerprint, Fingerprint, checksum, short_name
 from .holdout import NO_LABEL, hold_out
 from .labelled import LabelledAudio, _labels, _name, _sound_key
 from .options import LabelledOptions
-from .sources import AUDIO_SUFFIXES, _table_stream, data_files, hub_revision, open_stream
+from .sources import data_files, hub_revision, open_sounds, open_stream
 
 logger = logging.getLogger(__name__)
-
-_TABLES = (".parquet", ".tar", ".csv", ".tsv")
 
 Row = dict[str, Any]
 
@@ -47,15 +44,17 @@ def open_annotated_audio(
     Args:
         dataset: see above.
         annotations: file or folder, see `read_annotations`.
-        options: columns and parts, as for `open_labelled_audio`.
-        label_column: of the annotations, where it has an unusual name.
+        options: columns and parts, as for `open_labelled_audio`; with the same split for training
+            and evaluation all of it is for evaluation.
+        label_column: of the annotations, if it has an unusual name.
 
     Raises:
-        ValueError: as `read_annotations` and `open_labelled_audio`. Rows that are left out are
-            logged.
+        ValueError: as for `read_annotations` and `open_labelled_audio`. Skipped rows are logged.
     """
     splits = [options.train_split]
-    if options.evaluation_split is not None:
+    # Measured whole, a split is no part of another one.
+    is_whole = options.evaluation_split == options.train_split
+    if options.evaluation_split is not None and not is_whole:
         splits.append(options.evaluation_split)
     if (options.fold_column is None) != (options.evaluation_fold is None):
         raise ValueError("--fold_column and --evaluation_fold belong together.")
@@ -70,7 +69,7 @@ def open_annotated_audio(
             name = _name(row, options.audio_column)
             if name in recordings:
                 raise ValueError(f"{dataset} holds {name} twice; names tell recordings apart here.")
-            recordings[name] = _read_recording(row, number == 1, options, feature)
+            recordings[name] = _read_recording(row, is_whole or number == 1, options, feature)
     found = read_annotations(
         annotations, recordings, lambda name: recordings[name].duration, label_column
     )
@@ -81,8 +80,8 @@ def open_annotated_audio(
     known = {name: r for name, r in recordings.items() if r.labels is not None}
     if len(known) < len(recordings):
         logger.warning(
-            "Recordings left out, as nothing says what is heard in them: %d of %d. An empty file "
-            "of annotations says that nothing is.",
+            "Skipped %d of %d recordings, because nothing says what can be heard in them. An empty "
+            "annotation file says: nothing.",
             len(recordings) - len(known),
             len(recordings),
         )
@@ -97,7 +96,7 @@ def open_annotated_audio(
             content = checksum(short_name(name), recording.events, label)
             classes[label].add(content, is_train=not recording.is_held_out)
     for is_held_out, title in ((False, "train"), (True, "evaluation")):
-        if not clips[is_held_out]:
+        if not clips[is_held_out] and (is_held_out or not is_whole):
             raise ValueError(
                 f"There are no annotated recordings in the {title} part of {dataset}. Check the "
                 "split, fold, group or fraction."
@@ -135,7 +134,7 @@ class _Recording:
 
     @property
     def labels(self) -> list[str] | None:
-        """All that are heard in it; None where nothing says so."""
+        """All labels in it; None if unknown."""
         if self.events is None:
             return self.weak_labels
         return sorted({annotation.label for annotation in self.events})
@@ -147,7 +146,7 @@ def _read_recording(
     try:
         duration = audio_duration(row[options.audio_column])
     except AudioDecodingError:
-        duration = None  # is reported where it is decoded
+        duration = None  # reported on decoding
     if options.fold_column is not None:
         is_held_out = str(row[options.fold_column]) == options.evaluation_fold
     key = _sound_key(row[options.audio_column])
@@ -162,7 +161,7 @@ def _read_recording(
 
 
 def _hold_out(recordings: dict[str, _Recording], options: LabelledOptions) -> None:
-    """Choose the evaluation part where no split and no fold does: a share of each class."""
+    """Choose the evaluation part if neither split nor fold does: a share of each class."""
     if options.fold_column is not None:
         return
     groups: dict[int, Counter] = {}
@@ -175,20 +174,11 @@ def _hold_out(recordings: dict[str, _Recording], options: LabelledOptions) -> No
 
 
 def _open_recordings(dataset: str, split: str, options: LabelledOptions) -> IterableDataset:
-    """Also a folder that holds nothing but sounds."""
-    folder = Path(dataset)
-    if folder.is_dir() and not any(file.suffix in _TABLES[:2] for file in folder.rglob("*")):
-        files = sorted(
-            str(file)
-            for file in folder.rglob("*")
-            if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()
-        )
-        tables = any(file.stem.startswith(("train", split)) for file in folder.glob("*.[ct]sv"))
-        if files and not tables:
-            if options.evaluation_split is not None:
-                raise ValueError(f"{dataset} is a folder of sounds: it has no splits.")
-            table = pyarrow.table({options.audio_column: pyarrow.array(files, pyarrow.string())})
-            return _table_stream(table, None, None)
+    """Also accepts a folder that holds only sounds."""
+    if stream := open_sounds(dataset, options.audio_column):
+        if options.evaluation_split not in (None, options.train_split):
+            raise ValueError(f"{dataset} is a folder of sounds and has no splits.")
+        return stream
     return open_stream(dataset, split, options.dataset_config, options.audio_column)
 
 

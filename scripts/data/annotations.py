@@ -1,18 +1,18 @@
-"""Annotations: who is heard from when to when, as people and programs write it down.
+"""Annotations: what can be heard from when to when, in the formats people and programs write.
 
     Raven       selection table: tab-separated, "Begin Time (s)", "End Time (s)", a label column
     Audacity    label track: start, end, label, tab-separated, without a header
     DCASE       TSV: filename, onset, offset, event_label
     CSV         file, start, end, label; also what `ast-classify` writes: sound, start, end, label
 
-    one file with the names of its recordings, or a folder of files, one per recording, found by
-    its name: bird.wav -> bird.txt, bird.wav.txt, bird.Table.1.selections.txt
+    one file that names its recordings, or a folder of files, one per recording, matched by name:
+    bird.wav -> bird.txt, bird.wav.txt, bird.Table.1.selections.txt
 
     -> {recording: [Annotation(start, end, label), …]}, seconds, by start; and what is wrong with
-       rows that are left out, with their line
+       skipped rows, with their line numbers
 
-Formats are told by their first line, not by their suffix. An annotation file without rows says that
-nothing is heard in its recording; so does a row of DCASE's with nothing but a file name.
+The first line tells the format, not the suffix. An annotation file without rows means that nothing
+can be heard in its recording; so does a DCASE row with only a file name.
 """
 
 import csv
@@ -23,7 +23,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 _SUFFIXES = (".txt", ".tsv", ".csv")
-# In lower case; the first one that a header has counts.
+# In lower case; the first one found in a header counts.
 _FILE_COLUMNS = ("file", "filename", "sound", "path", "recording", "begin path", "begin file")
 _START_COLUMNS = ("start", "onset", "begin time (s)", "start (s)")
 _END_COLUMNS = ("end", "offset", "end time (s)", "end (s)")
@@ -32,42 +32,53 @@ _LABEL_COLUMNS = (
     "common name", "tag",
 )  # fmt: skip
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # `write_csv` puts an apostrophe before these
-_TOLERANCE_S = 0.05  # an end may lie so far behind the sound's: programs round in many ways
+_TOLERANCE_S = 0.05  # an end may be this far past the sound's: programs round differently
 _SHOWN = 20
 
 
 class Annotation(NamedTuple):
-    """A label that is heard from `start` to `end`, in seconds."""
+    """A label present from `start` to `end`, in seconds."""
 
     start: float
     end: float
     label: str
 
 
+def without_overlaps(annotations: Iterable[Annotation]) -> list[Annotation]:
+    """By start; of one label, those that overlap or touch as one."""
+    merged: list[Annotation] = []
+    for event in sorted(annotations, key=lambda event: (event.label, event.start)):
+        if merged and merged[-1].label == event.label and event.start <= merged[-1].end:
+            merged[-1] = merged[-1]._replace(end=max(merged[-1].end, event.end))
+        else:
+            merged.append(event)
+    return sorted(merged)
+
+
 class _Row(NamedTuple):
-    """A row as it stands in a file."""
+    """A row as written in a file."""
 
     line: int
-    file: str | None  # None: the file's own name says it
+    file: str | None  # None: the annotation file's own name tells
     start: str
     end: str
     label: str
 
     @property
     def says_nothing_is_heard(self) -> bool:
-        """DCASE's way: a file name and nothing else."""
+        """Only a file name, as in DCASE: nothing can be heard."""
         return self.start.lower() in ("", "nan") and self.label.lower() in ("", "nan")
 
 
 @dataclass
 class Annotations:
-    """What was read.
+    """The result of reading annotations.
 
     Args:
-        of_recording: recording -> its annotations by start, once each; a recording that nobody
-            annotated is no key.
-        problems: a sentence for each row or file that was left out, with file and line.
-        rows: read, those that were left out included.
+        of_recording: recording -> its annotations by start, without duplicates; recordings without
+            annotations are missing.
+        problems: a sentence for each skipped row or file, with file and line.
+        rows: how many were read, including skipped ones.
     """
 
     of_recording: dict[str, list[Annotation]] = field(default_factory=dict)
@@ -80,12 +91,12 @@ class Annotations:
         return sorted({a.label for events in self.of_recording.values() for a in events})
 
     def describe_problems(self) -> str:
-        """All that was left out, for a person; "" when there is nothing."""
+        """What was skipped, for people; "" if nothing was."""
         if not self.problems:
             return ""
         more = len(self.problems) - _SHOWN
         return (
-            f"Annotations left out: {len(self.problems)}. "
+            f"Annotations skipped: {len(self.problems)}. "
             + " ".join(self.problems[:_SHOWN])
             + (f" And {more} more." if more > 0 else "")
         )
@@ -100,16 +111,16 @@ def read_annotations(
     """Read annotations of known recordings.
 
     Args:
-        path: a file that names its recordings, or a folder: of such files, or of one file per
-            recording, in sub-folders or not; the recordings may lie in it, too.
+        path: a file that names its recordings, or a folder of such files or of one file per
+            recording, with or without sub-folders; it can also hold the recordings.
         recordings: their names: paths, or what a data set calls them.
-        duration_of: a recording's length in seconds, None where it is not known; asked for
-            annotated ones only.
-        label_column: the column with the label, where it has an unusual name.
+        duration_of: returns a recording's length in seconds, or None if unknown; called only for
+            annotated ones.
+        label_column: the column with the label, if it has an unusual name.
 
     Raises:
-        ValueError: when there is no such file or folder, a table has no column for the label, or
-            nothing that is in it belongs to these recordings; the message says why.
+        ValueError: if there is no such file or folder, if a table has no label column, or if
+            nothing in it belongs to these recordings; the message says why.
     """
     path = Path(path)
     if not path.exists():
@@ -134,7 +145,7 @@ def read_annotations(
             own_name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             recording = names.of_track(own_name)
             if recording is None:
-                found.problems.append(f"{file} belongs to none of the recordings by its name.")
+                found.problems.append(f"The name of {file} matches none of the recordings.")
                 continue
             found.of_recording.setdefault(recording, [])
         for row in rows:
@@ -143,7 +154,7 @@ def read_annotations(
             recording = names.of_file(row.file) if row.file is not None else recording
             if recording is None:
                 found.problems.append(
-                    f"{where}: {row.file!r} is none of the recordings, or several."
+                    f"{where}: {row.file!r} matches none of the recordings, or several."
                 )
                 continue
             if row.file is not None and row.says_nothing_is_heard:
@@ -168,28 +179,28 @@ def read_annotations(
 def _checked(row: _Row, duration: float | None) -> Annotation | str:
     """The annotation, or what is wrong with it."""
     try:
-        # Programs write numbers as their user's language does.
+        # Programs write numbers in their user's locale.
         start, end = (float(text.replace(",", ".")) for text in (row.start, row.end))
     except ValueError:
         start = end = math.nan
     if not (math.isfinite(start) and math.isfinite(end)):
-        return f"start {row.start!r} and end {row.end!r} are no times in seconds."
+        return f"start {row.start!r} and end {row.end!r} must be times in seconds."
     if not row.label:
         return "there is no label."
     if end <= start:
-        return f"it ends at {end:g} s, not after it starts, at {start:g} s."
+        return f"it ends at {end:g} s but starts at {start:g} s."
     if start < 0 or (duration is not None and start >= duration):
         of = "" if duration is None else f", which lasts {duration:g} s"
-        return f"it starts at {start:g} s, outside of the sound{of}."
+        return f"it starts at {start:g} s, outside the sound{of}."
     if duration is not None and end > duration:
         if end > duration + _TOLERANCE_S:
-            return f"it ends at {end:g} s, behind the end of the sound, which lasts {duration:g} s."
+            return f"it ends at {end:g} s, after the end of the sound, which lasts {duration:g} s."
         end = duration
     return Annotation(start, end, row.label)
 
 
 def _read_rows(file: Path, label_column: str | None) -> Iterator[_Row]:
-    """The rows of a file in whichever of the formats it is."""
+    """The rows of a file in any of the formats."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -198,7 +209,7 @@ def _read_rows(file: Path, label_column: str | None) -> Iterator[_Row]:
     if not text.strip():
         return
     delimiter = next((mark for mark in ("\t", ";") if mark in lines[0]), ",")
-    # What separates by tabs does not quote: a label may be 5" or "A".
+    # Tab-separated files do not quote: a label can be 5" or "A".
     rows = csv.reader(
         lines,
         delimiter=delimiter,
@@ -222,7 +233,7 @@ def _read_rows(file: Path, label_column: str | None) -> Iterator[_Row]:
         raise ValueError(
             f"{file} has no column for the {missing}; its columns are {', '.join(header)}. "
             "Expected a Raven selection table, an Audacity label track, or a table with the "
-            "columns file, start, end, label (--annotation_label_column names another one)."
+            "columns file, start, end, label (--annotation_label_column names another)."
         )
     of_file = _column(place, _FILE_COLUMNS)
     view, seen = place.get("view"), set()
@@ -246,7 +257,7 @@ def _read_rows(file: Path, label_column: str | None) -> Iterator[_Row]:
 
 def _audacity_rows(lines: Sequence[str]) -> Iterator[_Row]:
     for line, text in enumerate(lines, start=1):
-        # A line with a backslash holds the frequencies of the one before it.
+        # A line that starts with a backslash holds the frequencies of the line before.
         if text.strip() and not text.startswith("\\"):
             start, end, label = [*text.split("\t", 2), "", ""][:3]
             yield _Row(line, None, start.strip(), end.strip(), label.strip())
@@ -270,7 +281,7 @@ def _is_number(text: str) -> bool:
 
 
 class _Names:
-    """Recordings by what annotations call them: a path, the end of one, with or without suffix."""
+    """Finds recordings by the names in annotations: a path or its end, with or without suffix."""
 
     def __init__(self, recordings: Iterable[str]):
         self._by_end: dict[str, set[str]] = {}
@@ -280,18 +291,18 @@ class _Names:
                 self._by_end.setdefault(name, set()).add(recording)
 
     def of_file(self, name: str) -> str | None:
-        """The recording that a row means by `name`; None when there is none, or more than one."""
+        """The recording that a row calls `name`; None if there is none, or more than one."""
         wanted = PurePath(name.replace("\\", "/"))
         found = self._by_end.get(wanted.name, set()) | self._by_end.get(wanted.stem, set())
         if name in found:
             return name
-        # Of recordings with the same name in several folders, the one with most folders in common.
+        # If several folders have one by that name: the one with most folders in common.
         common = {recording: _common_end(wanted, PurePath(recording)) for recording in found}
         best = [r for r, length in common.items() if length == max(common.values())]
         return best[0] if len(best) == 1 else None
 
     def of_track(self, name: str) -> str | None:
-        """The recording of a file of annotations: bird.txt, bird.wav.txt, bird.Table.1.…"""
+        """The recording of an annotation file: bird.txt, bird.wav.txt, bird.Table.1.…"""
         path = PurePath(name)
         stem = path.name
         while "." in stem.lstrip("."):

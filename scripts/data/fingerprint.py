@@ -1,7 +1,7 @@
-"""What a data set holds, in few words: to notice between a kill and the resumption that it changed.
+"""A short fingerprint of a data set, to notice if it changes before a killed run resumes.
 
-Of files in folders or tables: names, sizes and labels, class by class. Of Parquet and tar files:
-labels in their order, and the files' names and sizes. Of a data set on the Hub also its revision.
+For files in folders or tables: names, sizes and labels, class by class. For Parquet and tar files:
+labels in order, and the files' names and sizes. For a data set on the Hub, also its revision.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _MENTIONED = 5  # differences in a message
 
 @dataclass
 class ClassFingerprint:
-    """The clips of a class: how many, and a sum of checksums, which knows no order."""
+    """The clips of a class: how many, and a sum of checksums, independent of order."""
 
     train: int = 0
     evaluation: int = 0
@@ -30,7 +30,7 @@ class ClassFingerprint:
 
 @dataclass
 class Fingerprint:
-    """Of the data that a run trains on and is evaluated on."""
+    """Fingerprint of the data that a run is trained and evaluated on."""
 
     classes: dict[str, ClassFingerprint] = field(default_factory=dict)  # in the labels' order
     files: dict[str, int] = field(default_factory=dict)  # Parquet or tar: bytes by name
@@ -45,7 +45,7 @@ class Fingerprint:
         return {**asdict(self), "order": list(self.classes)}
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
-        """What has changed since `stored`, which `to_json` gave, for an error message."""
+        """What has changed since `stored`, a result of `to_json`; for an error message."""
         found: list[str] = []
         if stored["order"] != list(self.classes):
             found.append(f"classes {_listed(stored['order'])}, now {_listed(list(self.classes))}")
@@ -75,7 +75,7 @@ class Fingerprint:
 
 
 def checksum(*parts: Any) -> int:
-    """64 bits of what some values are, text or bytes."""
+    """A 64-bit checksum of some values, text or bytes."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         encoded = part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape")
@@ -89,7 +89,7 @@ def short_name(path: str) -> str:
 
 
 def file_size(path: str) -> int:
-    """In bytes; -1 of what is no file here, such as an address."""
+    """In bytes; -1 if it is not a local file, such as an address."""
     try:
         return os.stat(path).st_size
     except OSError:

@@ -1,30 +1,29 @@
-"""Which clips to hold out for evaluation: the same share of every class, groups whole.
+"""Chooses the clips to hold out for evaluation: the same share of every class, whole groups only.
 
     groups  {key: how many of its clips have each label}    ->  keys that are held out
 
-A key stands for a sound or a group of sounds, and is a checksum. So the choice depends on the
-sounds alone: not on their order, on shards, or on where they are stored.
+A key is the checksum of a sound or a group of sounds. The choice therefore depends only on the
+sounds, not on their order, shards or location.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-NO_LABEL = object()  # of clips that have none, in a multi-label set
+NO_LABEL = object()  # for clips without labels in a multi-label set
 
 
 def hold_out(groups: Mapping[int, Counter], fraction: float) -> set[int]:
-    """Choose groups so that each class comes as close as it can to its share.
+    """Choose groups so that each class comes as close as possible to its share.
 
-    Rare classes choose first, groups in the order of their keys; one is taken when that brings the
-    classes of its clips, together, closer to their shares (a greedy form of iterative
-    stratification: Sechidis et al., ECML PKDD 2011). A class of two groups or more has one in both
-    parts wherever its groups' other classes allow it; of a class with one group, all is for
-    training.
+    Rare classes choose first, groups in the order of their keys. A group is held out if that brings
+    the classes of its clips, taken together, closer to their shares (a greedy form of iterative
+    stratification: Sechidis et al., ECML PKDD 2011). A class with two or more groups gets one in
+    both parts, if its groups' other classes allow it; a class with one group is only trained on.
 
     Args:
         groups: the clips of each label in a group.
-        fraction: of the clips of each class, to be held out.
+        fraction: of each class's clips to hold out.
     """
     totals: Counter = Counter()
     members: dict[Any, list[int]] = {}
@@ -32,7 +31,7 @@ def hold_out(groups: Mapping[int, Counter], fraction: float) -> set[int]:
         totals.update(groups[key])
         for label in groups[key]:
             members.setdefault(label, []).append(key)
-    training = {label: len(keys) for label, keys in members.items()}  # groups left for it
+    training = {label: len(keys) for label, keys in members.items()}  # groups left for training
     held: Counter = Counter()
     chosen: set[int] = set()
 
@@ -46,7 +45,7 @@ def hold_out(groups: Mapping[int, Counter], fraction: float) -> set[int]:
             training[label] -= 1
 
     def cost(key: int) -> float:
-        """How much farther from their shares the classes are with it; negative: closer."""
+        """How much farther from their shares this group moves the classes; negative: closer."""
         return sum(
             abs(held[label] + clips - fraction * totals[label])
             - abs(held[label] - fraction * totals[label])

@@ -1,16 +1,19 @@
-"""Labelled sound for training and evaluation, opened, divided, counted and checked.
+"""Labelled sound for training and evaluation: opens, splits, counts and checks it.
 
-    open_stream     -> one split as it is stored (of `sources`)
+With the label column "" there are no labels (for a student that has only a teacher), and a folder
+of sounds needs no sub-folders.
+
+    open_stream     -> one split as stored (in `sources`)
     LabelledAudio   -> train and evaluation streams with labels as class indices, and their counts
 
-What is wrong with a data set shows here, in the one pass that counts its labels, before any model
-is built.
+Problems with a data set surface here, in the one pass that counts its labels, before any model is
+built.
 """
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -21,7 +24,7 @@ from ..common.options import did_you_mean
 from .fingerprint import ClassFingerprint, Fingerprint, checksum, file_size, short_name
 from .holdout import NO_LABEL, hold_out
 from .options import LabelledOptions
-from .sources import class_folder_splits, data_files, hub_revision, open_stream
+from .sources import class_folder_splits, data_files, hub_revision, open_sounds, open_stream
 
 __all__ = ["LabelledAudio", "for_class_folders", "open_labelled_audio", "open_stream"]
 
@@ -31,7 +34,7 @@ O = TypeVar("O", bound=LabelledOptions)  # noqa: E741
 
 @dataclass
 class LabelledAudio:
-    """Train and evaluation streams of {"audio": undecoded, "label": …, "name": where it is from}.
+    """Train and evaluation streams of {"audio": undecoded, "label": …, "name": origin}.
 
     A label is a class index, or a list of them in a multi-label data set.
     """
@@ -41,24 +44,26 @@ class LabelledAudio:
     label_names: list[str]
     train_counts: list[int]  # clips per class
     evaluation_counts: list[int]
-    problem_type: str  # as a model's config has it
+    problem_type: str  # as in a model's config
     train_clips: int
     evaluation_clips: int
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
 
     def balanced_draws(self) -> list[float]:
-        """How often a training clip is to be drawn per epoch for each of its labels.
+        """How often to draw a training clip per epoch for each of its labels.
 
-        The original's scheme (`gen_weight_file.py` of github.com/YuanGongND/ast): the weight of a
-        clip is the sum of 1000 / (count + 0.01) over its labels, and as many clips as there are
-        are drawn in proportion to it. A clip without labels is never drawn.
+        The original's scheme (`gen_weight_file.py` of github.com/YuanGongND/ast): a clip's weight
+        is the sum of 1000 / (count + 0.01) over its labels, and an epoch draws as many clips as
+        there are, in proportion to their weights. A clip without labels is never drawn.
         """
         weights = [1000 / (count + 0.01) for count in self.train_counts]
         total = sum(c * w for c, w in zip(self.train_counts, weights, strict=True))
         return [self.train_clips * weight / total for weight in weights]
 
 
-def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio:
+def open_labelled_audio(
+    dataset: str, options: LabelledOptions, kept: Mapping[str, str] | None = None
+) -> LabelledAudio:
     """Open a dataset for training, with its evaluation part, and count its labels once.
 
     The evaluation part is `evaluation_split` if given, else the rows whose `fold_column` equals
@@ -68,15 +73,19 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
     Args:
         dataset: see `open_stream`.
         options: columns and parts. A label is a class name or index per clip, or a list of them
-            (multi-label). Where there are groups, the fraction holds them out whole; given parts
-            are checked for common ones.
+            (multi-label). If there are groups, the fraction holds out whole groups; given parts
+            must not share any. With the label column "" there are no labels.
+        kept: further columns, by the name they get in the streams.
 
     Raises:
         ValueError: for a wrong path, an unknown column, a missing or unknown label, an empty part
             or a group in both.
     """
-    stream = open_stream(dataset, options.train_split, options.dataset_config, options.audio_column)
+    stream = _open(dataset, options.train_split, options)
     columns = _checked_columns(dataset, options, stream)
+    for column in (kept or {}).values():
+        if column not in columns:
+            raise ValueError(f"{dataset} has no column {column!r}{did_you_mean(column, columns)}")
     train, evaluation, held_out = _divide(dataset, options, stream)
     for name, part in (("train", train), ("evaluation", evaluation)):
         if not part.clips:
@@ -88,25 +97,26 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         raise ValueError(
             f"{len(common)} values of the column {options.group_column!r}, such as "
             f"{', '.join(common[:3])}, are in both the train and the evaluation part of "
-            f"{dataset}. Choose other parts, or leave out --group_column to accept it."
+            f"{dataset}. Choose other parts, or omit --group_column to accept this."
         )
-    values, label_names = _classes(
-        dataset,
-        options.label_column,
-        train,
-        evaluation,
-        (stream.features or {}).get(options.label_column),
-        options.evaluation_split is not None,
-    )
+    values: list[Any] = []
+    label_names: list[str] = []
+    if options.label_column:
+        values, label_names = _classes(
+            dataset,
+            options.label_column,
+            train,
+            evaluation,
+            (stream.features or {}).get(options.label_column),
+            options.evaluation_split is not None,
+        )
     if isinstance(held_out, _HeldOutKeys):
         _warn_of_small_classes(values, label_names, train, evaluation, options.group_column)
 
     if held_out is None:
         assert options.evaluation_split is not None
         train_rows = stream
-        evaluation_rows = open_stream(
-            dataset, options.evaluation_split, options.dataset_config, options.audio_column
-        )
+        evaluation_rows = _open(dataset, options.evaluation_split, options)
     else:
         train_rows = stream.filter(partial(_negate, held_out))
         evaluation_rows = stream.filter(held_out)
@@ -117,6 +127,7 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
         label_separator=options.label_separator,
         is_multi_label=train.is_multi_label,
         index={value: position for position, value in enumerate(values)},
+        kept=dict(kept or {}),
     )
     splits = [options.train_split]
     if options.evaluation_split is not None:
@@ -134,14 +145,27 @@ def open_labelled_audio(dataset: str, options: LabelledOptions) -> LabelledAudio
     )
 
 
+def _open(
+    dataset: str, split: str, options: LabelledOptions, columns: list[str] | None = None
+) -> IterableDataset:
+    """A split; of a folder without splits, where no labels are wanted, all sounds in it."""
+    if not options.label_column and not class_folder_splits(dataset):
+        stream = open_sounds(dataset, options.audio_column, columns)
+        if stream is not None and split != options.train_split:
+            raise ValueError(f"{dataset} is a folder of sounds: it has no split {split!r}.")
+        if stream is not None:
+            return stream
+    return open_stream(dataset, split, options.dataset_config, options.audio_column, columns)
+
+
 def _checked_columns(dataset: str, options: LabelledOptions, stream: IterableDataset) -> list[str]:
-    """The data's columns, when those that the options name are among them."""
+    """The data's columns, if they include those named by the options."""
     columns = stream.column_names or list(next(iter(stream), {}))
     if not columns:
         raise ValueError(f"The split {options.train_split!r} of {dataset} is empty.")
     for option in ("audio_column", "label_column", "fold_column", "group_column"):
         column = getattr(options, option)
-        if column is not None and column not in columns:
+        if column and column not in columns:
             raise ValueError(
                 f"{dataset} has no column {column!r} (--{option}){did_you_mean(column, columns)}"
             )
@@ -158,9 +182,9 @@ def _checked_columns(dataset: str, options: LabelledOptions, stream: IterableDat
 def _divide(
     dataset: str, options: LabelledOptions, stream: IterableDataset
 ) -> "tuple[_Part, _Part, _HeldOutFold | _HeldOutKeys | None]":
-    """Both parts, counted, and what tells a row of the one from one of the other in a split."""
+    """Both parts, counted, and what tells their rows apart within a split."""
     by_share = options.evaluation_split is None and options.fold_column is None
-    # Sounds are read only where there is no other way: to tell them apart, or they are mere names.
+    # Sounds are read only if necessary: to tell them apart, or if they are just names.
     feature = (stream.features or {}).get(options.audio_column)
     reads_audio = (by_share and options.group_column is None) or feature == Value("string")
     columns = {options.label_column, options.group_column, options.fold_column}
@@ -168,7 +192,7 @@ def _divide(
     read = sorted(filter(None, columns))
 
     def clips_of(split: str) -> Iterator[_Clip]:
-        rows = open_stream(dataset, split, options.dataset_config, options.audio_column, read)
+        rows = _open(dataset, split, options, read)
         for position, row in enumerate(rows):
             yield _read_clip(row, position, f"of the split {split!r} of {dataset}", options)
 
@@ -197,12 +221,12 @@ def _divide(
 
 
 def for_class_folders(dataset: str, options: O) -> O:
-    """Options without what class folders do not have: columns, and often splits.
+    """Options without those that do not apply to class folders: columns, and often splits.
 
-    So a recipe that was made for a table works on them; a warning says what is left aside.
+    This lets a recipe made for a table work on them; a warning says what is ignored.
     """
     splits = class_folder_splits(dataset)
-    if splits is None:
+    if splits is None or not options.label_column:
         return options
     plain: dict[str, Any] = {
         "audio_column": "audio",
@@ -222,7 +246,7 @@ def for_class_folders(dataset: str, options: O) -> O:
     changed = replace(options, **changes)
     held_out = changed.evaluation_split is None
     logger.warning(
-        "%s has class folders%s: left aside %s.%s",
+        "%s has class folders%s: ignored %s.%s",
         dataset,
         "" if splits else " and no splits",
         ", ".join(f"--{name} {getattr(options, name)}" for name in changes),
@@ -244,7 +268,7 @@ class _Clip(NamedTuple):
 
 def _read_clip(row: dict[str, Any], position: int, where: str, options: LabelledOptions) -> _Clip:
     where = f"Row {position} {where}"
-    value = row[options.label_column]
+    value = row[options.label_column] if options.label_column else []
     separator = options.label_separator
     is_multi_label = isinstance(value, list) or separator is not None
     if value is None or (not is_multi_label and value in ("", -1)):
@@ -276,7 +300,7 @@ def _read_clip(row: dict[str, Any], position: int, where: str, options: Labelled
 
 
 def _sound_key(audio: Any) -> int:
-    """A checksum of a sound's bytes, or of its name in its class where it lies in a file."""
+    """A checksum of a sound's bytes, or of its name in its class if it is a file."""
     if isinstance(audio, dict):
         audio = audio.get("bytes") or audio.get("path") or ""
     return checksum(short_name(audio) if isinstance(audio, str) else audio)
@@ -324,7 +348,7 @@ class _Part:
         self.clips += 1
         self.is_multi_label = clip.is_multi_label
         self.labels.update(clip.labels)
-        for label in clip.labels:
+        for label in clip.labels or [NO_LABEL]:
             self.checksums[label] += clip.checksum
         if clip.group is not None:
             self.groups.add(clip.group)
@@ -338,16 +362,19 @@ def _fingerprint(
     train: _Part,
     evaluation: _Part,
 ) -> Fingerprint:
+    # A sound that moves from one part to the other changes the sum, too.
+    sums = {
+        value: (train.checksums[value] + 3 * evaluation.checksums[value]) % 2**64
+        for value in values or [NO_LABEL]
+    }
+    classes = {
+        name: ClassFingerprint(train.labels[value], evaluation.labels[value], sums[value])
+        for value, name in zip(values, label_names, strict=True)
+    }
+    if not values:
+        classes = {"": ClassFingerprint(train.clips, evaluation.clips, sums[NO_LABEL])}
     return Fingerprint(
-        {
-            name: ClassFingerprint(
-                train.labels[value],
-                evaluation.labels[value],
-                # A sound that moves from one part to the other changes the sum, too.
-                (train.checksums[value] + 3 * evaluation.checksums[value]) % 2**64,
-            )
-            for value, name in zip(values, label_names, strict=True)
-        },
+        classes,
         data_files(dataset, splits),
         hub_revision(dataset),
     )
@@ -367,14 +394,14 @@ def _warn_of_small_classes(
     ]
     if small:
         logger.warning(
-            "Too few %s to hold some out, so trained on but not evaluated: %s.",
+            "Too few %s to hold any out; trained on but not evaluated: %s.",
             "clips" if group_column is None else f"values of {group_column!r}",
             _listed(small),
         )
 
 
 def _labels(value: Any, separator: str | None) -> list[Any]:
-    """All labels of a clip, once each."""
+    """All labels of a clip, without duplicates."""
     if isinstance(value, list):
         return list(dict.fromkeys(value))
     if separator is None or not isinstance(value, str):
@@ -385,13 +412,13 @@ def _labels(value: Any, separator: str | None) -> list[Any]:
 def _classes(
     dataset: str, label_column: str, train: _Part, evaluation: _Part, feature: Any, apart: bool
 ) -> tuple[list[Any], list[str]]:
-    """The labels as they are stored, in the order of the classes, and the classes' names.
+    """The labels as stored, in the order of the classes, and the classes' names.
 
     Args:
         dataset, label_column: for messages.
         train, evaluation: what was counted.
         feature: of the label column.
-        apart: whether the evaluation part is a split of its own, which may have other labels.
+        apart: whether the evaluation part is a separate split, which could have other labels.
     """
     feature = getattr(feature, "feature", feature)  # of a list
     values = sorted(train.labels if apart else train.labels | evaluation.labels)
@@ -401,7 +428,7 @@ def _classes(
     for name, part in (("train", train), ("evaluation", evaluation)):
         if unknown := sorted(map(str, set(part.labels) - set(values))):
             raise ValueError(
-                f"The {name} part of {dataset} has labels that are no class of the train "
+                f"The {name} part of {dataset} has labels that are not classes of the train "
                 f"part: {_listed(unknown)}. The classes are {_listed(names)}."
             )
     if not train.labels:
@@ -425,17 +452,20 @@ def _keep(
     label_separator: str | None,
     is_multi_label: bool,
     index: dict[Any, int],
+    kept: dict[str, str],
 ) -> dict[str, Any]:
-    labels = [index[label] for label in _labels(example[label_column], label_separator)]
+    stored = example[label_column] if label_column else []
+    labels = [index[label] for label in _labels(stored, label_separator)]
     return {
         "audio": example[audio_column],
         "label": labels if is_multi_label else labels[0],
         "name": _name(example, audio_column),
+        **{name: example[column] for name, column in kept.items()},
     }
 
 
 def _name(example: dict[str, Any], audio_column: str) -> str:
-    """Where a sound is from: its path, its key in a tar file, else a checksum of its bytes."""
+    """A sound's origin: its path, its key in a tar file, or a checksum of its bytes."""
     audio = example[audio_column]
     path = audio.get("path") if isinstance(audio, dict) else audio
     if isinstance(path, str):

@@ -1,4 +1,4 @@
-"""Synthetic mixtures of labelled clips: a multi-label set out of a single-label one."""
+"""Synthetic mixtures of labelled clips: turns a single-label set into a multi-label one."""
 
 import io
 from pathlib import Path
@@ -23,8 +23,8 @@ _MAX_ATTENUATION_DB = 6.0
 
 
 def mix(sounds: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
-    """Sum of sounds (samples,) at equal peaks, each turned down by 0 to 6 dB; -1..1, the longest's
-    length."""
+    """Sum of sounds (samples,) at equal peaks, each turned down by 0 to 6 dB; within -1..1, as long
+    as the longest."""
     mixture = np.zeros(max(map(len, sounds)), np.float32)
     for sound in sounds:
         gain = 10 ** (-random.uniform(0, _MAX_ATTENUATION_DB) / 20)
@@ -33,7 +33,7 @@ def mix(sounds: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
 
 
 def mix_clips(options: MixOptions) -> list[Path]:
-    """Write the mixtures, a Parquet file per fold, and events.csv of soundscapes.
+    """Write the mixtures, one Parquet file per fold, and for soundscapes events.csv.
 
     Returns:
         The files.

@@ -1,4 +1,4 @@
-"""A data set's statistics as a checkpoint's normalisation: measured, compared, drawn, written."""
+"""Measures, compares, draws and writes a data set's statistics as a checkpoint's normalisation."""
 
 import json
 import logging
@@ -13,9 +13,9 @@ from .statistics import HISTOGRAM_EDGES, Statistics, measure_dataset
 
 logger = logging.getLogger(__name__)
 
-# From where a checkpoint's statistics are far from the data's: means apart, in the checkpoint's
-# standard deviations, or the ratio of the standard deviations. AudioSet's means are 0.5 from those
-# published for ESC-50 and Speech Commands, which were fine-tuned with their own.
+# When a checkpoint's statistics count as far from the data's: the distance of the means, in the
+# checkpoint's standard deviations, or the ratio of the standard deviations. AudioSet's mean is 0.5
+# from those published for ESC-50 and Speech Commands, which were fine-tuned with their own.
 _FAR_MEAN = 0.4
 _FAR_STD = 1.4
 
@@ -23,7 +23,7 @@ _FAR_STD = 1.4
 def draw_histogram(
     statistics: Statistics, path: Path, checkpoint: ASTFeatureExtractor | None = None
 ) -> None:
-    """All log-mel values, with mean ± std of the data and, where given, of a checkpoint."""
+    """Draw all log-mel values, with mean ± std of the data and optionally of a checkpoint."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -55,10 +55,10 @@ def draw_histogram(
 
 
 def difference_from(checkpoint: ASTFeatureExtractor, statistics: Statistics) -> str | None:
-    """How the checkpoint's normalisation fits this data, where it does not fit closely.
+    """Warnings if the checkpoint's normalisation does not fit this data closely.
 
-    A mean that is off is a mistake. Another deviation is a choice: it scales the contrast, the
-    weights were trained with it, and some recipes choose it on purpose.
+    A wrong mean is a mistake. A different deviation is a choice: it scales the contrast, the
+    weights were trained with it, and some recipes use it deliberately.
     """
     shift = (statistics.mean - checkpoint.mean) / checkpoint.std
     spread = statistics.std / checkpoint.std
@@ -74,9 +74,9 @@ def difference_from(checkpoint: ASTFeatureExtractor, statistics: Statistics) -> 
         )
     if not 1 / _FAR_STD <= spread <= _FAR_STD:
         return (
-            f"The checkpoint's deviation is not the data's {both}. That may be on purpose: a "
-            "smaller one gives more contrast, as in esc10.yaml. Keep the one that the weights were "
-            "trained with, as fine-tuning does unless --std says otherwise."
+            f"The checkpoint's deviation differs from the data's {both}. That can be deliberate: a "
+            "smaller one gives more contrast, as in esc10.yaml. Keep the one the weights were "
+            "trained with; fine-tuning does so unless you pass --std."
         )
     return None
 
@@ -89,7 +89,7 @@ def _load_extractor(folder: str) -> ASTFeatureExtractor:
 
 
 def _output_extractor(options: StatsOptions) -> ASTFeatureExtractor:
-    """The one that is to be written: the output folder's own where it has one."""
+    """The one to write: the output folder's own if it has one."""
     if options.output is not None:
         config = Path(options.output) / "preprocessor_config.json"
         if config.exists():
@@ -106,7 +106,7 @@ def dataset_stats(options: StatsOptions) -> Statistics:
     """Measure, print, draw and write, as the options say.
 
     Raises:
-        ValueError: for a wrong path, column or checkpoint, or when no sound can be read.
+        ValueError: for a wrong path, column or checkpoint, or if no sound can be read.
     """
     if not options.dataset:
         raise ValueError("Name a dataset: a folder, Parquet or tar file(s), or one on the Hub.")
@@ -128,7 +128,7 @@ def dataset_stats(options: StatsOptions) -> Statistics:
     print(f"clips   {statistics.clips}")
     print(f"hours   {statistics.samples / extractor.sampling_rate / 3600:.4f}")
     print(f"frames  {statistics.frames}")
-    print(f"floor   {100 * statistics.floor:.1f} % of the values are those of digital silence")
+    print(f"floor   {100 * statistics.floor:.1f} % of the values are digital silence")
     left_out = len(statistics.unreadable) + statistics.too_short
     if left_out:
         print(
@@ -142,7 +142,7 @@ def dataset_stats(options: StatsOptions) -> Statistics:
         if any(Path(options.output).glob("*.safetensors")):
             logger.warning(
                 f"{options.output} holds weights that were trained with {extractor.mean} / "
-                f"{extractor.std}: fine-tune them before they are used with the new statistics."
+                f"{extractor.std}: fine-tune them before using them with the new statistics."
             )
         extractor.mean, extractor.std = round(statistics.mean, 7), round(statistics.std, 7)
         extractor.save_pretrained(options.output)

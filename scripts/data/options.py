@@ -1,4 +1,4 @@
-"""The options that say which sounds a command reads, the same in every command."""
+"""Options for the sounds that a command reads, the same in every command."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ _SOUNDSCAPES = "soundscapes"
 
 @dataclass
 class DatasetOptions(Options):
-    """Where the sounds of a data set are."""
+    """Where a data set's sounds are."""
 
     audio_column: str = setting("audio", "column with the sound", group=GROUP)
     dataset_config: str | None = setting(None, "configuration of the Hub dataset", group=GROUP)
@@ -18,17 +18,17 @@ class DatasetOptions(Options):
 
 @dataclass
 class LabelledOptions(DatasetOptions):
-    """Where their labels are, and which of them are for training and which for evaluation.
+    """Where their labels are, and which are for training and which for evaluation.
 
     Raises:
-        ValueError: for a fraction that is not between 0 and 1.
+        ValueError: for a fraction outside 0 to 1.
     """
 
     label_column: str = setting(
         "label", "column with the class: a name or index, or a list of them", group=GROUP
     )
     label_separator: str | None = setting(
-        None, "between several class names in one string", group=GROUP
+        None, "what separates several class names in one string", group=GROUP
     )
     train_split: str = setting("train", "split to train on", group=GROUP)
     evaluation_split: str | None = setting(None, "split to evaluate on", group=GROUP)
@@ -37,10 +37,10 @@ class LabelledOptions(DatasetOptions):
         None, "the fold to evaluate on", group=GROUP, aliases=["fold"]
     )
     evaluation_fraction: float = setting(
-        0.2, "share held out where there is neither split nor fold", group=GROUP
+        0.2, "share to hold out if there is neither split nor fold", group=GROUP
     )
     group_column: str | None = setting(
-        None, "column with the speaker or recording: held out whole", group=GROUP
+        None, "column with the speaker or recording; groups are held out whole", group=GROUP
     )
 
     def __post_init__(self) -> None:
@@ -52,15 +52,30 @@ class LabelledOptions(DatasetOptions):
 
 
 @dataclass
+class AnnotatedOptions(LabelledOptions):
+    """Where it is written down when what is heard in them."""
+
+    annotations: str | None = setting(
+        None,
+        "file or folder that says what can be heard when (Raven, Audacity, DCASE's TSV, CSV)",
+        group=GROUP,
+        metavar="PATH",
+    )
+    annotation_label_column: str | None = setting(
+        None, "the annotations' label column, if it has an unusual name", group=GROUP
+    )
+
+
+@dataclass
 class StatsOptions(DatasetOptions):
-    """What to measure, and what to do with it."""
+    """What to measure, and what to do with the result."""
 
     dataset: str = setting(
         "", "folder of class folders, CSV, Parquet or tar file(s), or a Hub dataset", positional="?"
     )
     output: str | None = setting(
         None,
-        "folder whose preprocessor_config.json is written, or updated where there is one",
+        "folder whose preprocessor_config.json to write or update",
         metavar="FOLDER",
     )
     checkpoint: str | None = setting(
@@ -71,17 +86,15 @@ class StatsOptions(DatasetOptions):
         "PNG; default: log_mel_histogram.png in the output folder, or none without one",
         metavar="FILE",
     )
-    split: str = setting(
-        "train", "split to measure: the one that the model is trained on", group=GROUP
-    )
-    num_mel_bins: int = setting(128, "mel bins, where the output folder does not say", at_least=1)
-    sampling_rate: int = setting(16000, "Hz, where the output folder does not say", at_least=1)
-    num_workers: int = setting(2, "processes that decode and featurise; 0: this one", at_least=0)
+    split: str = setting("train", "split to measure: the one the model is trained on", group=GROUP)
+    num_mel_bins: int = setting(128, "mel bins, if the output folder does not say", at_least=1)
+    sampling_rate: int = setting(16000, "Hz, if the output folder does not say", at_least=1)
+    num_workers: int = setting(2, "processes that decode and featurise; 0: only this", at_least=0)
 
 
 @dataclass
 class MixOptions(DatasetOptions):
-    """What to mix. All clips of a mixture are of one fold."""
+    """What to mix. All clips of a mixture come from one fold."""
 
     dataset: str = setting(
         "", "folder, CSV, Parquet or tar file(s), or a Hub dataset, with folds", positional="?"
@@ -89,23 +102,21 @@ class MixOptions(DatasetOptions):
     output: str = setting(
         "runs/mixtures", "folder for the Parquet files", metavar="FOLDER", aliases=["output_dir"]
     )
-    mixtures_per_fold: int = setting(160, "mixtures made of each fold's clips", at_least=1)
-    max_clips: int = setting(
-        3, "clips in a mixture: one to so many, each number as likely", at_least=1
-    )
-    seed: int = setting(0, "of what is mixed and how loud")
+    mixtures_per_fold: int = setting(160, "mixtures to make from each fold", at_least=1)
+    max_clips: int = setting(3, "most clips in a mixture; uniform from 1 to this", at_least=1)
+    seed: int = setting(0, "random seed for the choice and loudness of clips")
     soundscape_s: float = setting(
         0.0,
-        "make soundscapes of so many seconds: events at random times in noise, and events.csv, "
-        "which says when; 0: plain mixtures",
+        "make soundscapes of this length instead: events at random times in noise, listed in "
+        "events.csv; 0: plain mixtures",
         at_least=0,
         group=_SOUNDSCAPES,
         metavar="SECONDS",
     )
     snr_from: float = setting(
-        3.0, "an event's level over the noise, at least", group=_SOUNDSCAPES, metavar="DB"
+        3.0, "lowest level of an event above the noise", group=_SOUNDSCAPES, metavar="DB"
     )
-    snr_to: float = setting(15.0, "the same at most", group=_SOUNDSCAPES, metavar="DB")
+    snr_to: float = setting(15.0, "highest level", group=_SOUNDSCAPES, metavar="DB")
     split: str = setting("train", "its split", group=GROUP)
     label_column: str = setting("label", "column with the class, a name or an index", group=GROUP)
     fold_column: str = setting("fold", "column with the fold", group=GROUP)

@@ -1,7 +1,7 @@
 """What to classify: files, folders, globs and datasets as one list of named sounds.
 
-Every sound has a name that is the same in every run, in whatever process it is classified: a file's
-path, or DATASET#SHARD-ROW/FILE for a row of a dataset.
+Every sound has a name that is the same in every run and process: a file's path, or
+DATASET#SHARD-ROW/FILE for a row of a dataset.
 """
 
 import glob
@@ -25,10 +25,10 @@ _DATASET_SUFFIXES = (".parquet", ".tar")
 
 @dataclass(frozen=True)
 class Recording:
-    """A sound by name.
+    """A named sound.
 
     `version` changes when the sound does: size and time of a file, size and checksum of a row's
-    bytes; "" where that is not to be known.
+    bytes; "" if unknown.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Recordings:
     """The sounds that some arguments name, to be shared among processes.
 
     Args:
-        arguments: each one an audio file or an http(s) address; a folder, searched for audio files
-            with its sub-folders, or holding Parquet or tar files; a glob; a Parquet or tar file; or
+        arguments: each an audio file or an http(s) address; a folder that is searched recursively
+            for audio files, or that holds Parquet or tar files; a glob; a Parquet or tar file; or
             the name of a dataset on the Hub, OWNER/NAME.
-        split, config, audio_column: of the datasets among them.
+        split, config, audio_column: for the datasets among them.
 
     Raises:
         ValueError: for a folder or a glob without sounds, or a dataset that cannot be opened.
@@ -56,7 +56,7 @@ class Recordings:
         config: str | None = None,
         audio_column: str = "audio",
     ):
-        files: dict[str, None] = {}  # a set in order: a file that is named twice is one sound
+        files: dict[str, None] = {}  # an ordered set: a file named twice is one sound
         self.datasets: dict[str, IterableDataset] = {}
         self.audio_column = audio_column
         for argument in arguments:
@@ -68,7 +68,7 @@ class Recordings:
         self.files = list(files)
 
     def _open(self, dataset: str, split: str, config: str | None) -> "IterableDataset":
-        from .sources import open_stream  # takes seconds to import, and files need it not
+        from .sources import open_stream  # takes seconds to import, and files do not need it
 
         stream = open_stream(dataset, split, config)
         columns = stream.column_names or list(next(iter(stream), {}))
@@ -80,10 +80,10 @@ class Recordings:
         return stream.select_columns([self.audio_column])
 
     def share(self, index: int, count: int) -> "Iterator[Recording]":
-        """The sounds of process `index` of `count`; all processes' together are all, once.
+        """The sounds of process `index` of `count`; together, the processes get each sound once.
 
-        A dataset is split by its shards (Parquet or tar files), so that each is read by one process
-        only; one of fewer shards than processes is read by all and split row by row.
+        A dataset is split by shards (Parquet or tar files), so that only one process reads each;
+        one with fewer shards than processes is read by all and split row by row.
         """
         for file in self.files[index::count]:
             yield Recording(valid_text(file), file, _file_version(file))
@@ -102,7 +102,7 @@ class Recordings:
                     yield Recording(valid_text(name), sound, _row_version(sound))
 
     def files_in_share(self, index: int, count: int) -> int | None:
-        """How many sounds the share holds; None where datasets do not tell."""
+        """How many sounds the share holds; None if datasets do not tell."""
         return None if self.datasets else len(self.files[index::count])
 
 
@@ -112,14 +112,14 @@ def locate(
     config: str | None = None,
     audio_column: str = "audio",
 ) -> dict[str, Any]:
-    """Where sounds are that `Recordings` named, as `load_audio` reads them.
+    """Find the sounds that `Recordings` named, in a form that `load_audio` reads.
 
     Args:
         names: of recordings.
-        split, config, audio_column: of the data sets among them.
+        split, config, audio_column: for the data sets among them.
 
     Raises:
-        ValueError: for a sound that is no longer there.
+        ValueError: for a sound that no longer exists.
     """
     found: dict[str, Any] = {}
     rows: dict[str, set[str]] = {}  # data set -> names
@@ -130,7 +130,7 @@ def locate(
         elif hash_sign:
             rows.setdefault(dataset, set()).add(name)
         else:
-            raise ValueError(f"{name} is not where it was: run from the same folder as before.")
+            raise ValueError(f"{name} has moved, or this is not the folder you ran from before.")
     for dataset, wanted in rows.items():
         for recording in Recordings([dataset], split, config, audio_column).share(0, 1):
             if recording.name in wanted:
@@ -144,10 +144,10 @@ def locate(
 
 
 def _files(argument: str) -> list[str] | None:
-    """The audio files that an argument means; None for a dataset."""
+    """The audio files that an argument names; None for a dataset."""
     path = Path(argument)
     if not argument.strip():
-        raise ValueError("Expected a file, a folder or a data set, got an empty name.")
+        raise ValueError("Expected a file, a folder or a data set; got an empty name.")
     if argument.startswith(("http://", "https://")):
         return [argument]
     if path.is_dir():
@@ -164,7 +164,7 @@ def _files(argument: str) -> list[str] | None:
         if path.suffix in _DATASET_SUFFIXES:
             return None
         found = sorted(map(Path, glob.glob(argument, recursive=True)))
-        # What a glob finds may hold more than sounds; a file that is named itself is always tried.
+        # A glob may match other files, too; a file named explicitly is always tried.
         files = [str(file) for file in found if file.suffix.lower() in AUDIO_SUFFIXES]
         files += [file for folder in found if folder.is_dir() for file in _audio_files(folder)]
         if not files:
@@ -187,7 +187,7 @@ def _audio_files(folder: Path) -> list[str]:
 def _file_version(file: str) -> str:
     try:
         status = os.stat(file)
-    except (OSError, ValueError):  # an address, or a name that no file can have
+    except (OSError, ValueError):  # an address, or an impossible file name
         return ""
     return f"{status.st_size}-{status.st_mtime_ns}"
 

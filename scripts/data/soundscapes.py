@@ -1,8 +1,8 @@
-"""Synthetic soundscapes: events at known times in soft noise, to learn and to measure detection.
+"""Synthetic soundscapes: events at known times in soft noise, to train and evaluate detection.
 
 clips       (samples,) with a label each: their loud stretch is an event
-background  noise whose power falls with frequency, by a slope that is drawn
-events      anywhere, over one another too, each 3 to 15 dB (say) above the background
+background  noise whose power falls with frequency, with a random slope
+events      anywhere, possibly overlapping, each e.g. 3 to 15 dB above the background
 -> waveform (samples,) and [Annotation(start, end, label), …], exact to the sample
 """
 
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .annotations import Annotation
+from .annotations import Annotation, without_overlaps
 
 _FRAME_S = 0.02
-_ACTIVE = 0.01  # of a clip's 95th percentile of power: 20 dB below what is loud in it
+_ACTIVE = 0.01  # of a clip's 95th percentile of power: 20 dB below its loud parts
 _BACKGROUND = 0.01  # root mean square; full scale is 1
-_SLOPES = (0.4, 1.6)  # power falls with frequency to this power: between white and pink, and beyond
+_SLOPES = (0.4, 1.6)  # power falls as frequency to this exponent; 0: white, 1: pink
 
 
 def active_part(clip: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """A clip without its silent ends: all of it when it is silent or too short to tell."""
+    """A clip without its silent ends; all of it if it is silent or too short to tell."""
     size = int(_FRAME_S * sampling_rate)
     frames = clip[: len(clip) // size * size].reshape(-1, size)
     if not len(frames):
@@ -48,7 +48,7 @@ def soundscape(
     sampling_rate: int,
     random: np.random.Generator,
 ) -> tuple[np.ndarray, list[Annotation]]:
-    """One soundscape with an event of each clip.
+    """One soundscape with one event per clip.
 
     Args:
         clips: label and waveform (samples,) of each.
@@ -58,8 +58,8 @@ def soundscape(
         random: source of all randomness.
 
     Returns:
-        waveform (samples,) in -1..1, float32, and its events by start. Events of one label that
-        overlap or touch are one.
+        waveform (samples,) in -1..1, float32, and its events by start. Events with the same label
+        that overlap or touch are merged.
     """
     samples = round(seconds * sampling_rate)
     waveform = _BACKGROUND * noise(samples, sampling_rate, random)
@@ -75,15 +75,4 @@ def soundscape(
         span = (start / sampling_rate, (start + len(event)) / sampling_rate)
         events.append(Annotation(*span, label))
     peak = np.abs(waveform).max()
-    return (waveform / max(1.0, peak)).astype(np.float32), _merged(events)
-
-
-def _merged(events: list[Annotation]) -> list[Annotation]:
-    """Of one label, those that overlap or touch as one."""
-    merged: list[Annotation] = []
-    for event in sorted(events, key=lambda event: (event.label, event.start)):
-        if merged and merged[-1].label == event.label and event.start <= merged[-1].end:
-            merged[-1] = merged[-1]._replace(end=max(merged[-1].end, event.end))
-        else:
-            merged.append(event)
-    return sorted(merged)
+    return (waveform / max(1.0, peak)).astype(np.float32), without_overlaps(events)

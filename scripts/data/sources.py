@@ -2,8 +2,8 @@
 
     open_stream     -> one split as a streaming `datasets.IterableDataset`; audio stays encoded
 
-`datasets` decodes and encodes its Audio feature with torchcodec, which needs FFmpeg's libraries. So
-audio columns are read as what is stored, bytes or a path, and `load_audio` decodes them in workers.
+`datasets` decodes and encodes its Audio feature with torchcodec, which needs FFmpeg's libraries.
+Audio columns are therefore read as stored, bytes or a path; `load_audio` decodes them in workers.
 """
 
 import logging
@@ -65,11 +65,11 @@ def open_stream(
             Hub.
         split: which one; a file, or a folder without splits, is all "train".
         config: the Hub dataset's configuration.
-        audio_column: with the file names of a CSV.
-        columns: the only ones wanted, in the order of the rows; of Parquet no others are read.
+        audio_column: the column of a CSV with the file names.
+        columns: only these, with rows in order; from Parquet, no others are read.
 
     Raises:
-        ValueError: when there is no such dataset or split.
+        ValueError: if there is no such dataset or split.
     """
     path = Path(dataset)
     if path.is_dir():
@@ -86,17 +86,35 @@ def open_stream(
             raise ValueError(f"No such file: {dataset}")
         if path.suffix in _TABLE_SUFFIXES:
             if split != "train":
-                raise ValueError(f"{dataset} is one table, all 'train': it has no split {split!r}.")
+                raise ValueError(f"{dataset} is one table, split 'train': it has no {split!r}.")
             return _named_files([path], audio_column, columns)
         kind = "parquet" if path.suffix == ".parquet" else "webdataset"
         return _load(kind, split, columns, data_files=dataset)
     if path.is_file():
         raise ValueError(
-            f"{dataset} is a file, expected a folder, CSV (.csv), Parquet (.parquet) or tar (.tar)."
+            f"{dataset} is a file; expected a folder, CSV (.csv), Parquet (.parquet) or tar (.tar)."
         )
     if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
         raise ValueError(f"No such folder or file: {dataset}")
     return _load(dataset, split, columns, name=config)
+
+
+def open_sounds(
+    folder: str, audio_column: str, columns: list[str] | None = None
+) -> IterableDataset | None:
+    """All sounds of a folder and its sub-folders, by path; None of any other data set."""
+    path = Path(folder)
+    if not path.is_dir() or _files_by_kind(path)[1] or _tables(path):
+        return None
+    files = [
+        str(file)
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file() and _is_text(str(file))
+    ]
+    if not files:
+        return None
+    table = pyarrow.table({audio_column: pyarrow.array(files, pyarrow.string())})
+    return _table_stream(table, None, columns)
 
 
 def _file_split(file: Path) -> str:
@@ -104,7 +122,7 @@ def _file_split(file: Path) -> str:
 
 
 def _by_split(data_files: Iterable[Path]) -> dict[str, list[str]]:
-    """Data files by split, told from the start of their name or their folder's."""
+    """Data files by split, according to the start of their name or their folder's."""
     files: dict[str, list[str]] = {}
     for file in sorted(data_files):
         names = (_file_split(file), file.parent.name.lower())
@@ -127,7 +145,7 @@ def _load(kind: str, split: str, columns: list[str] | None, **kwargs: Any) -> It
                 if isinstance(feature, Audio):
                     stream = stream.cast_column(column, Audio(decode=False))
         elif any(isinstance(feature, Audio) for feature in features.values()):
-            # These loaders encode an Audio column themselves unless told that it is none.
+            # These loaders encode an Audio column themselves unless told that it is not one.
             plain = {
                 column: Value(stored) if isinstance(feature, Audio) else feature
                 for column, feature in features.items()
@@ -142,7 +160,7 @@ def _load(kind: str, split: str, columns: list[str] | None, **kwargs: Any) -> It
 
 
 def class_folder_splits(dataset: str) -> list[str] | None:
-    """The splits of a folder of class folders, none where it has none; None for other data."""
+    """The splits of a folder of class folders, empty if it has none; None for other data."""
     path = Path(dataset)
     if not path.is_dir() or _files_by_kind(path)[1] or _tables(path):
         return None
@@ -168,12 +186,12 @@ def hub_revision(dataset: str) -> str | None:
         return None
     try:
         return HfApi().dataset_info(dataset).sha
-    except Exception:  # whatever keeps the Hub from answering: it is streamed from a cache, say
+    except Exception:  # no answer from the Hub, for whatever reason: the data may be cached
         return None
 
 
 def _files_by_kind(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """What loads a folder's Parquet or tar files, and the files by split; none: "", {}."""
+    """The loader of a folder's Parquet or tar files, and the files by split; "", {} if none."""
     for kind, pattern in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
         if files := _by_split(folder.rglob(pattern)):
             return kind, files
@@ -190,7 +208,7 @@ def _tables(folder: Path) -> dict[str, list[str]]:
 
 
 def _class_folders(folder: Path, split: str, columns: list[str] | None) -> IterableDataset:
-    """A folder of class folders (of a split, where it has splits), a path and a label per sound."""
+    """A folder of class folders (one split, if it has splits): a path and a label per sound."""
     names = {child.name for child in folder.iterdir() if child.is_dir()}
     if names and names <= set(_SPLIT_FOLDERS):
         chosen = [name for name in sorted(names) if _SPLIT_FOLDERS[name] == split]
@@ -225,7 +243,7 @@ def _class_folders(folder: Path, split: str, columns: list[str] | None) -> Itera
             labels += [name] * len(found)
     if unnamed:
         logger.warning(
-            "Left out: %d sounds with names that are not UTF-8, such as %r. Rename them.",
+            "Skipped %d sounds with names that are not UTF-8, such as %r. Rename them.",
             len(unnamed),
             unnamed[0],
         )
@@ -240,14 +258,14 @@ def _class_folders(folder: Path, split: str, columns: list[str] | None) -> Itera
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name is UTF-8; Python stands other bytes for with surrogates."""
+    """Whether a file's name is UTF-8; Python represents other bytes by surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _named_files(
     tables: list[Path], audio_column: str, columns: list[str] | None
 ) -> IterableDataset:
-    """CSV files that name sound files, relative to where they are themselves."""
+    """CSV files that name sound files, relative to their own folder."""
     parts = []
     for path in tables:
         try:
@@ -256,7 +274,7 @@ def _named_files(
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True
                 ),
-                # Class names stay what they are.
+                # Class names stay text.
                 convert_options=pyarrow.csv.ConvertOptions(
                     true_values=[], false_values=[], timestamp_parsers=[]
                 ),
@@ -274,8 +292,8 @@ def _named_files(
         ]
         if files and not any("://" in name or os.path.exists(name) for name in files[:10]):
             raise ValueError(
-                f"{path} names {files[0]}, and there is no such file: the column {audio_column!r} "
-                "must hold addresses or paths, relative to the folder of the table."
+                f"{path} names {files[0]}, but there is no such file: the column {audio_column!r} "
+                "must hold addresses, or paths relative to the table's folder."
             )
         place = table.column_names.index(audio_column)
         parts.append(table.set_column(place, audio_column, pyarrow.array(files, pyarrow.string())))
@@ -284,7 +302,7 @@ def _named_files(
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"The columns of {tables[0].parent} do not agree: {error}") from error
     if not len(table):
-        raise ValueError(f"{' and '.join(map(str, tables))} has no rows.")
+        raise ValueError(f"No rows in {' and '.join(map(str, tables))}.")
     return _table_stream(table, None, columns)
 
 

@@ -1,7 +1,7 @@
 """Mean and standard deviation of log-mel values, in one streaming pass over real frames.
 
-Nothing is padded, cut or augmented; every frame counts the same. Parts are added up exactly, so
-that any number of processes measure the same.
+Nothing is padded, cut or augmented; every frame counts the same. Parts add up exactly, so the
+result does not depend on the number of processes.
 """
 
 import itertools
@@ -36,7 +36,7 @@ HISTOGRAM_EDGES = np.linspace(-18, 18, 145)  # log-mel: silence is -15.9, full s
 
 @dataclass
 class Statistics:
-    """Of log-mel values: count, mean and sum of squared deviations, so that parts can be added."""
+    """Count, mean and sum of squared deviations of log-mel values, which can be merged."""
 
     clips: int = 0
     samples: int = 0
@@ -62,7 +62,7 @@ class Statistics:
         )
 
     def add(self, other: "Statistics") -> None:
-        """Take in other clips: Chan's update, exact however large and unequal the parts are."""
+        """Merge in other clips by Chan's update, which is exact even for large, unequal parts."""
         values = self.values + other.values
         if other.values:
             difference = other.mean - self.mean
@@ -78,7 +78,7 @@ class Statistics:
 
 
 def measure_sounds(sounds: list[Any], sampling_rate: int, num_mel_bins: int) -> Statistics:
-    """Statistics of some sounds; those that cannot be read are named, not counted."""
+    """Statistics of some sounds; unreadable ones are named, not counted."""
     total = Statistics()
     for sound in sounds:
         clip = Statistics(clips=1)
@@ -126,7 +126,7 @@ def measure_dataset(
     """Statistics of a streaming dataset's sounds, the same for any number of workers.
 
     Raises:
-        ValueError: when it has no such column, or no sound that can be measured.
+        ValueError: if it has no such column, or no sound that can be measured.
     """
     columns = stream.column_names or list(next(iter(stream), {}))
     if audio_column not in columns:
@@ -165,7 +165,7 @@ def _in_processes(function: Callable[[T], R], items: Iterable[T], num_workers: i
         return
     with ProcessPoolExecutor(
         num_workers,
-        # A fork of a process in which torch has started its threads may hang.
+        # Forking a process in which torch has started threads can hang.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=torch.set_num_threads,
         initargs=(1,),

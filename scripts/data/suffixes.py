@@ -1,4 +1,4 @@
-"""How the names of audio files end."""
+"""File name suffixes of audio files."""
 
 AUDIO_SUFFIXES = {
     *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf"),

@@ -1,4 +1,4 @@
-"""Made-up sounds for demonstrations: no data and no network are needed."""
+"""Synthetic sounds for demonstrations, without data or network."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def _tick(random: Random) -> np.ndarray:
 
 
 def _chirp(random: Random) -> np.ndarray:
-    """A bird: a few notes that each glide upwards."""
+    """A bird: a few notes that glide upwards."""
     sound = np.zeros(int(SECONDS * RATE))
     low = random.uniform(2000, 3500)
     for _ in range(random.integers(3, 7)):

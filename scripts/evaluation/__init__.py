@@ -1,1 +1,1 @@
-"""Metrics, and the report made of them."""
+"""Metrics, and the report made from them."""

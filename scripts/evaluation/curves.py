@@ -1,4 +1,4 @@
-"""Curves that say whether scores can be relied on: reliability, precision against recall."""
+"""Curves that show whether scores can be trusted: reliability, and precision over recall."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ _CURVES = 12  # classes, each with its own colour
 
 
 def reliability(measured: ScoredClips) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What was promised and what came true, bin by bin of the probability.
+    """Predicted probability and actual frequency, in bins of probability.
 
-    One label per clip: of each clip's best label. Several: of every label of every clip.
+    With one label per clip, over each clip's best label; with several, over all labels of all
+    clips.
 
     Returns:
         mean probability, share that was right (NaN in empty bins), answers; (15,) each.
@@ -35,7 +36,7 @@ def reliability(measured: ScoredClips) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def precision_recall(scores: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision at every threshold that makes a difference, highest first.
+    """Recall and precision at every distinct threshold, highest first.
 
     Args:
         scores: (N,).
@@ -48,7 +49,7 @@ def precision_recall(scores: np.ndarray, there: np.ndarray) -> tuple[np.ndarray,
 
 
 def draw_reliability(measured: ScoredClips, path: Path) -> None:
-    """Promised against true, with how many answers each bin holds."""
+    """Actual frequency over predicted probability, with the number of answers per bin."""
     from matplotlib.figure import Figure
 
     promised, true, count = reliability(measured)
@@ -68,7 +69,7 @@ def draw_reliability(measured: ScoredClips, path: Path) -> None:
 
 
 def draw_precision_recall(measured: ScoredClips, labels: list[str], path: Path) -> None:
-    """A curve per class with clips; of many, those with the lowest average precision in colour."""
+    """A curve per class with clips; if there are many, the lowest average precisions in colour."""
     from matplotlib.figure import Figure
     from sklearn.metrics import average_precision_score
 
@@ -94,7 +95,7 @@ def draw_precision_recall(measured: ScoredClips, labels: list[str], path: Path) 
         title = "average precision" if len(ranked) <= _CURVES else "the lowest average precisions"
         place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
         for text in axes.legend(title=title, frameon=False, **place).get_texts():
-            text.set_parse_math(False)  # a class may be called $x
+            text.set_parse_math(False)  # a class name can contain $
     _save(figure, path)
 
 

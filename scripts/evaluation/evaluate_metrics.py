@@ -1,8 +1,8 @@
-"""The metrics as `evaluate.Metric`s, to be added up batch by batch or combined with others.
+"""The metrics as `evaluate.Metric`s, to accumulate batch by batch or combine with others.
 
     evaluate_metric("roc_auc").compute(predictions=scores, references=targets)
 
-Made here, they need no download, as those of `evaluate.load` do.
+Unlike those of `evaluate.load`, they need no download.
 """
 
 import math
@@ -39,14 +39,14 @@ class _ClassificationMetric(evaluate.Metric):
 
 def evaluate_metric(name: str) -> evaluate.Metric:
     """A metric of `METRICS`: its value under its name, and, for a mean over classes,
-    "classes_without_positives": the indices of those that it leaves out.
+    "classes_without_positives": the indices of the classes it excludes.
 
     Raises:
-        ValueError: for a name that the table does not have, or that of the loss.
+        ValueError: for a name that is not in the table, or for the loss.
     """
     known = {key: metric for key, metric in METRICS.items() if metric.function is not None}
     if name not in known:
-        raise ValueError(f"There is no metric {name!r}{did_you_mean(name, known)}")
+        raise ValueError(f"Unknown metric {name!r}{did_you_mean(name, known)}")
     metric = known[name]
 
     def measure(self: Any, clips: ScoredClips) -> dict[str, Any]:

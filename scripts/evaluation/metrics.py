@@ -4,9 +4,9 @@ scores    (N, labels)   probabilities; rankings (average precision, ROC-AUC) tak
 targets   (N,)          class indices: one label per clip
           (N, labels)   0 or 1: any number of labels per clip
 
-`METRICS` is the table of what is measured: a metric is one entry there, and training, reports,
-cards and `evaluate` read it. `compute_metrics` gives all that apply as numbers, `ScoredClips` also
-per class and with confidence intervals. Means over classes leave out the classes without positives.
+`METRICS` is the table of metrics: to add one, add an entry; training, reports, cards and `evaluate`
+read it. `compute_metrics` returns all that apply as numbers, `ScoredClips` also per class and with
+confidence intervals. Means over classes exclude classes without positives.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 CALIBRATION_BINS = 15  # Guo et al., arXiv 1706.04599
-_DECISION = 0.5  # from this probability on, a label of a multi-label model counts as given
+_DECISION = 0.5  # a multi-label model predicts a label from this probability up
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 
 
@@ -29,12 +29,12 @@ class Metric:
     """A figure over clips.
 
     Args:
-        title: its name where people read it.
-        function: what measures it; None for the loss, which comes from the model, not from scores.
-        higher_is_better: whether more of it is better.
-        kinds: the problem types that it applies to.
-        over_classes: it is a mean over the classes that have positives.
-        is_headline: it is the one that people quote first.
+        title: its name for people.
+        function: computes it; None for the loss, which comes from the model, not from scores.
+        higher_is_better: whether more is better.
+        kinds: the problem types it applies to.
+        over_classes: whether it is a mean over the classes that have positives.
+        is_headline: whether it is the one to quote first.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Metric:
     is_headline: bool = False
 
     def is_better(self, new: float | None, old: float | None) -> bool:
-        """Whether a value is better than the best so far; None is an undefined one."""
+        """Whether a value is better than the best so far; None means undefined."""
         if new is None or old is None:
             return old is None and new is not None
         return new > old if self.higher_is_better else new < old
@@ -69,13 +69,13 @@ METRICS: dict[str, Metric] = {
 
 
 def headline(names: Iterable[str]) -> str:
-    """The metric to quote of those that were measured: accuracy, or mAP of several labels."""
+    """The measured metric to quote: accuracy, or mAP for several labels."""
     measured = set(names)
     return next(name for name, metric in METRICS.items() if metric.is_headline and name in measured)
 
 
 def compute_metrics(scores: Any, targets: Any) -> dict[str, float]:
-    """All metrics of a problem type, which is told by the shape of the targets.
+    """All metrics of a problem type, which the shape of the targets determines.
 
     Args:
         scores: (N, labels) probabilities: softmax or sigmoid of the logits.
@@ -83,19 +83,19 @@ def compute_metrics(scores: Any, targets: Any) -> dict[str, float]:
 
     Returns:
         Those of `METRICS` that apply, and "classes_without_positives": how many classes the means
-        over classes leave out. NaN where nothing is left; d′ of a perfect ROC-AUC is infinite.
+        over classes exclude. NaN if no class is left; d′ of a perfect ROC-AUC is infinite.
 
     Raises:
-        ValueError: when shapes do not fit, or scores are NaN or no probabilities.
+        ValueError: if shapes do not fit, or scores are NaN or not probabilities.
     """
     clips = ScoredClips(scores, targets)
     return {**clips.metrics(), "classes_without_positives": len(clips.classes_without_positives)}
 
 
 class ScoredClips:
-    """Scores and targets of clips, to be measured as they are or under weights of the clips.
+    """Scores and targets of clips, to be measured with or without weights.
 
-    A weight (N,) says how often a clip counts. Each class is sorted once, here, which makes a
+    A weight (N,) says how often a clip counts. Each class is sorted only once, which makes a
     thousand bootstrap resamples affordable.
 
     Args:
@@ -103,7 +103,7 @@ class ScoredClips:
         targets: (N,) or (N, labels), as for `compute_metrics`.
 
     Raises:
-        ValueError: when shapes do not fit, a target is no class, or a score is NaN.
+        ValueError: if shapes do not fit, a target is not a class, or a score is NaN.
     """
 
     def __init__(self, scores: Any, targets: Any):
@@ -133,19 +133,19 @@ class ScoredClips:
 
         self._order = np.argsort(-self.scores.T, axis=1, kind="stable")  # (labels, N)
         ranked = np.take_along_axis(self.scores.T, self._order, axis=1)
-        # Clips of equal score share a rank: where each one's group starts and ends, exclusive.
+        # Clips with equal scores share a rank: where each group starts and ends (exclusive).
         ranks = np.arange(num_clips)
         new = np.ones((num_labels, num_clips + 1), bool)
         new[:, 1:-1] = ranked[:, 1:] != ranked[:, :-1]
         first = np.maximum.accumulate(np.where(new[:, :-1], ranks, 0), axis=1)
         end = np.where(new[:, 1:], ranks + 1, num_clips)
         end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
-        # The positives (P,) of all labels, by label and rank; the other clips are only counted.
+        # The positives (P,) of all labels, by label and rank; other clips are only counted.
         self._label, rank = np.nonzero(np.take_along_axis(self.relevant.T, self._order, axis=1))
         self._clip = self._order[self._label, rank]
         self._first, self._end = first[self._label, rank], end[self._label, rank]
         place, start = self._label * num_clips + rank, self._label * num_clips
-        # How many positives of all labels come before: the label's first, the group, its end.
+        # How many positives of all labels come before the label's first, the group, and its end.
         self._positives_before = [
             np.searchsorted(place, start + offset) for offset in (0, self._first, self._end)
         ]
@@ -161,15 +161,15 @@ class ScoredClips:
             ValueError: with several labels per clip.
         """
         if self.is_multi_label:
-            raise ValueError("Accuracy is of clips with one label each: targets (N,), not (N, …).")
+            raise ValueError("Accuracy needs one label per clip: targets (N,), not (N, labels).")
         return float(np.average((self.decided & self.relevant).any(axis=1), weights=weights))
 
     def decisions(
         self, weights: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Precision, recall and F1 of each class, (labels,): the best label, or those from 0.5 on.
+        """Precision, recall and F1 per class, (labels,), of the best label or those from 0.5 up.
 
-        NaN where undefined: recall and F1 without positives, precision of what is never given.
+        NaN where undefined: recall and F1 without positives, precision of labels never predicted.
         """
         if self.is_multi_label:
             self._check_probabilities()
@@ -207,8 +207,8 @@ class ScoredClips:
     def expected_calibration_error(self, weights: np.ndarray | None = None) -> float:
         """Mean distance between the probability of an answer and how often it is right.
 
-        Over 15 bins of equal width, weighted by what is in them (Guo et al., arXiv 1706.04599). An
-        answer is a clip's best label; with several labels per clip every (clip, label) pair is one.
+        Over 15 bins of equal width, weighted by their counts (Guo et al., arXiv 1706.04599). An
+        answer is a clip's best label or, with several labels per clip, any (clip, label) pair.
         """
         weights = self._weights(weights)
         gaps, answers_per_clip = self._calibration_gaps
@@ -229,11 +229,11 @@ class ScoredClips:
     ) -> dict[str, tuple[float, float]]:
         """Low and high end of each metric, by the percentile bootstrap over clips (Efron, 1979).
 
-        It says how much the metrics depend on which clips are in the set. It does not cover other
-        seeds of the training. A class that a resample has no positives of is left out there.
+        It shows how much the metrics depend on which clips are in the set, not on the seed of the
+        training. A class without positives in a resample is excluded from it.
 
         Raises:
-            ValueError: for less than one resample.
+            ValueError: for fewer than one resample.
         """
         if resamples < 1:
             raise ValueError(f"resamples must be at least 1, got {resamples}.")
@@ -248,7 +248,7 @@ class ScoredClips:
             values = np.array([metrics[name] for metrics in drawn])
             values = values[~np.isnan(values)]
             ends = [(1 - level) / 2, (1 + level) / 2]
-            # Drawn values, not between two of them: d′ may be infinite.
+            # Values that were drawn, not interpolated ones: d′ can be infinite.
             low, high = (
                 np.quantile(values, ends, method="inverted_cdf") if len(values) else [math.nan] * 2
             )
@@ -297,7 +297,7 @@ class ScoredClips:
 
 
 class Measurement:
-    """Scored clips under weights; what several metrics are made of is computed once."""
+    """Scored clips with weights; values shared by several metrics are computed once."""
 
     def __init__(self, clips: ScoredClips, weights: np.ndarray | None = None):
         self.clips: ScoredClips = clips
@@ -313,7 +313,7 @@ class Measurement:
 
 
 def d_prime(roc_auc: float) -> float:
-    """Distance of two normal distributions of unit variance with this ROC-AUC: √2 Φ⁻¹(ROC-AUC)."""
+    """Distance of two unit-variance normal distributions with this ROC-AUC: √2 Φ⁻¹(ROC-AUC)."""
     if not 0 < roc_auc < 1:  # also NaN
         return {0.0: -math.inf, 1.0: math.inf}.get(roc_auc, math.nan)
     return math.sqrt(2) * statistics.NormalDist().inv_cdf(roc_auc)
@@ -324,6 +324,6 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean over the classes where there is a value."""
+    """Mean over the classes that have a value."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else math.nan

@@ -11,6 +11,7 @@ from ..common.files import write_whole
 from ..common.shown import readable, shown
 from ..common.tables import write_csv
 from .curves import draw_precision_recall, draw_reliability
+from .detection import DETECTION_METRICS, draw_onset_errors
 from .metrics import METRICS, ScoredClips
 
 _MISTAKES = 50  # in the files
@@ -33,10 +34,10 @@ def per_class(measured: ScoredClips, labels: list[str]) -> list[dict[str, Any]]:
 def most_confident_mistakes(
     measured: ScoredClips, labels: list[str], files: list[str]
 ) -> list[dict[str, Any]]:
-    """The wrong answers that the model is surest of."""
+    """The model's most confident wrong answers."""
     wrong = measured.decided != measured.relevant
     if not measured.is_multi_label:
-        wrong &= measured.decided  # a label that was given in another's place is one mistake
+        wrong &= measured.decided  # predicting one label instead of another is one mistake
     sureness = np.where(measured.decided, measured.scores, 1 - measured.scores)
     clips, given = np.nonzero(wrong)
     surest = np.argsort(-sureness[clips, given], kind="stable")[:_MISTAKES]
@@ -56,7 +57,7 @@ def most_confident_mistakes(
 
 
 def finite(value: Any) -> Any:
-    """With None for NaN and infinity, which JSON does not know."""
+    """With None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -64,7 +65,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) -> None:
+def write_report(
+    report: dict[str, Any],
+    measured: ScoredClips,
+    folder: Path,
+    onset_errors: np.ndarray | None = None,
+) -> None:
+    """Write the files of `ast-evaluate`; onset errors come with a report that has "detection"."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(
@@ -74,6 +81,11 @@ def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) ->
     mistakes = [{**row, "labels": "; ".join(row["labels"])} for row in report["mistakes"]]
     for name, rows in (("per_class", report["per_class"]), ("mistakes", mistakes)):
         write_csv(folder / f"{name}.csv", list(rows[0]) if rows else [], rows)
+    if onset_errors is not None:
+        detection = report["detection"]
+        rows = detection["per_class"]
+        write_csv(folder / "detection_per_class.csv", list(rows[0]), rows)
+        draw_onset_errors(onset_errors, detection["events"], folder / "onset_errors.png")
     if measured.is_multi_label:
         draw_average_precision(report, folder / "average_precision.png")
     else:
@@ -83,7 +95,7 @@ def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) ->
 
 
 def draw_confusion_matrix(measured: ScoredClips, labels: list[str], path: Path) -> None:
-    """Counts of (true, predicted) labels; of many classes, those with the most mistakes."""
+    """Counts of (true, predicted) labels; with many classes, those with the most mistakes."""
     from matplotlib.figure import Figure
 
     matrix = measured.relevant.T.astype(int) @ measured.decided  # (true, predicted)
@@ -116,7 +128,7 @@ def draw_confusion_matrix(measured: ScoredClips, labels: list[str], path: Path) 
 
 
 def draw_average_precision(report: dict[str, Any], path: Path) -> None:
-    """A bar per class with positives, best on top; of many classes, the lowest ones."""
+    """A bar per class with positives, best on top; with many classes, the lowest ones."""
     from matplotlib.figure import Figure
 
     rows = [row for row in report["per_class"] if row["positives"]]
@@ -140,7 +152,7 @@ def draw_average_precision(report: dict[str, Any], path: Path) -> None:
         axes.axvline(mean, color="tab:orange", label=f"mean {mean:.3f}")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     names = [f"{_shortened(row['label'])} ({row['positives']})" for row in rows]
-    axes.set_yticks(places, names, parse_math=False)  # a name may hold $
+    axes.set_yticks(places, names, parse_math=False)  # a name can contain $
     axes.set(xlim=(0, 1.08), ylim=(-0.7, len(rows) - 0.3), xlabel="average precision")
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
@@ -165,18 +177,22 @@ def format_report(report: dict[str, Any]) -> str:
     if len(report["checkpoints"]) > 1:
         lines.append("  (an ensemble: the mean of their probabilities)")
     if report["windowed_clips"]:
-        lines.append(f"  {report['windowed_clips']} longer than the model: heard in windows")
+        lines.append(
+            f"  {report['windowed_clips']} longer than the model's input: cut into windows"
+        )
     if report["unreadable"]:
-        lines.append(f"  {len(report['unreadable'])} more cannot be read: left out")
+        lines.append(f"  {len(report['unreadable'])} more cannot be read: skipped")
     if missing := report["classes_without_positives"]:
         names = shown(", ".join(missing[:10])) + (", …" if len(missing) > 10 else "")
-        lines.append(f"  {len(missing)} classes have no clip, left out of the means: {names}")
+        lines.append(f"  {len(missing)} classes without clips, excluded from means: {names}")
 
     lines += ["", f"{'':12}{'value':>9}   {100 * report['confidence']:g} % interval"]
     for name, metric in report["metrics"].items():
         low, high = _number(metric["low"]), _number(metric["high"])
         lines.append(f"{METRICS[name].title:12}{_number(metric['value']):>9}   {low} – {high}")
 
+    if "detection" in report:
+        lines += _format_detection(report["detection"])
     rows = [row for row in report["per_class"] if row["positives"]]
     rows.sort(key=lambda row: row["average_precision"])
     width = max(5, *(len(_shortened(row["label"])) for row in rows)) if rows else 5
@@ -203,6 +219,34 @@ def format_report(report: dict[str, Any]) -> str:
             f"{shown(mistake['file'])}"
         )
     return "\n".join(lines)
+
+
+def _format_detection(detection: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        f"detection in {detection['recordings']} recordings: {detection['events']} annotated "
+        f"events, {detection['found']} found",
+    ]
+    for name, title in DETECTION_METRICS.items():
+        value, low, high = (
+            _number(detection["metrics"][name][k]) for k in ("value", "low", "high")
+        )
+        lines.append(f"{title:12}{value:>9}   {low} – {high}")
+    onsets = detection["onsets"]
+    lines.append(
+        f"onsets: {100 * onsets['within_200_ms']:.0f} % of the events within 200 ms, "
+        f"median distance {_number(onsets['median_error_s'], 2)} s"
+    )
+    rows = sorted(detection["per_class"], key=lambda row: row["event_f1"])
+    width = max(5, *(len(_shortened(row["label"])) for row in rows))
+    lines += ["", f"{'class':{width}}  events  found  PSDS 1  PSDS 2  event F1  segment F1"]
+    for row in rows[:_SHOWN_CLASSES]:
+        psds_1, psds_2, event_f1, segment_f1 = (_number(row[n], 3) for n in DETECTION_METRICS)
+        lines.append(
+            f"{_shortened(row['label']):{width}}  {row['events']:>6}  {row['found']:>5}  "
+            f"{psds_1:>6}  {psds_2:>6}  {event_f1:>8}  {segment_f1:>10}"
+        )
+    return lines
 
 
 def _number(value: float | None, digits: int = 4) -> str:

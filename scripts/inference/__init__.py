@@ -1,1 +1,1 @@
-"""From recordings to labels, events and the files that people read."""
+"""From recordings to labels, events and files for people to read."""

@@ -1,9 +1,9 @@
-"""A checkpoint, ready to listen: the one way from a sound to scores that all commands take.
+"""A loaded checkpoint: the one way from sound to scores, used by all commands.
 
 sound       whatever `load_audio` reads
-Window      a part of it: features (1, T, F), from when to when
-Scored      the same with scores (labels,) and an embedding (D,); batches go across sounds; of a
-            frame model each of its columns, stitched where windows overlap, without embedding
+Window      a part of it: features (1, T, F) and its time span
+Scored      the same with scores (labels,) and an embedding (D,); batches span sounds; for a frame
+            model, each of its columns, stitched where windows overlap, without embedding
 Heard       all of a sound's windows: labels, events, embeddings
 """
 
@@ -32,31 +32,32 @@ from .heard import Heard
 __all__ = ["DEFAULT_MODEL", "Classifier", "Scored", "Unreadable", "Window", "load_classifier"]
 
 K = TypeVar("K")
+_NONE = np.empty(0, np.float32)
 
 
 def load_classifier(model: str, **kwargs: Any) -> Any:
     """`pipeline("audio-classification")` of a checkpoint: a folder, a bundled or a Hub name.
 
     Raises:
-        ValueError: when there is no such folder, or the Hub cannot be reached.
-        OSError: when there is no such model on the Hub.
+        ValueError: if there is no such folder, or the Hub cannot be reached.
+        OSError: if there is no such model on the Hub.
     """
     model = resolve_checkpoint(model)
-    check_json_files(Path(model))  # those of a folder; `transformers` expects no mistakes
+    check_json_files(Path(model))  # if it is a folder; `transformers` does not expect mistakes
     config = Path(model) / "config.json"
     architectures = json.loads(config.read_bytes()).get("architectures") if config.is_file() else ()
     if architectures == ["ASTModel"]:
         raise ValueError(
             f"{model} has no classification head: fine-tune it first (ast-finetune --model)."
         )
-    # transformers builds its own extractor first, and warns of it; the pipeline takes ours.
+    # transformers first builds its own extractor, with a warning; the pipeline then uses ours.
     warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
     return pipeline("audio-classification", model=model, **kwargs)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a sound, from `start` to `end` in seconds, as the model takes it."""
+    """A part of a sound, from `start` to `end` in seconds, in the form the model takes."""
 
     start: float
     end: float
@@ -66,18 +67,19 @@ class Window:
 
 @dataclass(frozen=True)
 class Scored(Generic[K]):
-    """A window that was listened to, or a column of a frame model."""
+    """A scored window, or a column of a frame model."""
 
     sound: K
     span: tuple[float, float]  # seconds
     is_last: bool
     scores: np.ndarray  # (labels,)
+    logits: np.ndarray  # (labels,); none of a frame model
     embedding: np.ndarray  # (D,)
 
 
 @dataclass(frozen=True)
 class Unreadable(Generic[K]):
-    """A sound that could not be read to its end; its windows so far count for nothing."""
+    """A sound that could not be read to its end; its windows so far do not count."""
 
     sound: K
     error: str
@@ -85,13 +87,13 @@ class Unreadable(Generic[K]):
 
 @dataclass
 class _Columns:
-    """Of the sound that a frame model listens to: how far it has come."""
+    """How far a frame model is in the current sound."""
 
     stitcher: Stitcher | None = None
     count: int = 0
 
     def forget(self) -> None:
-        """The next window is another sound's."""
+        """Start over: the next window belongs to another sound."""
         self.stitcher, self.count = None, 0
 
 
@@ -100,15 +102,15 @@ class Classifier:
 
     Args:
         model: checkpoint folder, ONNX file, Hub name or bundled name.
-        device: default: a GPU where there is one.
+        device: default: a GPU if there is one.
         batch_size: windows per forward pass.
         chunk_length_s, hop_length_s: of the windows, as in the pipeline.
         function_to_apply: "softmax", "sigmoid" or "none" instead of the checkpoint's.
-        window_pooling: of a sound's windows; default: as the checkpoint was trained, else mean.
-        labels: the ones to speak of, in this order; None: all. Scores stay what they are.
+        window_pooling: over a sound's windows; default: as the checkpoint was trained, else mean.
+        labels: the ones to report, in this order; None: all. Scores do not change.
 
     Raises:
-        ValueError: for a checkpoint that cannot be loaded, or is no AST.
+        ValueError: for a checkpoint that cannot be loaded, or is not an AST.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class Classifier:
         config = self.pipeline.model.config
         if not self.pipeline.is_ast:
             raise ValueError(
-                f"{model} is a {config.model_type} checkpoint, expected an Audio Spectrogram "
+                f"{model} is a {config.model_type} checkpoint; expected an Audio Spectrogram "
                 "Transformer."
             )
         self.model_name = model
@@ -154,18 +156,18 @@ class Classifier:
 
     @property
     def is_frame_model(self) -> bool:
-        """Whether it answers for every patch column, not for windows."""
+        """Whether it gives scores for every patch column instead of every window."""
         return self.pipeline.is_frame_model
 
     def new_heard(self) -> Heard:
-        """A sound of which nothing has been heard yet."""
+        """A sound with no windows yet."""
         return Heard(self.label_names, pooling=self.window_pooling)
 
     def windows(self, source: Any, first: int = 0) -> Iterator[Window]:
-        """A sound's windows, from number `first` on.
+        """A sound's windows, starting with number `first`.
 
         Raises:
-            AudioDecodingError: for a sound that cannot be read, at the window where it shows.
+            AudioDecodingError: for a sound that cannot be read, at the window concerned.
         """
         for window in self.pipeline.preprocess(
             source,
@@ -178,10 +180,10 @@ class Classifier:
             yield Window(start, end, window.pop("is_last"), window)
 
     @torch.inference_mode()
-    def score(self, windows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
-        """A batch -> scores (windows, labels), embeddings (windows, D).
+    def score(self, windows: list[Window]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A batch -> scores and logits (windows, labels), embeddings (windows, D).
 
-        Of a frame model scores (windows, columns, labels) and no embeddings, (windows, 0).
+        For a frame model: (windows, columns, labels) and no embeddings, (windows, 0).
         """
         model = self.pipeline.model
         features = pad_collate_fn(None, self.pipeline.feature_extractor)(
@@ -193,26 +195,29 @@ class Classifier:
         else:
             pooled = model.base_model(**features).pooler_output
             logits = model.classifier(pooled)
-        scores = self.pipeline.scores(logits.float(), self.function_to_apply)
-        return scores[..., self._columns].cpu().numpy(), pooled.float().cpu().numpy()
+        logits = logits.float()
+        scores = self.pipeline.scores(logits, self.function_to_apply)
+        of_labels = (values[..., self._columns].cpu().numpy() for values in (scores, logits))
+        return *of_labels, pooled.float().cpu().numpy()
 
     def listen(self, sounds: Iterable[tuple[K, Any, int]]) -> Iterator[Scored[K] | Unreadable[K]]:
-        """Window by window through sounds, in order; batches go across them.
+        """Window by window through sounds, in order; batches span sounds.
 
         Args:
-            sounds: what the answers call each one, the sound, the window to begin with.
+            sounds: for each one its name in the answers, the sound, and the window to begin with.
         """
         batch: list[tuple[K, Window]] = []
         columns = _Columns()
 
         def answers() -> Iterator[Scored[K]]:
-            scores, embeddings = self.score([window for _, window in batch])
+            answered = self.score([window for _, window in batch])
             done, batch[:] = batch[:], []
-            for (key, window), of_labels, vector in zip(done, scores, embeddings, strict=True):
+            for (key, window), of_labels, logits, vector in zip(done, *answered, strict=True):
                 if self.is_frame_model:
                     yield from self._settled_columns(key, window, of_labels, columns)
                     continue
-                yield Scored(key, (window.start, window.end), window.is_last, of_labels, vector)
+                span = (window.start, window.end)
+                yield Scored(key, span, window.is_last, of_labels, logits, vector)
 
         for key, source, first in sounds:
             begun = len(batch)
@@ -233,7 +238,7 @@ class Classifier:
     def _settled_columns(
         self, key: K, window: Window, scores: np.ndarray, columns: "_Columns"
     ) -> Iterator[Scored[K]]:
-        """Those of a frame model that no later window of the sound changes."""
+        """A frame model's columns that no later window of the sound will change."""
         config = self.pipeline.model.config
         samples = round((window.end - window.start) * self.sampling_rate)
         of_sound = self.pipeline.columns_of_sound(torch.from_numpy(scores), samples)
@@ -253,14 +258,14 @@ class Classifier:
         for number, ((start, end), of_labels) in enumerate(
             zip(spans.tolist(), settled, strict=True)
         ):
-            yield Scored(key, (start, end), number == last, of_labels, np.empty(0, np.float32))
+            yield Scored(key, (start, end), number == last, of_labels, _NONE, _NONE)
         if window.is_last:
             columns.forget()
 
     def hear_each(self, sounds: Iterable[tuple[K, Any]]) -> Iterator[tuple[K, Heard | str]]:
-        """Sounds by name -> each one as it was heard, or what is wrong with it.
+        """Sounds by name -> what was heard in each, or what is wrong with it.
 
-        In order, but for unreadable sounds, which may overtake the one before them.
+        In order, except that unreadable sounds may overtake the one before them.
         """
         heard: dict[int, Heard] = {}
         numbered = (((number, key), source, 0) for number, (key, source) in enumerate(sounds))
@@ -279,7 +284,7 @@ class Classifier:
         """One sound.
 
         Raises:
-            AudioDecodingError: when it cannot be read.
+            AudioDecodingError: if it cannot be read.
         """
         ((_, heard),) = self.hear_each([("", source)])
         if isinstance(heard, str):

@@ -1,4 +1,4 @@
-"""Stretches of recordings as files of their own, to be listened to."""
+"""Cuts stretches of recordings into files to listen to."""
 
 import heapq
 import re
@@ -16,14 +16,14 @@ from ..common.shown import valid_text
 from .parts import Result
 
 AROUND_S = 1.0  # seconds before and after a stretch
-_RATE = 16000  # of what soundfile cannot read
+_RATE = 16000  # for formats that soundfile cannot read
 _NAME_BYTES = 80
 
 
 def best_events(results: Iterable[Result], count: int) -> dict[str, list[tuple[str, Event]]]:
-    """Each label's events of the highest scores: the sound's name and the event, best first."""
+    """Each label's highest-scoring events: the sound's name and the event, best first."""
     best: dict[str, list[tuple[float, int, str, Event]]] = {}
-    number = 0  # of equal scores the first ones stay
+    number = 0  # breaks ties: the first events stay
     for result in results:
         for event in result.events:
             number -= 1
@@ -40,7 +40,7 @@ def best_events(results: Iterable[Result], count: int) -> dict[str, list[tuple[s
 
 
 def clip_name(sound: str, start: float, end: float, score: float, suffix: str) -> str:
-    """`0.913_field_12.0-17.1s.wav`: score, source and time; sorted, the best come last."""
+    """`0.913_field_12.0-17.1s.wav`: score, source and time; sorted by name, the best come last."""
     stem = re.sub(r"[^\w.-]+", "_", valid_text(PurePath(sound).stem))
     stem = stem.encode()[:_NAME_BYTES].decode("utf-8", "ignore") or "sound"
     return f"{score:.3f}_{stem}_{start:.1f}-{end:.1f}s{suffix}"
@@ -49,7 +49,7 @@ def clip_name(sound: str, start: float, end: float, score: float, suffix: str) -
 def read_stretch(
     source: Any, start: float, end: float, around: float = AROUND_S
 ) -> tuple[np.ndarray, int]:
-    """A stretch with a little before and after it, as it was recorded where that can be read.
+    """A stretch with a margin before and after it, in its original form where possible.
 
     Args:
         source: what `load_audio` reads.

@@ -1,7 +1,7 @@
-"""The files that results can be written as: another one is another entry of `FORMATS`.
+"""The file formats for results: to add one, add an entry to `FORMATS`.
 
-A table holds the rows of all sounds; a track is a file per sound, with its events, for the program
-that shows it.
+A table holds the rows of all sounds; a track is one file per sound, with its events, for a program
+that displays them.
 """
 
 import itertools
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from modeling_ast.events_ast import Event
 
 _ROWS_AT_ONCE = 10_000
-_HIGHEST_HZ = 8000  # what a model at 16 kHz hears
+_HIGHEST_HZ = 8000  # the highest frequency for a model at 16 kHz
 
 Columns = Mapping[str, str]  # name -> "string", "double", "float" or "vector" of floats
 Rows = Iterable[Mapping[str, Any]]
@@ -30,7 +30,7 @@ class Format:
 
     Args:
         table: writes a file: path, columns, rows.
-        track: a sound's events as text.
+        track: returns a sound's events as text.
         suffix: of a track.
     """
 
@@ -57,7 +57,9 @@ def _write_json(path: Path, columns: Columns, rows: Rows) -> None:
     write_whole(path, write)
 
 
-def write_parquet(path: Path, columns: Columns, rows: Rows) -> None:
+def write_parquet(
+    path: Path, columns: Columns, rows: Rows, metadata: Mapping[str, str] | None = None
+) -> None:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
@@ -67,7 +69,8 @@ def write_parquet(path: Path, columns: Columns, rows: Rows) -> None:
         "float": pyarrow.float32(),
         "vector": pyarrow.list_(pyarrow.float32()),
     }
-    schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    fields = [(name, types[kind]) for name, kind in columns.items()]
+    schema = pyarrow.schema(fields, None if metadata is None else dict(metadata))
 
     def write(unfinished: Path) -> None:
         remaining = iter(rows)
@@ -79,12 +82,12 @@ def write_parquet(path: Path, columns: Columns, rows: Rows) -> None:
 
 
 def _audacity(events: Sequence["Event"]) -> str:
-    """A label track: File > Import > Labels. Start, end and text, separated by tabs."""
+    """A label track for File > Import > Labels: start, end and text, separated by tabs."""
     return "".join(f"{e.start:.6f}\t{e.end:.6f}\t{_one_line(e.label)}\n" for e in events)
 
 
 def _raven(events: Sequence["Event"]) -> str:
-    """A selection table: File > Open Sound Selection Table. The box spans what the model hears."""
+    """A selection table for File > Open Sound Selection Table; boxes span the model's full band."""
     columns = ["Selection", "View", "Channel", "Begin Time (s)", "End Time (s)"]
     columns += ["Low Freq (Hz)", "High Freq (Hz)", "Label", "Score"]
     lines = ["\t".join(columns) + "\n"]

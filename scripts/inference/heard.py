@@ -1,10 +1,10 @@
-"""A sound as the model hears it, and what is made of that.
+"""What a model hears in a sound, and the labels and events that follow from it.
 
 spans       (windows, 2)        seconds
 scores      (windows, labels)   float32
-embeddings  (windows, D)        float32; D is 0 where nobody asked for them
+embeddings  (windows, D)        float32; D is 0 if not requested
 
-Of a frame model the windows are its columns: a tenth of a second each, without overlap.
+For a frame model the windows are its columns: a tenth of a second each, without overlap.
 """
 
 import math
@@ -20,7 +20,7 @@ from modeling_ast.scores_ast import LabelScore, pool_windows, top_labels
 
 
 class Span(NamedTuple):
-    """A part of a sound, in seconds, and the labels that are heard in it, best first."""
+    """A part of a sound, in seconds, and its labels, best first."""
 
     start: float
     end: float
@@ -29,16 +29,16 @@ class Span(NamedTuple):
 
 @dataclass
 class Heard:
-    """A sound's windows, as far as it was listened to."""
+    """A sound's windows so far."""
 
     label_names: Sequence[str]
     spans: list[tuple[float, float]] = field(default_factory=list)
     _scores: list[np.ndarray] = field(default_factory=list)
     _embeddings: list[np.ndarray] = field(default_factory=list)
-    pooling: str | None = None  # of the windows, see `pool_windows`
+    pooling: str | None = None  # over the windows, see `pool_windows`
 
     def add(self, span: tuple[float, float], scores: np.ndarray, embedding: np.ndarray) -> float:
-        """One more window. Returns how many seconds of it no earlier one had heard."""
+        """Add a window. Returns how many seconds of it are new, not part of an earlier one."""
         heard = self.duration
         self.spans.append(span)
         self._scores.append(scores)
@@ -66,7 +66,7 @@ class Heard:
         return pool_windows(torch.from_numpy(self.scores), lengths, self.pooling).numpy()
 
     def labels(self, top_k: int | None = None) -> list[LabelScore]:
-        """Those of the whole sound, best first."""
+        """The whole sound's labels, best first."""
         return top_labels(torch.from_numpy(self.clip_scores()), self.label_names, top_k)
 
     def highest(self, top_k: int | None = None) -> list[LabelScore]:
@@ -81,15 +81,15 @@ class Heard:
         ]
 
     def scores_of(self, labels: Sequence[str]) -> np.ndarray:
-        """(windows, labels): of some labels, in their order."""
+        """(windows, labels): the scores of some labels, in their order."""
         return self.scores[:, [list(self.label_names).index(label) for label in labels]]
 
     def best_window(self, label: str) -> tuple[float, float]:
-        """The one in which a label scores highest."""
+        """The window in which a label scores highest."""
         return self.spans[int(self.scores_of([label]).argmax())]
 
     def events(self, rules: EventRules) -> list[Event]:
-        """What was heard from when to when."""
+        """What was heard, from when to when."""
         return events_from_scores(self.spans, self.scores, self.label_names, rules)
 
     @classmethod
@@ -100,17 +100,17 @@ class Heard:
         scores: np.ndarray,
         embeddings: np.ndarray,
     ) -> "Heard":
-        """Of what `spans`, `scores` and `embeddings` gave."""
+        """Restored from `spans`, `scores` and `embeddings`."""
         starts = [(float(start), float(end)) for start, end in spans]
         return cls(label_names, starts, list(scores), list(embeddings))
 
     @classmethod
     def of_answer(cls, answer: Any) -> "Heard":
-        """Of the pipeline's answer with `return_timestamps=True`; labels that it leaves out of a
-        window score nothing there.
+        """From the pipeline's answer with `return_timestamps=True`; labels missing from a window
+        have no score there.
 
         Raises:
-            ValueError: when the answer has no windows, or they name no label.
+            ValueError: if the answer has no windows, or they name no label.
         """
         windows = answer.get("windows") if isinstance(answer, Mapping) else None
         if not windows:
@@ -119,7 +119,7 @@ class Heard:
             )
         names = list(dict.fromkeys(e["label"] for w in windows for e in w["labels"]))
         if not names:
-            raise ValueError("The answer's windows name no label: ask for a lower threshold.")
+            raise ValueError("The answer's windows name no label: use a lower threshold.")
         lowest = min(0.0, *(e["score"] for w in windows for e in w["labels"]), math.inf)
         scores = np.full((len(windows), len(names)), lowest, np.float32)
         for row, window in zip(scores, windows, strict=True):

@@ -1,4 +1,4 @@
-"""A checkpoint as ONNX files, compared with PyTorch: logits, accuracy, speed."""
+"""Exports a checkpoint to ONNX and compares it with PyTorch: logits, accuracy, speed."""
 
 import logging
 import tempfile
@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import AutoModelForAudioClassification
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTForAudioClassification
+from modeling_ast import ASTForAudioClassification, ASTFrameConfig
 from modeling_ast.export_ast import export_onnx, import_optional
 from modeling_ast.onnx_ast import OnnxModel
 
@@ -27,22 +28,29 @@ COMPARED_SECONDS = (0.1, 0.5, 2.0, 5.0, 10.0, 20.0)
 
 
 class Measured(NamedTuple):
-    """What `check` found of each case: "PyTorch", "ONNX fp32" …"""
+    """What `check` measured for each case: "PyTorch", "ONNX fp32" …"""
 
     accuracy: dict[str, float]  # per cent
-    seconds_per_clip: dict[str, float]  # of the fastest pass
+    seconds_per_clip: dict[str, float]  # in the fastest pass
 
 
 def export_and_check(options: ExportOptions) -> None:
-    """Write the files, compare each one with PyTorch, and measure if asked."""
+    """Write the files, compare each with PyTorch, and optionally measure accuracy and speed."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(package)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     checkpoint = resolve_checkpoint(options.checkpoint)
-    model = ASTForAudioClassification.from_pretrained(checkpoint).eval()
+    # A classifier or a detector, of ours, whatever code lies beside it.
+    model = AutoModelForAudioClassification.from_pretrained(
+        checkpoint, trust_remote_code=False
+    ).eval()
+    if model.config.model_type == ASTFrameConfig.model_type and (options.check or options.web):
+        raise ValueError(
+            f"{options.checkpoint} is a detector: --check and --web are for classifiers."
+        )
     extractor = ASTFeatureExtractor.from_pretrained(checkpoint)
-    # The exporter tells of operators that this graph has none of.
+    # The exporter mentions operators that this graph does not have.
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     if options.web is not None:
@@ -50,7 +58,7 @@ def export_and_check(options: ExportOptions) -> None:
         return
     print(f"Exporting {', '.join(options.variants)}: this takes a minute or more.", flush=True)
     files = export_onnx(model, extractor, options.output, options.variants)
-    print(f"{'file':40}{'MB':>8}   largest difference of a logit to PyTorch's, 0.1 s to 20 s")
+    print(f"{'file':40}{'MB':>8}   largest logit difference to PyTorch, 0.1 s to 20 s")
     for variant, file in files.items():
         difference = largest_difference(OnnxModel(file), model, extractor)
         print(f"{file!s:40}{file.stat().st_size / 1e6:8.1f}   {difference:.1e}")
@@ -74,7 +82,7 @@ def _write_page(
         write_web(file, options.web, name, options.web_runtime)
     size = sum(path.stat().st_size for path in options.web.rglob("*") if path.is_file())
     print(
-        f"Wrote {options.web}, {size / 1e6:.1f} MB. Any static host serves it; to try it: "
+        f"Wrote {options.web}, {size / 1e6:.1f} MB. Any static host can serve it; to try it: "
         f"python -m http.server --bind 127.0.0.1 --directory {options.web}"
     )
 
@@ -83,7 +91,8 @@ def _write_page(
 def largest_difference(
     onnx_model: OnnxModel, model: ASTForAudioClassification, extractor: ASTFeatureExtractor
 ) -> float:
-    """Between ONNX Runtime's and PyTorch's logits, over noise of all `COMPARED_SECONDS`."""
+    """Largest difference between ONNX Runtime's and PyTorch's logits, on noise of all
+    `COMPARED_SECONDS`."""
     random = np.random.default_rng(0)
     largest = 0.0
     for seconds in COMPARED_SECONDS:
@@ -100,7 +109,7 @@ def largest_difference(
 
 
 def features_of(extractor: ASTFeatureExtractor, waveform: np.ndarray, patch_size: int) -> Any:
-    """A clip of any length as the checkpoint was trained: padded, or masked."""
+    """A clip of any length, padded or masked as in the checkpoint's training."""
     return extractor(
         waveform,
         sampling_rate=extractor.sampling_rate,
@@ -121,7 +130,7 @@ def check(
 ) -> Measured:
     """Print and return accuracy and speed of the files, and of PyTorch, on labelled clips.
 
-    Clips are classified one by one, from waveform to label; the cases take turns.
+    Clips are classified one by one, from waveform to label, with the cases alternating.
     """
     data = open_labelled_audio(dataset, options)
     names = {label: index for index, label in model.config.id2label.items()}
@@ -165,7 +174,7 @@ def check(
     if {"ONNX fp32", "ONNX int8"} <= set(cases):
         drop = accuracy["ONNX fp32"] - accuracy["ONNX int8"]
         print(
-            f"int8 against fp32: accuracy drops by {drop:.2f} points, "
+            f"int8 vs fp32: accuracy drops by {drop:.2f} points, "
             f"{fastest['ONNX fp32'] / fastest['ONNX int8']:.2f} x as fast (fastest passes)"
         )
     return Measured(accuracy, {name: time / len(labels) for name, time in fastest.items()})

@@ -1,14 +1,18 @@
-"""The options of the commands that listen."""
+"""The options of the commands that classify sound."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
 from ..data.options import GROUP as SOUNDS
 from ..data.options import DatasetOptions, LabelledOptions
 from .formats import FORMATS
+
+if TYPE_CHECKING:
+    from modeling_ast.events_ast import EventRules
 
 MODEL_HELP = "checkpoint: a folder, an ONNX file, a Hub name or the bundled one"
 # What `ast-export-onnx` can write; modeling_ast/export_ast.py has the same, and a test compares.
@@ -30,53 +34,15 @@ def read_threshold(word: str) -> float | dict[str, float]:
     try:
         thresholds = json.loads(Path(word).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"is a number or a JSON file, got {word!r} ({error})") from error
+        raise ValueError(f"must be a number or a JSON file, got {word!r} ({error})") from error
     if not isinstance(thresholds, dict) or not thresholds:
         raise ValueError(f"{word} must hold {{label: number}}")
     return thresholds
 
 
 @dataclass
-class ClassifyOptions(DatasetOptions):
-    """What to listen to, with which model, and where the results go."""
-
-    sounds: list[str] = setting(
-        [],
-        "audio files or addresses, folders (with their sub-folders), globs, Parquet or tar files, "
-        "folders of such files, or names of Hub datasets",
-        positional="+",
-    )
-    model: str = setting(DEFAULT_MODEL, MODEL_HELP)
-    output: Path | None = setting(
-        None,
-        "write the results into this folder instead of printing them; after an interruption the "
-        "same command resumes",
-        metavar="FOLDER",
-    )
-    top_k: int = setting(3, "labels per row", at_least=1)
-    plot: bool = setting(False, "also draw every sound: OUTPUT/plots/….png")
-    labels: Path | None = setting(
-        None, "only these labels: a text file, a name on each line", metavar="FILE"
-    )
-    clips: Path | None = setting(
-        None,
-        "cut out each label's best events, with a second before and after: FOLDER/LABEL/….wav",
-        metavar="FOLDER",
-    )
-    best: int = setting(5, "clips of a label, at most", at_least=1)
-
-    per: str = setting("file", "what a row is", choices=("file", "window"), group=_RESULTS)
-    json: bool = setting(False, "print JSON instead of a table", group=_RESULTS)
-    formats: list[str] = setting(
-        ["csv"],
-        "tables (csv, json, parquet) of rows and of events; Audacity label tracks and Raven "
-        "selection tables of events, one per sound",
-        choices=tuple(FORMATS),
-        group=_RESULTS,
-    )
-    embeddings: bool = setting(
-        False, "also write embeddings.parquet, a vector per row", group=_RESULTS
-    )
+class HearingOptions(Options):
+    """Which windows a sound is heard in, and what is made of their scores."""
 
     chunk_length_s: float | None = setting(
         None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
@@ -89,11 +55,11 @@ class ClassifyOptions(DatasetOptions):
     )
     window_pooling: str | None = setting(
         None,
-        "the sound's score from its windows'; default: as the checkpoint was trained, else mean",
+        "how to combine the windows' scores of a long sound; default: as the checkpoint was "
+        "trained, else mean",
         choices=("mean", "max", "linear_softmax"),
         group=_WINDOWS,
     )
-    batch_size: int = setting(8, "windows at a time", at_least=1, group=_WINDOWS)
 
     threshold: float = setting(
         0.5,
@@ -106,33 +72,99 @@ class ClassifyOptions(DatasetOptions):
     )
     minimum_length_s: float = setting(
         0.0,
-        "leave out shorter events",
+        "drop shorter events",
         at_least=0,
         group=_EVENTS,
         metavar="SECONDS",
         aliases=["minimum_length"],
     )
-
     median_filter_s: float = setting(
         0.0,
-        "events from the median of the scores over so long: leaves out shorter peaks and gaps",
+        "find events in the running median of the scores over this long; ignores shorter peaks "
+        "and gaps",
         at_least=0,
         group=_EVENTS,
         metavar="SECONDS",
     )
 
-    split: str = setting("train", "of a data set", group=SOUNDS)
+    def event_rules(self) -> "EventRules":
+        """What makes an event.
+
+        Raises:
+            ValueError: for thresholds that contradict each other.
+        """
+        from modeling_ast.events_ast import EventRules  # torch takes a second to load
+
+        return EventRules(
+            self.threshold,
+            self.release_threshold,
+            self.minimum_length_s,
+            self.median_filter_s,
+        )
+
+
+@dataclass
+class ClassifyOptions(DatasetOptions, HearingOptions):
+    """What to listen to, with which model, and where the results go."""
+
+    sounds: list[str] = setting(
+        [],
+        "audio files or addresses, folders (searched recursively), globs, Parquet or tar files, "
+        "folders of such files, or names of Hub datasets",
+        positional="+",
+    )
+    model: str = setting(DEFAULT_MODEL, MODEL_HELP)
+    output: Path | None = setting(
+        None,
+        "write the results into this folder instead of printing them; after an interruption, the "
+        "same command resumes",
+        metavar="FOLDER",
+    )
+    top_k: int = setting(3, "labels per row", at_least=1)
+    plot: bool = setting(False, "also draw every sound: OUTPUT/plots/….png")
+    labels: Path | None = setting(
+        None, "only these labels: a text file with one name per line", metavar="FILE"
+    )
+    clips: Path | None = setting(
+        None,
+        "cut out each label's best events, with a second before and after, as FOLDER/LABEL/….wav",
+        metavar="FOLDER",
+    )
+    best: int = setting(5, "at most this many clips per label", at_least=1)
+
+    per: str = setting("file", "one row per …", choices=("file", "window"), group=_RESULTS)
+    json: bool = setting(False, "print JSON instead of a table", group=_RESULTS)
+    formats: list[str] = setting(
+        ["csv"],
+        "tables (csv, json, parquet) of rows and of events; Audacity label tracks and Raven "
+        "selection tables of events, one per sound",
+        choices=tuple(FORMATS),
+        group=_RESULTS,
+    )
+    embeddings: bool = setting(
+        False, "also write embeddings.parquet, a vector per row", group=_RESULTS
+    )
+    logits: bool = setting(
+        False,
+        "also write answers.parquet: each window's logits, and its embedding with --embeddings: "
+        "what ast-finetune --teacher reads",
+        group=_RESULTS,
+    )
+
+    batch_size: int = setting(8, "windows per forward pass", at_least=1, group=_WINDOWS)
+
+    split: str = setting("train", "split of a data set", group=SOUNDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.output is None:
-            for name in ("embeddings", "plot"):
+            for name in ("embeddings", "logits", "plot"):
                 if getattr(self, name):
                     raise ValueError(f"--{name} writes files: it needs --output FOLDER.")
         elif self.json:
             raise ValueError("--json prints; with --output, choose --formats json.")
         if self.embeddings and self.model.endswith(".onnx"):
-            raise ValueError("--embeddings needs a checkpoint: an ONNX file gives scores only.")
+            raise ValueError("--embeddings needs a checkpoint: an ONNX file only gives scores.")
 
 
 @dataclass
@@ -146,10 +178,10 @@ class DemoOptions(Options):
         None, "also find, review and teach in the index that ast-index wrote", metavar="INDEX"
     )
     marks: Path | None = setting(
-        None, "CSV that marks are saved in; default: INDEX/marks.csv", metavar="FILE"
+        None, "CSV to save marks in; default: INDEX/marks.csv", metavar="FILE"
     )
     write_space: Path | None = setting(
-        None, "write a Hugging Face Space into this folder and stop", metavar="FOLDER"
+        None, "write a Hugging Face Space into this folder and exit", metavar="FOLDER"
     )
     max_minutes: float = setting(10.0, "longest sound", group="limits")
     max_megabytes: int = setting(100, "largest file", at_least=1, group="limits")
@@ -159,7 +191,7 @@ class DemoOptions(Options):
         if not self.max_minutes > 0:
             raise ValueError(f"--max_minutes must be above 0, got {self.max_minutes:g}.")
         if self.marks is not None and self.index is None:
-            raise ValueError("--marks belongs to --index INDEX.")
+            raise ValueError("--marks needs --index INDEX.")
 
 
 @dataclass
@@ -173,7 +205,7 @@ class ExportOptions(LabelledOptions):
     )
     web: Path | None = setting(
         None,
-        "write a page that names sounds in the visitor's browser into this folder, and stop",
+        "write a page that names sounds in the visitor's browser into this folder, and exit",
         metavar="FOLDER",
     )
     web_runtime: Path | None = setting(
@@ -184,7 +216,7 @@ class ExportOptions(LabelledOptions):
     )
     check: str | None = setting(
         None,
-        "measure accuracy and speed on labelled clips: a data set as ast-finetune takes it",
+        "measure accuracy and speed on labelled clips: any data set that ast-finetune takes",
         metavar="DATASET",
     )
     threads: int | None = setting(

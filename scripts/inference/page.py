@@ -1,4 +1,4 @@
-"""The page of `ast-demo`: a sound goes in; labels, timeline, events and an explanation come out."""
+"""The page of `ast-demo`: from a sound to labels, timeline, events and an explanation."""
 
 import html
 import os
@@ -22,12 +22,12 @@ from .heard import Heard
 from .options import DemoOptions
 
 _KEPT_S = 900  # uploads; deleted within a minute after that
-_SESSIONS = 20  # whose last sound is held in memory, for the slider
+_SESSIONS = 20  # whose last sound stays in memory, for the slider
 _TOP_LABELS = 5
-_NAMED_SOUNDS = 12  # that the model knows, before "and … more"
+_NAMED_SOUNDS = 12  # of those the model knows, before "and … more"
 _EVENT_COLUMNS = {"start": "double", "end": "double", "label": "string", "score": "float"}
-# On a phone names of classes wrap instead of being cut off, and pictures are as large as they need
-# to be and scroll.
+# On a phone, class names wrap instead of being cut off, and pictures keep a readable size and
+# scroll.
 _CSS = """
 @media (max-width: 640px) {
     #timeline, #explanation { overflow-x: auto; }
@@ -48,13 +48,13 @@ class Listened:
 
     @property
     def is_long(self) -> bool:
-        """Whether it is more than two windows long: then a mean over all of it says little."""
+        """Whether it is longer than two windows, so that a mean over all of it says little."""
         start, end = self.heard.spans[0]
         return self.heard.duration > 2 * (end - start)
 
     @property
     def best_label(self) -> str:
-        """The label that the page speaks of first."""
+        """The label that the page names first."""
         best = self.heard.highest(1) if self.is_long else self.heard.labels(1)
         return best[0].label
 
@@ -63,8 +63,8 @@ def listen(classifier: Classifier, path: str | Path, max_minutes: float) -> List
     """Classify a file, window by window.
 
     Raises:
-        AudioDecodingError: when it cannot be read; the message has its name, not its folder.
-        ValueError: when it is longer than `max_minutes`; no more than that is decoded.
+        AudioDecodingError: if it cannot be read; the message has its name, not its folder.
+        ValueError: if it is longer than `max_minutes`; no more than that is decoded.
     """
     rate = classifier.sampling_rate
     longest = max_minutes * 60
@@ -74,8 +74,8 @@ def listen(classifier: Classifier, path: str | Path, max_minutes: float) -> List
         raise AudioDecodingError(str(error).replace(str(path), Path(path).name)) from error
     if len(waveform) > longest * rate:
         raise ValueError(
-            f"{Path(path).name} is longer than {max_minutes:g} minutes, the most that this page "
-            "takes. Cut it, or use ast-classify, which takes any length."
+            f"{Path(path).name} is longer than {max_minutes:g} minutes, the limit of this page. "
+            "Cut it, or use ast-classify, which takes any length."
         )
     return Listened(waveform, classifier.hear(waveform))
 
@@ -91,14 +91,14 @@ def draw_timeline(classifier: Classifier, sound: Listened, events: Sequence[Even
 
 
 def can_explain(classifier: Classifier) -> bool:
-    """Whether the model shows its attention: not in an ONNX file, and not with merged tokens."""
+    """Whether the model's attention is available: not from ONNX, and not with merged tokens."""
     model = classifier.pipeline.model
     is_torch = isinstance(model, torch.nn.Module)
     return is_torch and not classifier.pipeline.model.config.merged_tokens_per_layer
 
 
 def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
-    """Draw what speaks for the best label, in the window that scores it highest, into a PNG.
+    """Draw the evidence for the best label, in the window where it scores highest, into a PNG.
 
     Returns:
         which label and window that is.
@@ -115,7 +115,7 @@ def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
     relevance = class_relevance(model, input_values, index, mask)[0]
     bank = classifier.pipeline.feature_extractor.filterbank
     frames = max(1, bank.num_frames(len(samples)))  # without padding
-    caption = f"What speaks for “{readable(label)}”, {start:.1f} s to {end:.1f} s"
+    caption = f"Evidence for “{readable(label)}”, {start:.1f} s to {end:.1f} s"
     plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption, rate)
     return caption
 
@@ -158,26 +158,26 @@ def build_app(
 
     Args:
         classifier: the model.
-        folder: for the files that the page offers; gradio deletes them when they are old if it is
-            its own, `$GRADIO_TEMP_DIR`.
-        max_minutes: of a sound.
+        folder: for the files that the page offers; gradio deletes old ones if it is gradio's own,
+            `$GRADIO_TEMP_DIR`.
+        max_minutes: longest sound.
         title: of the page.
-        tabs: more of them, beside the one that names sounds: titles, and what builds them.
-        script: JavaScript that runs once the page is there.
+        tabs: more tabs, next to the one that names sounds: titles, and functions that build them.
+        script: JavaScript to run once the page has loaded.
 
     Raises:
-        ValueError: when gradio is not installed.
+        ValueError: if gradio is not installed.
     """
     try:
         import gradio
     except ImportError as error:
         raise ValueError(
-            "The page needs the package gradio, which is not installed. In the folder of this "
-            "project: pip install '.[demo]'"
+            "The page needs the package gradio, which is not installed. In this project's folder, "
+            "run: pip install '.[demo]'"
         ) from error
     import matplotlib
 
-    matplotlib.use("agg")  # drawing happens in threads, where windows cannot open
+    matplotlib.use("agg")  # figures are drawn in threads, which cannot open windows
     explains = can_explain(classifier)
 
     def of_events(sound: Listened, threshold: float) -> list[Any]:
@@ -242,11 +242,11 @@ def build_app(
             try_example = gradio.Button("Try a made-up example", elem_id="example", scale=1)
         hint = gradio.Markdown(
             f"Upload a sound of up to {max_minutes:g} minutes, record one, or try the example. It "
-            "is not kept. Here you will see what is heard and when, and where in the spectrogram "
-            "the model looks.",
+            "is not kept. You will see what the model hears and when, and where in the "
+            "spectrogram it looks.",
             elem_id="hint",
         )
-        # Plain text, as it may hold a file's name.
+        # Plain text, because it may contain a file name.
         message = gradio.Textbox(
             label="This sound cannot be classified", visible=False, elem_id="message"
         )

@@ -1,13 +1,13 @@
-"""What an output folder is made from: results as they come, whole or not at all.
+"""The parts that an output folder is made from: results as they arrive, whole or not at all.
 
-    OUTPUT/settings.json                    what the results depend on; a restart must have the same
+    OUTPUT/settings.json                    what results depend on; must be the same when resuming
     OUTPUT/parts/rank00000-000000.parquet   one row per sound
     OUTPUT/parts/….unfinished.npz           the windows so far of a sound that was interrupted
 
-Any number of processes, one after the other or at the same time, write parts of their own into one
-folder; `common.lock.hold` sees that no two have the same rank. What a killed one had not written
-is missing from the parts, and is done by the next one. A sound that changed after it was classified
-is done again, and the row that was written last counts.
+Any number of processes, in sequence or in parallel, write their own parts into one folder;
+`common.lock.hold` ensures that no two have the same rank. What a killed process had not written is
+missing from the parts, and the next one does it. A sound that changed after it was classified is
+done again, and the latest row counts.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ PART = pa.schema(
 
 @dataclass
 class Result:
-    """What is known of a sound: what was heard in it, or why it could not be read."""
+    """What is known about a sound: what was heard in it, or why it could not be read."""
 
     sound: str
     version: str = ""
@@ -67,10 +67,10 @@ class Result:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write what the results depend on, or compare it with what is there.
+    """Write what the results depend on, or compare it with what the folder has.
 
     Raises:
-        ValueError: when the folder holds results of other settings.
+        ValueError: if the folder holds results with other settings.
     """
     path = folder / "settings.json"
     text = json.dumps({**settings, "format": _FORMAT}, indent=2, sort_keys=True)
@@ -81,7 +81,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}). Choose another --output, or remove that folder."
@@ -91,7 +91,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     if changed:
         key = sorted(changed)[0]
         raise ValueError(
-            f"{folder} holds results with {key} {found.get(key)!r}, this run has "
+            f"{folder} holds results with {key} {found.get(key)!r}, but this run has "
             f"{wanted.get(key)!r}. Choose another --output, or remove that folder."
         )
 
@@ -121,7 +121,7 @@ class Parts:
             self._unfinished(result.sound).unlink(missing_ok=True)
 
     def write_unfinished(self, sound: str, version: str, heard: Heard) -> None:
-        """Keep the windows so far of a sound that is not yet heard to its end."""
+        """Keep the windows so far of an unfinished sound."""
         about = json.dumps({"sound": sound, "version": version})
 
         def write(unfinished: Path) -> None:
@@ -137,7 +137,7 @@ class Parts:
         write_whole(self._unfinished(sound), write)
 
     def unfinished(self, sound: str, version: str, label_names: Sequence[str]) -> Heard:
-        """The windows of a sound that an interrupted run had heard; none: an empty one."""
+        """The windows of a sound kept by an interrupted run; empty if there are none."""
         try:
             with np.load(self._unfinished(sound), allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
@@ -148,7 +148,7 @@ class Parts:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # damaged: the sound is heard from its beginning
+            pass  # damaged: start the sound again
         return Heard(label_names)
 
     def done(self) -> dict[str, str]:
@@ -162,7 +162,7 @@ class Parts:
     def results(self, errors: bool = False, embeddings: bool = False) -> Iterator[Result]:
         """Each sound once: those that were classified, or those that failed.
 
-        Embeddings are read only where they are asked for.
+        Embeddings are read only on request.
         """
         latest = self._latest()
         columns = [name for name in PART.names if name != "embeddings"]
@@ -217,8 +217,8 @@ class Parts:
                 yield sound, np.stack(spans, axis=1), flat.reshape(len(vectors), -1)
 
     def _latest(self) -> dict[str, tuple[Path, int, str, bool]]:
-        """Sound -> where its row is, its version, whether it failed. A success outweighs a failure
-        of the same version."""
+        """Sound -> where its row is, its version, whether it failed. A success beats a failure of
+        the same version."""
         found: dict[str, tuple[Path, int, str, bool]] = {}
         order: dict[str, tuple[Any, ...]] = {}
         for path in self._paths():

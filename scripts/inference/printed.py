@@ -7,13 +7,13 @@ from typing import Any
 from ..common.shown import clock, shown
 from .parts import Result
 
-# A sound this many times as long as a window holds more than one thing: when comes before what.
+# A sound this many times as long as a window holds more than one thing: list what was heard when.
 _LONG = 2.0
 _MOST_EVENTS = 30
 
 
 def format_results(results: Iterable[Result], per: str) -> str:
-    """The readable sounds' labels with their scores in per cent, best first; of a long sound what
+    """The readable sounds' labels with their scores in per cent, best first; for a long sound, what
     was heard when."""
     blocks: list[str] = []
     rows: list[tuple[str, str, str]] = []
@@ -42,7 +42,7 @@ def format_results(results: Iterable[Result], per: str) -> str:
 
 
 def format_json(results: Iterable[Result], per: str) -> str:
-    """An array with an object per sound."""
+    """A JSON array with an object per sound."""
     return json.dumps([_object(r, per) for r in results], indent=2, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""How far a command has listened: files, sound heard of how much, speed, time left."""
+"""A command's progress through its sounds: files, duration done and left, speed, time left."""
 
 import time
 from collections.abc import Sequence
@@ -9,29 +9,29 @@ from tqdm import tqdm
 
 from ..common.shown import clock
 
-# Headers are read of no more files than this: with so many, files alone tell well enough.
+# With more files than this, their headers are not read: counting files is accurate enough.
 _MEASURED_FILES = 500
 
 
 class Progress:
-    """A bar on standard error.
+    """A progress bar on standard error.
 
-    With few files it moves with the sound that is heard, also within a file of hours; with many it
-    counts them.
+    With few files, it moves with the duration processed, even within a file of hours; with many, it
+    counts files.
 
     Args:
-        files: that are to be heard; None where a data set does not tell.
-        disabled: shows nothing.
-        leave: the bar stays when all is done.
+        files: how many there are; None if a data set does not tell.
+        disabled: show nothing.
+        leave: keep the bar at the end.
     """
 
     def __init__(self, files: Sequence[str] | None, disabled: bool = False, leave: bool = True):
         self.total_files = None if files is None else len(files)
         self.files = 0
-        self.seconds = 0.0  # of sound that this run has heard
+        self.seconds = 0.0  # of sound done in this run
         self.text = ""
         self._postfix = [""]  # ours: a disabled bar has none
-        self._at = 0.0  # seconds of the total, with what an earlier run had heard
+        self._at = 0.0  # seconds of the total, including earlier runs
         self._began = time.perf_counter()
         measured = files is not None and not disabled and len(files) <= _MEASURED_FILES
         self.total_s = total_duration(files) if files and measured else None
@@ -63,12 +63,12 @@ class Progress:
         self._bar.close()
 
     def skip(self, seconds: float) -> None:
-        """Sound that an earlier run has heard."""
+        """Count sound that an earlier run has done."""
         self._at += seconds
         self._show()
 
     def heard(self, seconds: float) -> None:
-        """More sound was heard."""
+        """Count more sound as done."""
         self.seconds += seconds
         self._at += seconds
         if self.total_s is not None:
@@ -76,7 +76,7 @@ class Progress:
         self._show()
 
     def finished(self) -> None:
-        """A sound is done, or cannot be read."""
+        """Count a sound as done, or as unreadable."""
         self.files += 1
         if self.total_s is None:
             self._bar.update()
@@ -105,13 +105,13 @@ class Progress:
 def total_duration(files: Sequence[str]) -> float | None:
     """Seconds of sound in files, by their headers; one that does not say counts as the mean.
 
-    None when no file says.
+    None if no file says.
     """
     import soundfile
 
     known = []
     for file in files:
-        if not Path(file).is_file():  # an address; a pipe, which would wait
+        if not Path(file).is_file():  # an address, or a pipe, which would block
             continue
         try:
             with soundfile.SoundFile(file) as sound:

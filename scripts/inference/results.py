@@ -1,11 +1,12 @@
-"""The files that people read, made from the parts of an output folder.
+"""Makes the files that people read from the parts of an output folder.
 
-OUTPUT/windows.csv, events.csv, audacity/…, embeddings.parquet …
+OUTPUT/windows.csv, events.csv, audacity/…, embeddings.parquet, answers.parquet …
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -19,23 +20,30 @@ from .parts import Parts, Result
 _EVENTS = {"sound": "string", "start": "double", "end": "double", "label": "string"}
 _EVENTS |= {"score": "float"}
 _ROOT = "root"  # the folder of sounds with absolute paths
-_NAME_BYTES = 160  # of a folder or file; 255 is the most, with our suffixes and "unfinished"
+_NAME_BYTES = 160  # of a folder or file; the limit, with our suffixes and "unfinished", is 255
 
 
 def collect(
-    folder: Path, per: str, formats: Iterable[str], top_k: int, embeddings: bool
+    folder: Path,
+    per: str,
+    formats: Iterable[str],
+    top_k: int,
+    embeddings: bool,
+    answers: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Make the files that people read from the parts.
 
     Args:
         folder: the output folder.
-        per: "window" or "file": what a row of the table and of the embeddings is.
-        formats: of `FORMATS`.
+        per: "window" or "file": what one row of the table and of the embeddings stands for.
+        formats: names in `FORMATS`.
         top_k: labels in a row.
         embeddings: also write embeddings.parquet.
+        answers: also write answers.parquet, and this, with the names of the labels as JSON, in its
+            header: the windows' vectors begin with their logits.
 
     Returns:
-        errors: name of the sound -> what was wrong.
+        errors: name of the sound -> what is wrong with it.
     """
     parts = Parts(folder)
     for name in formats:
@@ -48,10 +56,16 @@ def collect(
             for result in parts.results():
                 path = file_of(folder / name, result.sound, how.suffix)
                 _write_text(path, how.track(result.events))
+    labels = 0 if answers is None else len(json.loads(answers["label_names"]))
     if embeddings:
         columns = {"sound": "string", **_span(per), "embedding": "vector"}
-        rows = _embedding_rows(parts.results(embeddings=True), per)
+        rows = _embedding_rows(parts.results(embeddings=True), per, labels)
         write_parquet(folder / "embeddings.parquet", columns, rows)
+    if answers is not None:
+        columns = {"sound": "string", **_span("window"), "logits": "vector"}
+        columns |= {"embedding": "vector"} if embeddings else {}
+        rows = _answer_rows(parts.results(embeddings=True), labels)
+        write_parquet(folder / "answers.parquet", columns, rows, answers)
     errors = {result.sound: str(result.error) for result in parts.results(errors=True)}
     error_file = folder / "errors.csv"
     if errors:
@@ -63,15 +77,15 @@ def collect(
 
 
 def file_of(folder: Path, sound: str, suffix: str) -> Path:
-    """Where a file about a sound goes in a folder of such files."""
+    """The path of a file about a sound, in a folder of such files."""
     return folder / f"{path_of(sound)}{suffix}"
 
 
 def path_of(sound: str) -> PurePath:
     """A sound's name as a path inside a folder: unique, and legal on every system.
 
-    A name that is neither, or too long for a file system, is cut and changed, and ends in a
-    checksum of itself.
+    A name that is neither, or too long for a file system, is shortened and changed, and gets a
+    checksum of itself at the end.
     """
     pieces = sound.split("/")
     if pieces[0] == "":  # an absolute path
@@ -119,9 +133,17 @@ def _event_rows(results: Iterable[Result]) -> Iterator[dict[str, Any]]:
     return ({"sound": r.sound, **event._asdict()} for r in results for event in r.events)
 
 
-def _embedding_rows(results: Iterable[Result], per: str) -> Iterator[dict[str, Any]]:
+def _answer_rows(results: Iterable[Result], labels: int) -> Iterator[dict[str, Any]]:
     for result in results:
-        windows, vectors = result.windows, result.embeddings
+        for window, vector in zip(result.windows, result.embeddings, strict=True):
+            span = {"start": window.start, "end": window.end}
+            answer = {"logits": vector[:labels], "embedding": vector[labels:]}
+            yield {"sound": result.sound, **span, **answer}
+
+
+def _embedding_rows(results: Iterable[Result], per: str, labels: int) -> Iterator[dict[str, Any]]:
+    for result in results:
+        windows, vectors = result.windows, result.embeddings[:, labels:]
         if per == "window":
             for window, vector in zip(windows, vectors, strict=True):
                 span = {"start": window.start, "end": window.end}

@@ -1,6 +1,7 @@
-"""What `ast-classify` does: listen to recordings, print or keep what was heard."""
+"""What `ast-classify` does: classify recordings, and print or store the results."""
 
 import contextlib
+import json
 import sys
 import time
 import zlib
@@ -15,13 +16,14 @@ import torch
 
 from feature_extraction import AudioDecodingError
 from modeling_ast.events_ast import EventRules
+from modeling_ast.scores_ast import activation
 
 from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder
 from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..common.shown import shown
 from ..data.recordings import Recording, Recordings, locate
-from .classifier import Classifier, Unreadable
+from .classifier import Classifier, Scored, Unreadable
 from .clips import best_events, clip_name, write_clip
 from .heard import Heard
 from .options import ClassifyOptions
@@ -31,9 +33,9 @@ from .progress import Progress
 from .results import collect, file_of, path_of
 
 _LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
-PART_S = 30.0  # between writes: what a kill costs at most
+PART_S = 30.0  # between writes: the most that a kill can cost
 PART_WINDOWS = 4096  # in memory, at most, before a write
-_NO_EMBEDDING = np.empty(0, np.float32)
+_NOTHING = np.empty(0, np.float32)
 
 # The settings that the results in a folder depend on; --formats and --per can change.
 _SETTINGS = ["model", "top_k", "chunk_length_s", "hop_length_s", "threshold", "release_threshold"]
@@ -50,12 +52,12 @@ _SETTINGS += [
 
 
 class Listening:
-    """Recordings on their way to results.
+    """Turns recordings into results.
 
     Args:
         classifier: the model.
-        options: what is made of what it hears.
-        begun: the windows of a recording that an earlier run has heard.
+        options: what to make of its scores.
+        begun: returns the windows of a recording from an earlier run.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Listening:
     def results(
         self, recordings: Iterable[Recording], progress: Progress
     ) -> Iterator[Result | None]:
-        """A result per recording, in order; None after each window that is not the last one."""
+        """A result per recording, in order; None after each window but the last."""
         for answer in self.classifier.listen(self._sounds(recordings, progress)):
             recording = answer.sound
             if isinstance(answer, Unreadable):
@@ -82,8 +84,7 @@ class Listening:
                 yield Result(recording.name, recording.version, error=error)
                 continue
             _, heard = self.unfinished[recording.name]
-            embedding = answer.embedding if self.options.embeddings else _NO_EMBEDDING
-            progress.heard(heard.add(answer.span, answer.scores, embedding))
+            progress.heard(heard.add(answer.span, answer.scores, self._kept(answer)))
             if answer.is_last:
                 del self.unfinished[recording.name]
                 progress.finished()
@@ -91,12 +92,18 @@ class Listening:
             else:
                 yield None
 
+    def _kept(self, answer: Scored) -> np.ndarray:
+        """Of a window, besides its scores: logits (labels,), embedding (D,), as one vector."""
+        logits = answer.logits if self.options.logits else _NOTHING
+        embedding = answer.embedding if self.options.embeddings else _NOTHING
+        return np.concatenate([logits, embedding])
+
     def _sounds(
         self, recordings: Iterable[Recording], progress: Progress
     ) -> Iterator[tuple[Recording, Any, int]]:
         for recording in recordings:
             heard = self._begun(recording)
-            if self.classifier.is_frame_model:  # windows before its last column are not kept
+            if self.classifier.is_frame_model:  # its unfinished columns cannot be kept
                 heard = self.classifier.new_heard()
             heard.pooling = self.classifier.window_pooling
             progress.skip(heard.duration)
@@ -119,7 +126,7 @@ class Listening:
 
             path = file_of(options.output / "plots", recording.name, ".png")
             rate = self.classifier.sampling_rate
-            # The sound is read once more: by now it may be gone.
+            # The sound is read again: by now it may be gone.
             with contextlib.suppress(AudioDecodingError):
                 plot_timeline(
                     recording.source, rate, heard, path, result.events, title=recording.name
@@ -129,17 +136,12 @@ class Listening:
 
 def classify(options: ClassifyOptions) -> int:
     """Run the command. Returns the exit status."""
-    # Wrong thresholds are found before hours of work.
-    rules = EventRules(
-        options.threshold,
-        options.release_threshold,
-        options.minimum_length_s,
-        options.median_filter_s,
-    )
+    # Find wrong thresholds before hours of work.
+    rules = options.event_rules()
     status = _print(options, rules) if options.output is None else _write(options, rules)
     if options.model == DEFAULT_MODEL:
         print(
-            f"Heard by the bundled {DEFAULT_MODEL}, which knows ten sounds. For AudioSet's "
+            f"Classified by the bundled {DEFAULT_MODEL}, which knows ten sounds. For AudioSet's "
             f"527: --model {_LARGER_MODEL}",
             file=sys.stderr,
         )
@@ -165,17 +167,20 @@ def _print(options: ClassifyOptions, rules: EventRules) -> int:
 
 
 def _write(options: ClassifyOptions, rules: EventRules) -> int:
-    """Classify this process's share into the output folder; the first process puts all together."""
+    """Classify this process's share into the output folder; the first process merges all shares."""
     output = options.output
     assert output is not None
     settings = {name: getattr(options, name) for name in _SETTINGS}
     settings["labels"] = None if options.labels is None else read_names(options.labels)
     settings["model_version"] = model_version(options.model)
+    if options.logits:
+        settings["logits"] = True
     with listen_into(output, options, rules, settings) as run:
         if run is None:
             return 0
         top_k = min(options.top_k, run.labels)
-        errors = collect(output, options.per, options.formats, top_k, options.embeddings)
+        answers = run.answers if options.logits else None
+        errors = collect(output, options.per, options.formats, top_k, options.embeddings, answers)
         if options.clips is not None:
             _cut_out(options, Parts(output).results())
     print(f"{run} Results: {shown(output)}", file=sys.stderr)
@@ -184,7 +189,7 @@ def _write(options: ClassifyOptions, rules: EventRules) -> int:
 
 
 def _cut_out(options: ClassifyOptions, results: Iterable[Result]) -> None:
-    """The best events of every label as files of their own."""
+    """Cut out every label's best events as files."""
     assert options.clips is not None
     best = best_events(results, options.best)
     sounds = {sound for events in best.values() for sound, _ in events}
@@ -193,7 +198,7 @@ def _cut_out(options: ClassifyOptions, results: Iterable[Result]) -> None:
     for label, events in best.items():
         for sound, event in events:
             name = clip_name(sound, event.start, event.end, event.score, "")
-            # As one piece: a label may hold a slash, a name what no file may.
+            # One path component: a label can contain a slash, a name what no file name can.
             path = file_of(options.clips / path_of(label.replace("/", "_")), name, ".wav")
             write_clip(path, where[sound], event.start, event.end)
             count += 1
@@ -202,12 +207,13 @@ def _cut_out(options: ClassifyOptions, results: Iterable[Result]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has heard, for its last line."""
+    """What a run has done, for its last line."""
 
     seconds: float  # of sound
     elapsed: float
     processes: int
-    labels: int  # that the model knows
+    labels: int  # known to the model
+    answers: dict[str, str]  # what a file of its logits says of them
 
     def __str__(self) -> str:
         everyone = f" by process 0 of {self.processes}" if self.processes > 1 else ""
@@ -225,21 +231,21 @@ def listen_into(
     settings: dict[str, Any],
     check: Callable[[Classifier], None] | None = None,
 ) -> Iterator[Run | None]:
-    """Hear this process's share of the recordings, what an earlier run left of it, into parts.
+    """Classify the rest of this process's share of the recordings into parts.
 
-    Inside the `with` every process is done and the folder still held; the first process gets its
-    `Run`, the others None.
+    Inside the `with`, every process is done and the folder is still locked; the first process gets
+    its `Run`, the others None.
 
     Args:
         output: the folder.
-        options: what to hear and what to keep of it.
-        rules: of events.
-        settings: that the results depend on.
+        options: what to classify and what to keep.
+        rules: for events.
+        settings: what the results depend on.
         check: raises ValueError for a model that does not belong here.
     """
     from accelerate import PartialState
 
-    # Processes wait for the slowest at the end, however many hours its share takes.
+    # At the end, processes wait for the slowest, however many hours its share takes.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
     rank, count = state.process_index, state.num_processes
     recordings = _recordings(options)
@@ -274,17 +280,21 @@ def listen_into(
             yield None
             return
         remove_unfinished(output)
-        yield Run(progress.seconds, elapsed, count, len(classifier.label_names))
+        about = {
+            "label_names": json.dumps(classifier.label_names),
+            "activation": activation(classifier.problem_type),
+        }
+        yield Run(progress.seconds, elapsed, count, len(classifier.label_names), about)
 
 
 def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: Listening) -> None:
-    """Write results every half minute, and whatever ends this run what is heard by then."""
+    """Write results every half minute, and the rest when this run ends, for whatever reason."""
     kept: list[Result] = []
     windows, written = 0, time.perf_counter()
 
     def write() -> None:
         nonlocal kept, windows, written
-        # No longer held before they are written: a signal in between writes none twice.
+        # Cleared before they are written: a signal in between must not write them twice.
         part, kept, windows = kept, [], 0
         parts.write(part)
         for recording, heard in listening.unfinished.values():
@@ -304,15 +314,15 @@ def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: 
 
 
 def read_names(path: Path) -> list[str]:
-    """Names of labels, one on each line; empty lines do not count.
+    """Label names, one per line; empty lines are ignored.
 
     Raises:
-        ValueError: for a file without a name, or with one twice.
+        ValueError: for a file without names, or with a duplicate.
     """
     names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     names = [name for name in names if name]
     if not names:
-        raise ValueError(f"{path} names no label: expected a name on each line.")
+        raise ValueError(f"{path} names no label: expected one name per line.")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{path} names {twice!r} twice.")
@@ -320,13 +330,13 @@ def read_names(path: Path) -> list[str]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What killed runs left half written; nobody writes any more."""
+    """Remove what killed runs left half written; nobody is writing any more."""
     for path in folder.rglob("*.unfinished"):
         path.unlink(missing_ok=True)
 
 
 def model_version(model: str) -> str:
-    """A checksum of a local checkpoint's files, so that results of other weights are not mixed in.
+    """A checksum of a local checkpoint's files, so that results of different weights never mix.
 
     "" for a name on the Hub.
     """
@@ -357,19 +367,20 @@ def _classifier(
         window_pooling=options.window_pooling,
         labels=None if options.labels is None else read_names(options.labels),
     )
-    if options.embeddings and classifier.is_frame_model:
-        raise ValueError(f"--embeddings: {options.model} is a frame model and gives scores only.")
+    for name in ("embeddings", "logits"):
+        if getattr(options, name) and classifier.is_frame_model:
+            raise ValueError(f"--{name}: {options.model} is a frame model and only gives scores.")
     if isinstance(rules.threshold, dict):
         for label in rules.threshold:
             if label not in classifier.label_names:
                 raise ValueError(
-                    f"--threshold names the unknown label {label!r}"
+                    f"--threshold: unknown label {label!r}"
                     f"{did_you_mean(label, classifier.label_names)}"
                 )
     return classifier
 
 
 def report_errors(command: str, errors: dict[str, str]) -> None:
-    """A line for every sound that could not be read."""
+    """Print a line for every sound that could not be read."""
     for error in errors.values():
         print(f"{command}: {shown(error)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A Hugging Face Space: the page with all the code that it needs, ready to push."""
+"""Writes a Hugging Face Space: the page with all the code it needs, ready to push."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ def write_space(folder: Path, checkpoint: str) -> None:
     """Write a Hugging Face Space: `hub_configs/space`, the code, and a local checkpoint.
 
     Raises:
-        ValueError: when the folder exists and is not empty.
+        ValueError: if the folder exists and is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder for the Space.")

@@ -1,4 +1,4 @@
-"""A page per sound: waveform, spectrogram, the top classes over time, events.
+"""Draws a page per sound: waveform, spectrogram, the top classes over time, events.
 
 heard = classifier.hear("an_hour.flac")
 plot_timeline("an_hour.flac", 16000, heard, "an_hour.png", events=heard.events(EventRules()))
@@ -24,8 +24,8 @@ from .heard import Heard
 
 _COLUMNS = 1500  # of the spectrogram, at most: about one per pixel
 _MEL_BINS = 128
-_CURVES = 5  # classes; in one picture more cannot be told apart
-_CURVE_WINDOWS = 40  # with more windows than this, curves lie on one another: a heat map
+_CURVES = 5  # classes; more cannot be told apart in one picture
+_CURVE_WINDOWS = 40  # with more windows than this, curves overlap: draw a heat map
 _HEAT_ROWS = 12  # classes
 _TIME_STEPS_S = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
@@ -42,21 +42,21 @@ def plot_timeline(
     """Draw what was heard when.
 
     A short sound's best classes are curves, a long one's are rows of a heat map. The sound is read
-    block by block, so that ten hours take no more memory than ten minutes.
+    block by block, so ten hours take no more memory than ten minutes.
 
     Args:
         sound: a waveform (samples,) at `sampling_rate`, or anything else `stream_audio` reads.
         sampling_rate: of the waveform and of the spectrogram, in Hz.
-        heard: what a classifier hears in it; of a pipeline's answer: `Heard.of_answer`.
-        path_or_figure: where the page goes: a PNG, PDF or SVG file, or a figure to draw in.
-        events: to be drawn in rows below; None: no place for them.
+        heard: what a classifier hears in it; for a pipeline's answer use `Heard.of_answer`.
+        path_or_figure: where to draw: a PNG, PDF or SVG file, or a figure.
+        events: drawn in rows below; None: no space for them.
         title: of the page.
 
     Returns:
         the figure.
 
     Raises:
-        AudioDecodingError: when the sound cannot be read.
+        AudioDecodingError: if the sound cannot be read.
     """
     end = heard.duration
     is_long = len(heard.spans) > _CURVE_WINDOWS
@@ -67,7 +67,7 @@ def plot_timeline(
         for event in events:
             best[event.label] = max(event.score, best.get(event.label, event.score))
         rows = sorted(best, key=lambda label: -best[label])
-        # Classes that are drawn above first: both have the same order and colours.
+        # Classes drawn above come first: both have the same order and colours.
         rows = [label for label in classes if label in best] + [r for r in rows if r not in classes]
     names = dict.fromkeys([*classes, *rows])
     colours = {label: f"C{index % 10}" for index, label in enumerate(names)}
@@ -109,7 +109,7 @@ def plot_timeline(
                 [(event.start, event.end - event.start)],
                 (row - 0.35, 0.7),
                 color=colours[event.label],
-                edgecolor="white",  # events that touch stay apart
+                edgecolor="white",  # separates events that touch
             )
         axes[3].set_ylim(max(1, len(rows)) - 0.4, -0.6)
         _name_rows(axes[3], rows)
@@ -123,7 +123,7 @@ def plot_timeline(
     if title:
         title = shown(title)
         title = title if len(title) <= 110 else f"…{title[-109:]}"
-        figure.suptitle(title, parse_math=False)  # a name may hold $
+        figure.suptitle(title, parse_math=False)  # a name can contain $
     if not isinstance(path_or_figure, Figure):
         path = Path(path_or_figure)
         write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:] or "png"))
@@ -178,7 +178,7 @@ def _name_rows(axes: Any, labels: Sequence[str]) -> None:
 def _overview(
     sound: Any, sampling_rate: int, end: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The whole sound in at most ~1500 columns.
+    """The whole sound in about 1500 columns at most.
 
     Returns:
         their middles in seconds, the lowest and the highest sample in each, all (columns,), and
@@ -188,7 +188,7 @@ def _overview(
     column = max(1, round(end * sampling_rate / _COLUMNS / shift)) * shift  # samples
     per_block = max(1, 60 * sampling_rate // column)  # columns in about a minute
     hop = per_block * column
-    # A frame is longer than its hop: blocks overlap, so that their last frames are whole.
+    # A frame is longer than its hop: blocks overlap so that their last frames are whole.
     overlap = num_samples(1, sampling_rate) - shift
     lowest, highest, spectra = [], [], []
     for _, samples, is_last in cut_windows(stream_audio(sound, sampling_rate), hop + overlap, hop):

@@ -1,8 +1,8 @@
-"""A page that names sounds in the visitor's browser: static files for any host, no server.
+"""Writes a page that names sounds in the visitor's browser: static files, no server.
 
 index.html, app.js, worker.js, recorder.js    the page
 model.onnx                                    the model, waveform in, 8 bits
-model.json                                    what the page has to know of it
+model.json                                    what the page must know about it
 ort/                                          ONNX Runtime Web, from its npm package
 """
 
@@ -31,20 +31,22 @@ def write_web(onnx_file: Path, folder: Path, name: str, runtime: Path | None = N
 
     Args:
         onnx_file: waveform-in, of any precision; 8 bits are the smallest and fastest.
-        folder: for the files; made when it is not there, and must be empty.
+        folder: for the files; created if missing, must be empty.
         name: of the model, shown on the page.
-        runtime: folder with ONNX Runtime Web's files, the `dist` of its npm package; None: fetched
+        runtime: folder with ONNX Runtime Web's files, the `dist` of its npm package; None: fetch it
             with npm.
 
     Raises:
-        ValueError: when the folder is not empty, the file is not waveform-in, or the runtime
-            cannot be had.
+        ValueError: if the folder is not empty, the file is not waveform-in, or the runtime is not
+            available.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder for the page.")
     model = OnnxModel(onnx_file)
     if model.input_name != "waveform":
-        raise ValueError(f"{onnx_file} takes {model.input_name}; the page needs waveform-in.")
+        raise ValueError(
+            f"{onnx_file} takes {model.input_name}; the page needs a waveform-in file."
+        )
     rate = model.feature_extractor.sampling_rate
     shutil.copytree(hub_configs_folder() / "web", folder, dirs_exist_ok=True)
     _add_runtime(folder / "ort", runtime)
@@ -66,15 +68,17 @@ def _add_runtime(folder: Path, runtime: Path | None) -> None:
             runtime = _fetched(Path(temporary))
         for name in _RUNTIME_FILES:
             if not (runtime / name).is_file():
-                raise ValueError(f"{runtime} has no {name}: expected the dist of {_RUNTIME}.")
+                raise ValueError(
+                    f"{runtime} has no {name}: expected the dist folder of {_RUNTIME}."
+                )
             shutil.copyfile(runtime / name, folder / name)
 
 
 def _fetched(folder: Path) -> Path:
     """The package's `dist`, fetched with npm into a folder."""
     elsewhere = (
-        f"Fetch it where there is a network, with `npm pack {_RUNTIME}`, unpack it, and name its "
-        "dist folder with --web_runtime."
+        f"On a machine with a network, run `npm pack {_RUNTIME}`, unpack it, and pass its dist "
+        "folder as --web_runtime."
     )
     npm = shutil.which("npm")
     if npm is None:

@@ -1,12 +1,12 @@
-"""Model cards: what a checkpoint hears, from which weights and data, how well, and how to load it.
+"""Model cards: what a checkpoint recognises, from which weights and data, how well, how to load it.
 
     write_model_card("runs/my_sounds", "runs/my_sounds/checkpoint")
 
-Every number comes from a file: `config.json` and the weights of the checkpoint, and of the run
-`arguments.yaml` (recipe), `report.yaml` (machine, result), `metrics.jsonl` (a line per epoch), each
-`evaluation.json` of `ast-evaluate` in it or in a sub-folder, and the pictures of both, which are
-copied beside the card. Names and licences of data and start weights
-come from the Hub metadata in a README.md beside them, or from `hub_configs/sources.yaml`.
+Every number comes from a file: the checkpoint's `config.json` and weights, and the run's
+`arguments.yaml` (recipe), `report.yaml` (machine, result), `metrics.jsonl` (a line per epoch), and
+each `evaluation.json` from `ast-evaluate` in it or a sub-folder. Their pictures are copied next to
+the card. Names and licences of data and start weights come from the Hub metadata in a README.md
+next to them, or from `hub_configs/sources.yaml`.
 """
 
 import json
@@ -21,9 +21,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
+from transformers import AutoConfig
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig
+from modeling_ast import ASTConfig, ASTFrameConfig
 
 from ..common.bundled import hub_configs_folder, read_label_names
 from ..common.descendants import descendant_license, published_descendants
@@ -38,7 +39,7 @@ _PICTURES = {
     "average_precision.png": "Average precision of each class",
     "learning_curve.png": "Loss and evaluation score over the epochs",
 }
-# Settings that a reader needs to repeat a run, by the names of both training commands.
+# Settings that a reader needs to repeat a run, under the names of both training commands.
 _RECIPE = (
     *("num_epochs", "num_train_epochs", "batch_size", "per_device_train_batch_size"),
     *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_ratio"),
@@ -47,7 +48,7 @@ _RECIPE = (
     *("time_roll", "time_patchout", "frequency_patchout", "label_smoothing", "layer_decay", "loss"),
     *("mixed_precision", "seed"),
 )
-# Of huggingface.co/docs/hub/repositories-licenses.
+# From huggingface.co/docs/hub/repositories-licenses.
 _LICENSES = (
     *("apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
     *("bigscience-bloom-rail-1.0", "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0"),
@@ -70,15 +71,15 @@ def write_model_card(
     """Write `README.md` and its pictures into a checkpoint folder; returns the card's path.
 
     Args:
-        run_folder: what a training command left; its files are read where they are.
+        run_folder: written by a training command.
         checkpoint: folder with config.json, preprocessor_config.json and weights.
         repo_id: name on the Hub, for the code examples; default: the run's name.
 
     Raises:
-        ValueError: when a file cannot be read, or the metadata breaks the Hub's rules.
+        ValueError: if a file cannot be read, or the metadata breaks the Hub's rules.
     """
     run_folder, checkpoint = Path(run_folder), Path(checkpoint)
-    config = ASTConfig.from_pretrained(checkpoint)
+    config: ASTConfig = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     labels = [config.id2label[index] for index in range(config.num_labels)]
     arguments = _read_yaml(run_folder / "arguments.yaml")
     records = _read_records(run_folder / "metrics.jsonl")
@@ -128,11 +129,11 @@ def render_card(
     ending: str = "",
     about: str = "",
 ) -> str:
-    """A card's text, checked, from facts.
+    """A card's text from facts, checked.
 
     Args:
-        evaluations: as `_evaluations` returns them.
-        has_code: whether our code lies beside the weights, for `trust_remote_code`.
+        evaluations: from `_evaluations`.
+        has_code: whether our code comes with the weights, for `trust_remote_code`.
     """
     title = _one_line(name.rpartition("/")[2])
     metadata = ModelCardData(
@@ -165,11 +166,12 @@ def render_card(
     if metadata.eval_results is None:
         metadata.model_name = None
     rows, columns = config.trained_grid
+    is_detector = config.model_type == ASTFrameConfig.model_type
     card = ModelCard.from_template(
         metadata,
         template_path=str(hub_configs_folder() / "model_card_template.md"),
         title=_plain(title),
-        name=json.dumps(name, ensure_ascii=False),  # as Python writes it, whatever is in it
+        name=json.dumps(name, ensure_ascii=False),  # a valid Python literal, whatever is in it
         has_code=has_code,
         labels=[_plain(config.id2label[index]) for index in range(config.num_labels)],
         multi_label=config.problem_type == "multi_label_classification",
@@ -181,7 +183,11 @@ def render_card(
         parameters=f"{parameters:,}",
         patches=f"{rows} x {columns} patches of {config.patch_shape[0]} mel bins x "
         f"{config.patch_shape[1]} frames of 10 ms",
-        native=config.is_native,
+        native=config.is_native and not is_detector,
+        model_type=config.to_dict()["model_type"],
+        detector=is_detector,
+        auto_class=f"AutoModelForAudio{'Frame' if is_detector else ''}Classification",
+        column_s=f"{config.time_stride / 100:g}",
         evaluations=evaluations,
         pictures=pictures,
         recipe=recipe,
@@ -206,12 +212,12 @@ def check_card(text: str) -> None:
     type and name, metric type and a number.
 
     Raises:
-        ValueError: with every problem found.
+        ValueError: lists every problem found.
     """
     metadata = _metadata(text)
     if metadata is None:
         raise ValueError(
-            "The model card has no metadata: it must open with YAML between --- lines."
+            "The model card has no metadata: it must begin with YAML between --- lines."
         )
     problems = [
         f"{key} must be {value!r}, got {metadata.get(key)!r}"
@@ -219,7 +225,7 @@ def check_card(text: str) -> None:
         if metadata.get(key) != value
     ]
     if metadata.get("license") not in _LICENSES:
-        problems.append(f"license {metadata.get('license')!r} is none of the Hub's identifiers")
+        problems.append(f"license {metadata.get('license')!r} is not one of the Hub's identifiers")
     if metadata.get("license") == "other" and not metadata.get("license_name"):
         problems.append("license 'other' needs a license_name")
     for key in ("datasets", "base_model"):
@@ -252,27 +258,27 @@ def _model_index_problems(model_index: Any) -> list[str]:
     try:
         for model in model_index:
             if not isinstance(model["name"], str):
-                problems.append("model-index: name must be a word")
+                problems.append("model-index: name must be text")
             for result in model["results"]:
                 words = [result["task"]["type"], *(result["dataset"][k] for k in ("type", "name"))]
                 for metric in result["metrics"]:
                     words.append(metric["type"])
                     if not isinstance(metric["value"], int | float) or math.isnan(metric["value"]):
-                        problems.append(f"model-index: {metric['value']!r} is no number")
+                        problems.append(f"model-index: {metric['value']!r} is not a number")
                 if not all(isinstance(word, str) and word for word in words):
-                    problems.append(f"model-index: {words} must all be words")
+                    problems.append(f"model-index: {words} must all be text")
     except (KeyError, TypeError) as error:
         problems.append(f"model-index is incomplete: {error!r}")
     return problems
 
 
 def find_source(kind: str, name: str, labels: list[str] | None = None) -> dict[str, Any]:
-    """What is known of a data set or of start weights: name, hub, license, url, about, limits.
+    """What is known about a data set or start weights: name, hub, license, url, about, limits.
 
     Args:
         kind: "data" or "weights".
         name: a path or a name on the Hub.
-        labels: of the checkpoint, which tell a known data set from another of the same name.
+        labels: the checkpoint's, to tell a known data set from another of the same name.
     """
     known = _read_yaml(hub_configs_folder() / "sources.yaml")[kind]
     path = Path(name)
@@ -301,7 +307,7 @@ def find_source(kind: str, name: str, labels: list[str] | None = None) -> dict[s
         source |= {key: value for key, value in stated.items() if isinstance(value, str)}
     if not source and not is_local and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         source = {"hub": name}
-    # Never the whole path: it says more about a machine than about a model.
+    # Never the whole path: it says more about the machine than about the model.
     return {"name": short_name if is_local else name, **source}
 
 
@@ -323,7 +329,7 @@ def _describe(source: dict[str, Any]) -> str:
 def _evaluations(
     run_folder: Path, result: dict[str, Any], arguments: dict[str, Any], labels: list[str]
 ) -> list[dict[str, Any]]:
-    """What `ast-evaluate` wrote into the run folder; without it, the result's own record."""
+    """What `ast-evaluate` wrote into the run folder, or else the result's own record."""
     found = []
     for path in _evaluation_files(run_folder):
         content = _read_json(path)
@@ -378,7 +384,7 @@ def _evaluations(
 
 
 def _all_folds(run_folder: Path) -> str:
-    """What the recipe reaches on average, where every fold was held out in turn."""
+    """What the recipe reaches on average, if every fold was held out in turn."""
     path = run_folder.resolve().parent / "folds.json"
     summary = _read_json(path) if path.is_file() else {"folds": {}}
     if run_folder.resolve().name not in {f"fold{file_name(name)}" for name in summary["folds"]}:
@@ -396,7 +402,7 @@ def _evaluation_files(run_folder: Path) -> list[Path]:
 
 
 def _copy_pictures(run_folder: Path, checkpoint: Path) -> list[dict[str, str]]:
-    """Copy the run's and its evaluations' pictures beside the card."""
+    """Copy the run's and its evaluations' pictures next to the card."""
     pictures = []
     folders = dict.fromkeys([run_folder, *(path.parent for path in _evaluation_files(run_folder))])
     for folder in folders:
@@ -456,7 +462,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(text: Any) -> str:
-    """A name in Markdown as it is: no links, pictures, HTML, lines or table cells of its own."""
+    """A name escaped for Markdown: it adds no links, pictures, HTML, lines or table cells."""
     return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", _one_line(str(text)))
 
 

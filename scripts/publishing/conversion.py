@@ -1,4 +1,4 @@
-"""Weights of other code bases to checkpoint folders, and AST's back to the original's file."""
+"""Other code bases' weights to checkpoint folders, and AST's back to the original's file."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ _MODEL_TYPES = ("audio-spectrogram-transformer", "ast-family")
 
 
 def is_checkpoint_folder(folder: Path) -> bool:
-    """Whether a folder is an AST checkpoint already, ours or `transformers`'."""
+    """Whether a folder is already an AST checkpoint, ours or `transformers`'."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -35,16 +35,16 @@ def weights_to_folder(
     """Write a checkpoint folder with model, feature extractor and code from others' weights.
 
     Args:
-        source: a file or folder that `convert_checkpoint` knows.
+        source: a file or folder that `convert_checkpoint` can read.
         labels: names of the labels in order: a JSON file, or one of `hub_configs/labels`; default:
-            AudioSet's where there are 527, else numbers.
-        **settings: of `convert_checkpoint`.
+            AudioSet's if there are 527, else numbers.
+        **settings: for `convert_checkpoint`.
 
     Returns:
-        Sentences: what the weights are, and what was taken for granted.
+        Sentences: what the weights are, and what was assumed.
 
     Raises:
-        ValueError: as `convert_checkpoint`, and for label names that do not fit.
+        ValueError: as for `convert_checkpoint`, and for label names that do not fit.
     """
     folder_to_write(folder)
     if labels is not None:
@@ -53,13 +53,13 @@ def weights_to_folder(
     model, config = converted.model, converted.model.config
     notes = [f"{source.name} is {converted.family}: {_shape(config)}.", *converted.notes]
     if not isinstance(model, ASTForAudioClassification):
-        notes.append("It has no classification head: it is a start for fine-tuning.")
+        notes.append("It has no classification head: use it as a starting point for fine-tuning.")
     elif labels is None and config.num_labels == _AUDIOSET_LABELS:
         names = _named(read_label_names("audioset"))
         config.id2label, config.label2id = names["id2label"], names["label2id"]
         if config.problem_type is None:
             config.problem_type = "multi_label_classification"
-        notes.append("527 labels: taken for AudioSet's, in its order.")
+        notes.append("527 labels: assumed to be AudioSet's, in its order.")
     model.save_pretrained(folder)
     converted.feature_extractor.save_pretrained(folder)
     usual_modes(folder)
@@ -67,13 +67,13 @@ def weights_to_folder(
 
 
 def weights_to_repository(source: Path, folder: Path, variant: str) -> None:
-    """Write a Hub repository, complete with its card, from the authors' file of a published model.
+    """Write a complete Hub repository, with card, from the authors' file of a published model.
 
     Args:
-        variant: name of a folder of `hub_configs`, which gives geometry, labels, statistics, card.
+        variant: name of a folder in `hub_configs`, with geometry, labels, statistics and card.
 
     Raises:
-        ValueError: for an unknown variant, and for a file that is not this variant's.
+        ValueError: for an unknown variant, or a file that is not this variant's.
     """
     folder_to_write(folder)
     cards = hub_configs_folder().glob("*/config.json")
@@ -110,10 +110,10 @@ def weights_to_repository(source: Path, folder: Path, variant: str) -> None:
 def folder_to_original(source: Path, file: Path) -> None:
     """Write a checkpoint folder's weights as a `.pth` that the original code loads.
 
-    Its strict load also wants the two image heads that its model never uses; they are zeros.
+    Its strict load also needs the two image heads that its model never uses; they are zeros.
     """
     if not (source / "config.json").is_file():
-        raise ValueError(f"{source} has no config.json: it is no checkpoint folder.")
+        raise ValueError(f"{source} has no config.json: it is not a checkpoint folder.")
     model = ASTForAudioClassification.from_pretrained(source)
     state = model.to_original_state_dict()
     for head in ("head", "head_dist"):
@@ -124,7 +124,7 @@ def folder_to_original(source: Path, file: Path) -> None:
 
 
 def folder_to_write(folder: Path) -> None:
-    """Raise ValueError where a file is in the way."""
+    """Raise ValueError if a file is in the way."""
     if folder.is_file():
         raise ValueError(f"{folder} is a file; the second argument must be a folder to write.")
 

@@ -110,10 +110,9 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def descendant_config(name: str) -> tuple[ASTConfig, ASTFeatureExtractor]:
-    """Config and feature extractor of a published checkpoint, without what only its file tells.
+    """Config and feature extractor of a published checkpoint, without what only its file holds:
 
-    That is CED's and Dasheng's batch normalisation of the spectrogram, `bin_scale` and
-    `bin_offset`.
+    CED's and Dasheng's batch normalisation of the spectrogram, `bin_scale` and `bin_offset`.
     """
     checkpoint = published_descendants()[name]
     family = _FAMILIES[checkpoint["family"]]

@@ -25,7 +25,7 @@ _TIMEOUT_S = 30
 
 
 def cache_folder(name: str) -> Path:
-    """Where a checkpoint is kept; a file of its authors may be put there by hand."""
+    """Where a checkpoint is kept; you can also put the authors' file there by hand."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "ast" / name
@@ -61,7 +61,7 @@ def fetch_checkpoint(name: str) -> str:
     from .conversion import weights_to_repository
 
     logging.disable_progress_bar()  # it writes one file
-    # Whole or not at all: an interrupted conversion leaves no half of a folder behind.
+    # Whole or not at all: an interrupted conversion leaves no partial folder behind.
     with tempfile.TemporaryDirectory(prefix=".checkpoint_", dir=folder) as unfinished:
         target = Path(unfinished) / "checkpoint"
         weights_to_repository(weights, target, name)
@@ -88,7 +88,7 @@ def _what_is_in_the_way(name: str) -> str | None:
     published = published_descendants()[name]
     address = constants.ENDPOINT if "hub" in published else published.get("url")
     if address is None:
-        return "its page gives files to browsers only"
+        return "its page only serves browsers"
     host = urllib.parse.urlsplit(address).hostname
     return None if can_reach(address) else f"{host} cannot be reached"
 

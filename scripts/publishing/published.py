@@ -68,7 +68,7 @@ def published_config(name: str) -> tuple[ASTConfig, ASTFeatureExtractor]:
     """Config and feature extractor of one of the author's checkpoints.
 
     Raises:
-        ValueError: for a name that is none of them.
+        ValueError: for an unknown name.
     """
     known = published_checkpoints()
     if name not in known:

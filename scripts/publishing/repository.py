@@ -7,9 +7,10 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import AutoModelForAudioClassification
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTAudioClassificationPipeline, ASTForAudioClassification
+from modeling_ast import ASTAudioClassificationPipeline
 
 from .cards import ENDING, check_card, write_model_card
 
@@ -19,10 +20,10 @@ _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 def write_repository(
     folder: Path, target: Path, repo_id: str, with_pipeline: bool = False
 ) -> list[Path]:
-    """Write all that the Hub repository of a checkpoint shall hold into an empty folder.
+    """Write everything a checkpoint's Hub repository should contain into an empty folder.
 
-    The card is written from the run's files, if they are there and nobody has written another one.
-    A card without its run is kept, with the repository's name in its examples.
+    The card is written from the run's files, if there are any and nobody has edited it. A card
+    without its run is kept, with the repository's name in its examples.
 
     Args:
         folder: a run folder, with the checkpoint in `checkpoint/`, or a checkpoint folder.
@@ -34,19 +35,22 @@ def write_repository(
         The files, relative to `target`.
 
     Raises:
-        ValueError: when something is missing in the checkpoint, or its card breaks the Hub's rules.
+        ValueError: if something is missing in the checkpoint, or its card breaks the Hub's rules.
     """
     checkpoint = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     for name, purpose in (
         ("config.json", "the model's shape and label names"),
-        ("preprocessor_config.json", "the statistics that it was trained with"),
+        ("preprocessor_config.json", "the statistics it was trained with"),
     ):
         if not (checkpoint / name).is_file():
-            raise ValueError(f"{checkpoint} has no {name} ({purpose}): it is no full checkpoint.")
-    model, report = ASTForAudioClassification.from_pretrained(checkpoint, output_loading_info=True)
+            raise ValueError(f"{checkpoint} is not a complete checkpoint: no {name} ({purpose}).")
+    # A classifier or a detector, of ours, whatever code lies beside it.
+    model, report = AutoModelForAudioClassification.from_pretrained(
+        checkpoint, output_loading_info=True, trust_remote_code=False
+    )
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ValueError(f"The weights in {checkpoint} are not complete: {missing} … are missing.")
+        raise ValueError(f"The weights in {checkpoint} are incomplete: {missing} … are missing.")
     extractor = ASTFeatureExtractor.from_pretrained(checkpoint)
     if with_pipeline:
         classifier = ASTAudioClassificationPipeline(model=model, feature_extractor=extractor)
@@ -59,7 +63,7 @@ def write_repository(
     card = checkpoint / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ENDING
     is_in_run = (checkpoint.parent / "arguments.yaml").is_file()
-    # Written anew from the files that it was made of; without them, kept: it says more.
+    # Rewritten if its source files are there; otherwise kept, because it says more.
     if ENDING in text and (is_in_run or not card.is_file()):
         write_model_card(checkpoint.parent if is_in_run else checkpoint, target, repo_id)
     else:
@@ -80,20 +84,20 @@ def push(folder: Path, repo_id: str, private: bool = False, with_pipeline: bool 
         The commit's address; its last part is the revision to pin.
 
     Raises:
-        ValueError: when the checkpoint or the name is not allowed, the token is missing or refused,
-            or the Hub does not answer as it should. The Hub is then as it was: a repository
-            that was created for this push is deleted again.
+        ValueError: if the checkpoint or the name is not allowed, the token is missing or refused,
+            or the Hub's answer is not as expected. The Hub is then unchanged: a repository created
+            for this push is deleted again.
     """
     check_name(repo_id)
     token = get_token()
     if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ValueError("The token holds characters that no token has: copy it again.")
+        raise ValueError("The token has characters that tokens never have: copy it again.")
     with tempfile.TemporaryDirectory(prefix="ast_push_") as temporary:
         target = Path(temporary)
         files = write_repository(folder, target, repo_id, with_pipeline)
         for file in files:
             if token and token.encode() in (target / file).read_bytes():
-                raise ValueError(f"{file} holds your token. Take it out: it would be public.")
+                raise ValueError(f"{file} contains your token. Remove it: it would become public.")
         api = HfApi()
         is_new = False
         try:
@@ -105,7 +109,7 @@ def push(folder: Path, repo_id: str, private: bool = False, with_pipeline: bool 
                     f"{repo_id} exists and is public; --private does not change that. Choose "
                     "another name, or make it private in its settings first."
                 )
-            # Not upload_folder: with hf_xet installed it makes several commits.
+            # Not upload_folder: with hf_xet installed, it makes several commits.
             commit = api.create_commit(
                 repo_id,
                 [CommitOperationAdd(str(file), target / file) for file in files],
@@ -122,7 +126,7 @@ def push(folder: Path, repo_id: str, private: bool = False, with_pipeline: bool 
 
 
 def _create(api: HfApi, repo_id: str, private: bool) -> bool:
-    """Make the repository; False where there is one."""
+    """Create the repository; False if it exists."""
     try:
         api.create_repo(repo_id, private=private or None)
     except HfHubHTTPError as error:
@@ -133,7 +137,7 @@ def _create(api: HfApi, repo_id: str, private: bool) -> bool:
 
 
 def _take_back(api: HfApi, repo_id: str) -> str:
-    """Delete the repository that this push has created; what to add to the error's message."""
+    """Delete the repository that this push created; returns what to add to the error message."""
     try:
         api.delete_repo(repo_id, missing_ok=True)
     except Exception:  # the Hub has just failed once
@@ -147,7 +151,7 @@ def check_name(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(
-            f"{repo_id!r} is no name for a repository; expected NAMESPACE/NAME of letters, digits, "
+            f"{repo_id!r} is not a repository name; expected NAMESPACE/NAME of letters, digits, "
             f"'-', '_' and '.'. {error}"
         ) from None
 
@@ -159,16 +163,16 @@ def _explain(error: BaseException, repo_id: str) -> str:
         cause = cause.__cause__
     again = "Nothing was committed; run the same command again."
     if isinstance(error, LocalTokenNotFoundError):
-        return f"No token: run `hf auth login`, or set HF_TOKEN. Tokens are made at {_TOKENS_PAGE}."
+        return f"No token: run `hf auth login`, or set HF_TOKEN. Create one at {_TOKENS_PAGE}."
     if cause is None:
         return f"The Hub cannot be reached: {type(error).__name__}: {error}. {again}"
     status = cause.response.status_code
     if status == 401:
         if get_token() is None:
-            return f"No token: run `hf auth login`, or set HF_TOKEN. Make one at {_TOKENS_PAGE}."
-        return f"The Hub refuses the token. Make one that may write at {_TOKENS_PAGE}."
+            return f"No token: run `hf auth login`, or set HF_TOKEN. Create one at {_TOKENS_PAGE}."
+        return f"The Hub refuses the token. Create one with write access at {_TOKENS_PAGE}."
     if status == 403:
-        return f"The token may not write to {repo_id}: another namespace, or a read-only token."
+        return f"The token cannot write to {repo_id}: another namespace, or a read-only token."
     return f"The Hub answered {status} to {cause.response.request.url.path}. {again}"
 
 

@@ -1,1 +1,1 @@
-"""Fine-tuning: what both doors share, and each one's loop."""
+"""Fine-tuning: what both commands share, and the loop of each."""

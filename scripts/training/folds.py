@@ -28,15 +28,15 @@ from .start import open_data
 def finetune_folds(
     finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
 ) -> None:
-    """Fine-tune once, or, with `options.evaluation_fold` "all", once for every fold.
+    """Fine-tune once, or, if `options.evaluation_fold` is "all", once per fold.
 
     Args:
         finetune: does a run, or the rest of it.
-        options: of the run; of folds, each in turn.
+        options: of the run, or of each fold's run.
 
     Raises:
-        ValueError: as `finetune`; for all folds without a fold column or under several processes;
-            when a fold was finished with other options or other data.
+        ValueError: as for `finetune`; for all folds without a fold column or with several
+            processes; if a fold was finished with other options or other data.
     """
     if options.evaluation_fold != "all":
         _finetune_once(finetune, options)
@@ -44,7 +44,9 @@ def finetune_folds(
     if options.fold_column is None:
         raise ValueError("--evaluation_fold all needs --fold_column.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("--evaluation_fold all takes one process; start the folds one by one.")
+        raise ValueError(
+            "--evaluation_fold all needs a single process; with several, start each fold yourself."
+        )
     folder = Path(options.output)
     records: dict[str, dict[str, Any]] = {}
     for fold in _folds(options):
@@ -83,13 +85,13 @@ def _finetune_once(
     finetune: Callable[[FinetuneOptions], dict[str, Any]], options: FinetuneOptions
 ) -> None:
     if os.environ.get("RANK", "0") == "0" and tidy_finished(options):
-        print(f"{options.output} was finished but for a last tidying up, which is done now.")
+        print(f"{options.output} was already finished; cleaned up what was left to tidy.")
     else:
         finetune(options)
 
 
 def _is_finished(options: FinetuneOptions) -> bool:
-    """Whether a fold's result is there, of the same options and data."""
+    """Whether a fold already has a result with the same options and data."""
     if finished_result(options) is None:
         return False
     finished_result(options, open_data(options).fingerprint)
@@ -115,6 +117,6 @@ def _folds(options: FinetuneOptions) -> list[str]:
     folds = sorted({str(row[column]) for row in open_rows([column])})
     if len(folds) < 2:
         raise ValueError(
-            f"All clips of {options.dataset} have one {column!r}; two folds are needed."
+            f"All clips of {options.dataset} have the same {column!r}; expected at least two folds."
         )
     return folds

@@ -1,4 +1,4 @@
-"""Optimizer, learning rates, and the average of the weights."""
+"""Optimizer, learning rates and weight averaging."""
 
 import math
 import re
@@ -46,7 +46,7 @@ def parameter_groups(
 
 
 def learning_rate_factor(step: int, options: FinetuneOptions, steps_per_epoch: int) -> float:
-    """The learning rate at an optimizer step, counted from 0, over the peak's."""
+    """The learning rate at an optimizer step, counted from 0, relative to its peak."""
     steps = options.num_epochs * steps_per_epoch
     warmup = options.warmup_steps or round(options.warmup_ratio * steps)
     if step < warmup:
@@ -61,7 +61,7 @@ def learning_rate_factor(step: int, options: FinetuneOptions, steps_per_epoch: i
 
 
 def make_average(model: nn.Module, options: FinetuneOptions) -> AveragedModel | None:
-    """The averaged copy of the weights that will be the result; None when there is none."""
+    """The averaged copy of the weights that becomes the result; None without averaging."""
     if options.ema_decay:
         return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
     return AveragedModel(model) if options.averaged_epochs > 1 else None

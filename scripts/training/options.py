@@ -1,15 +1,16 @@
-"""The options of a fine-tuning run: a recipe's keys, the same for both commands."""
+"""The options of a fine-tuning run, which are also a recipe's keys, the same for both commands."""
 
 from dataclasses import dataclass
 
 from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import setting
 from ..data.options import GROUP as SOUNDS
-from ..data.options import LabelledOptions
+from ..data.options import AnnotatedOptions
 from ..evaluation.metrics import METRICS
 
 _MODEL = "the model"
-_INPUT = "what the model hears"
+_INPUT = "the model's input"
+_TEACHER = "a teacher, and what to learn from it"
 _OPTIMISATION = "optimisation"
 _RESULT = "which weights are the result"
 _AUGMENTATION = "augmentation and regularisation"
@@ -17,11 +18,11 @@ _RUNNING = "how it runs"
 
 
 @dataclass
-class FinetuneOptions(LabelledOptions):
-    """Options of a run. Lengths in frames are of 10 ms.
+class FinetuneOptions(AnnotatedOptions):
+    """Options of a run. Lengths in frames count 10 ms each.
 
     Raises:
-        ValueError: at construction, for an impossible value or two that contradict each other.
+        ValueError: at construction, for an invalid value or two that contradict each other.
     """
 
     dataset: str = setting(
@@ -29,8 +30,8 @@ class FinetuneOptions(LabelledOptions):
     )
     model: str = setting(
         DEFAULT_MODEL,
-        "start: an AST checkpoint (folder, bundled or Hub name), DeiT/ViT weights (file, folder or "
-        "Hub name), or 'scratch' for random weights",
+        "where to start: an AST checkpoint (folder, bundled or Hub name), DeiT/ViT weights (file, "
+        "folder or Hub name), or 'scratch' for random weights",
     )
     output: str = setting(
         "runs/ast",
@@ -39,30 +40,18 @@ class FinetuneOptions(LabelledOptions):
         aliases=["output_dir"],
     )
     num_epochs: int = setting(10, "passes over the training part", at_least=1)
-    batch_size: int = setting(
-        16, "clips that go through the model at once, per process", at_least=1
-    )
+    batch_size: int = setting(16, "clips per forward pass and process", at_least=1)
     learning_rate: float = setting(1e-4, "peak, after the warm-up")
 
-    annotations: str | None = setting(
-        None,
-        "file or folder that says when what is heard (Raven, Audacity, DCASE's TSV, CSV): makes a "
-        "detector, which answers for every tenth of a second",
-        group=SOUNDS,
-        metavar="PATH",
-    )
-    annotation_label_column: str | None = setting(
-        None, "column of the annotations with the label, where it has an unusual name", group=SOUNDS
-    )
     unmarked: str = setting(
         "background",
-        "what annotated recordings are where nothing is marked",
+        "what unmarked parts of annotated recordings are",
         group=SOUNDS,
         choices=["background", "unknown"],
     )
     max_corrupt: float = setting(
         0.0,
-        "unreadable sounds to put up with: below 1 their share, otherwise their number",
+        "unreadable sounds to tolerate: below 1 a share, otherwise a number",
         group=SOUNDS,
         at_least=0,
     )
@@ -70,35 +59,35 @@ class FinetuneOptions(LabelledOptions):
 
     trained: str = setting(
         "all",
-        "which weights learn: all, head (frozen encoder), linear (the last layer only: a probe), "
-        "or lora (adapters through PEFT, and the head)",
+        "which weights to train: all, head (frozen encoder), linear (only the last layer: a "
+        "probe), or lora (PEFT adapters, and the head)",
         group=_MODEL,
         choices=["all", "head", "linear", "lora"],
     )
     lora_rank: int = setting(
-        8, "of the adapters on query, key, value and the MLP", group=_MODEL, at_least=1
+        8, "rank of the adapters on query, key, value and the MLP", group=_MODEL, at_least=1
     )
-    hidden_size: int = setting(192, "width, from scratch only", group=_MODEL, at_least=1)
-    num_hidden_layers: int = setting(12, "depth, from scratch only", group=_MODEL, at_least=1)
-    num_attention_heads: int = setting(3, "heads, from scratch only", group=_MODEL, at_least=1)
+    hidden_size: int = setting(192, "width, only from scratch", group=_MODEL, at_least=1)
+    num_hidden_layers: int = setting(12, "depth, only from scratch", group=_MODEL, at_least=1)
+    num_attention_heads: int = setting(3, "heads, only from scratch", group=_MODEL, at_least=1)
 
     max_length: int | None = setting(
         None,
-        "frames heard at once: longer clips are read in windows, shorter ones padded; default, "
-        "here and below: the checkpoint's, or AST's (1024, 128, 10, 10)",
+        "frames per input: longer clips are read in windows, shorter ones padded; default, here "
+        "and below: the checkpoint's, or AST's (1024, 128, 10, 10)",
         group=_INPUT,
         at_least=1,
     )
     windows_per_clip: int = setting(
         1,
-        "windows of a longer clip that are heard together, per epoch; one is drawn at random",
+        "random windows of a longer clip to use together in each epoch",
         group=_INPUT,
         at_least=1,
     )
     window_pooling: str | None = setting(
         None,
-        "a longer clip's score from its windows': mean, max, or linear_softmax, between the two; "
-        "default: the model's own, or mean",
+        "how to combine the windows' scores of a longer clip: mean, max, or linear_softmax, in "
+        "between; default: the model's own, or mean",
         group=_INPUT,
         choices=["mean", "max", "linear_softmax"],
     )
@@ -108,10 +97,61 @@ class FinetuneOptions(LabelledOptions):
     )
     time_stride: int | None = setting(None, "frames between patches", group=_INPUT, at_least=1)
     mean: float | None = setting(
-        None, "of the log-mel values; default: measured, or the model's", group=_INPUT
+        None, "mean of the log-mel values; default: the model's, or measured", group=_INPUT
     )
     std: float | None = setting(
-        None, "of the log-mel values; default: measured, or the model's", group=_INPUT
+        None, "standard deviation of the same; default as for mean", group=_INPUT
+    )
+
+    teacher: list[str] = setting(
+        [],
+        "models that hear what the student hears (checkpoint folder, ONNX file, bundled or Hub "
+        "name of any audio classifier; several: an ensemble), or Parquet files of stored answers, "
+        "as ast-classify --logits writes them",
+        group=_TEACHER,
+    )
+    teacher_column: str | None = setting(
+        None, "column of the data set with a teacher's logits", group=_TEACHER
+    )
+    teacher_embedding_column: str | None = setting(
+        None, "column of the data set with a teacher's embedding", group=_TEACHER
+    )
+    teacher_key: str | None = setting(
+        None,
+        "column that data set and stored answers both have; default: the sounds' names",
+        group=_TEACHER,
+    )
+    teacher_labels: str | None = setting(
+        None,
+        "names of the labels of stored logits: a JSON list, or a bundled one such as audioset",
+        group=_TEACHER,
+        metavar="FILE",
+    )
+    teacher_activation: str | None = setting(
+        None,
+        "from the teacher's logits to probabilities; default: as it says itself, else sigmoid",
+        group=_TEACHER,
+        choices=["sigmoid", "softmax"],
+    )
+    teacher_share: float = setting(
+        0.5,
+        "share of the teacher's targets in the loss; the rest is that of hard labels; without "
+        "labels: 1",
+        group=_TEACHER,
+    )
+    teacher_temperature: float = setting(
+        1.0, "logits are divided by it, for softer targets", group=_TEACHER
+    )
+    embedding_weight: float = setting(
+        1.0, "of the teacher's embeddings in the loss, where there are any; 0: not learnt",
+        group=_TEACHER, at_least=0,
+    )  # fmt: skip
+    keep_teacher_head: bool = setting(
+        False, "the checkpoint gets the head of the teacher's labels, not of the data's",
+        group=_TEACHER,
+    )  # fmt: skip
+    teacher_cache: bool = setting(
+        False, "keep what online teachers answered to a crop in memory", group=_TEACHER
     )
 
     loss: str | None = setting(
@@ -122,34 +162,34 @@ class FinetuneOptions(LabelledOptions):
     )
     gradient_accumulation_steps: int = setting(
         1,
-        "parts of batch_size clips per optimizer step: changes nothing but memory",
+        "parts of batch_size clips per optimizer step: only saves memory",
         group=_OPTIMISATION,
         at_least=1,
     )
     optimizer: str = setting(
         "adamw",
-        "adam: weight decay as a part of the gradient",
+        "adam adds weight decay to the gradient",
         group=_OPTIMISATION,
         choices=["adamw", "adam"],
     )
     layer_decay: float = setting(
-        1.0, "learning rate from each layer to the one before it", group=_OPTIMISATION
+        1.0, "factor on the learning rate from each layer to the one below", group=_OPTIMISATION
     )
-    adam_beta1: float = setting(0.9, "decay of the mean of the gradients", group=_OPTIMISATION)
-    adam_beta2: float = setting(0.999, "decay of the mean of their squares", group=_OPTIMISATION)
-    weight_decay: float = setting(0.01, "on matrices only", group=_OPTIMISATION)
+    adam_beta1: float = setting(0.9, "decay of the gradients' mean", group=_OPTIMISATION)
+    adam_beta2: float = setting(0.999, "decay of their mean square", group=_OPTIMISATION)
+    weight_decay: float = setting(0.01, "weight decay, only on matrices", group=_OPTIMISATION)
     max_grad_norm: float = setting(
-        1.0, "gradients are scaled down to this norm; 0: never", group=_OPTIMISATION
+        1.0, "clip gradients to this norm; 0: never", group=_OPTIMISATION
     )
     warmup_ratio: float = setting(
-        0.1, "share of the steps with a rising learning rate", group=_OPTIMISATION
+        0.1, "share of the steps in which the learning rate rises", group=_OPTIMISATION
     )
     warmup_steps: int = setting(
-        0, "the same as a number of steps; 0: warmup_ratio counts", group=_OPTIMISATION, at_least=0
+        0, "the same as a number of steps; 0: use warmup_ratio", group=_OPTIMISATION, at_least=0
     )
     lr_scheduler_type: str = setting(
         "cosine",
-        "after the warm-up",
+        "schedule after the warm-up",
         group=_OPTIMISATION,
         choices=["cosine", "linear", "constant", "step"],
     )
@@ -159,19 +199,17 @@ class FinetuneOptions(LabelledOptions):
     lr_step_epochs: int = setting(
         1, "step schedule: epochs from one drop to the next", group=_OPTIMISATION, at_least=1
     )
-    lr_step_factor: float = setting(
-        0.85, "step schedule: learning rate after a drop over before", group=_OPTIMISATION
-    )
+    lr_step_factor: float = setting(0.85, "step schedule: factor of each drop", group=_OPTIMISATION)
 
     averaged_epochs: int = setting(
-        1, "the mean of the weights after the last epochs", group=_RESULT, at_least=1
+        1, "average the weights after this many last epochs", group=_RESULT, at_least=1
     )
     ema_decay: float = setting(
-        0.0, "a moving average of the weights, e.g. 0.999; 0: none", group=_RESULT
+        0.0, "moving average of the weights, e.g. 0.999; 0: none", group=_RESULT
     )
     best_metric: str | None = setting(
         None,
-        "keep the epoch that is best by this; default: the last epoch",
+        "keep the epoch that is best by this metric; default: the last epoch",
         group=_RESULT,
         choices=METRICS,
     )
@@ -180,7 +218,7 @@ class FinetuneOptions(LabelledOptions):
     )
 
     mixup_rate: float = setting(
-        0.0, "share of the clips mixed with another one of the batch", group=_AUGMENTATION
+        0.0, "share of the clips to mix with another clip", group=_AUGMENTATION
     )
     time_mask: int = setting(
         96, "SpecAugment: mask up to this many frames", group=_AUGMENTATION, at_least=0
@@ -189,7 +227,7 @@ class FinetuneOptions(LabelledOptions):
         24, "SpecAugment: mask up to this many mel bins", group=_AUGMENTATION, at_least=0
     )
     time_roll: int = setting(
-        0, "shift clips in a circle by up to this many frames", group=_AUGMENTATION, at_least=0
+        0, "shift clips by up to this many frames, wrapping around", group=_AUGMENTATION, at_least=0
     )
     noise_level: float = setting(
         0.0,
@@ -199,39 +237,39 @@ class FinetuneOptions(LabelledOptions):
     )
     filter_augment: float = setting(
         0.0,
-        "FilterAugment: a random equaliser of up to this many decibels either way",
+        "FilterAugment: a random equaliser of up to ± this many decibels",
         group=_AUGMENTATION,
         at_least=0,
     )
     speed_perturbation: float = setting(
         0.0,
-        "play clips faster and higher, or slower and lower, by up to this share, e.g. 0.1",
+        "play clips faster (and higher) or slower (and lower) by up to this share, e.g. 0.1",
         group=_AUGMENTATION,
     )
     time_patchout: int = setting(
         0,
-        "patch columns dropped per clip: cheaper steps, less overfitting",
+        "patch columns to drop per clip: cheaper steps, less overfitting",
         group=_AUGMENTATION,
         at_least=0,
     )
     frequency_patchout: int = setting(
-        0, "patch rows dropped per clip", group=_AUGMENTATION, at_least=0
+        0, "patch rows to drop per clip", group=_AUGMENTATION, at_least=0
     )
     label_smoothing: float = setting(
-        0.0, "part of the target spread over all classes", group=_AUGMENTATION
+        0.0, "share of the target to spread over all classes", group=_AUGMENTATION
     )
 
     overwrite: bool = setting(
         False,
-        "replace the run in the folder: a finished one, or one with other options",
+        "replace the run in the folder, finished or with other options",
         group=_RUNNING,
     )
-    seed: int = setting(0, "of weights, order and augmentation", group=_RUNNING)
+    seed: int = setting(0, "random seed of weights, order and augmentation", group=_RUNNING)
     num_workers: int = setting(
-        2, "processes that decode and featurise; 0: this one", group=_RUNNING, at_least=0
+        2, "processes that decode and featurise; 0: only this", group=_RUNNING, at_least=0
     )
     shuffle_buffer: int = setting(
-        1000, "clips that a random next one is drawn from", group=_RUNNING, at_least=0
+        1000, "clips to draw the next one from", group=_RUNNING, at_least=0
     )
     bucket_batches: int = setting(
         0,
@@ -248,7 +286,7 @@ class FinetuneOptions(LabelledOptions):
     )
     save_steps: int = setting(
         500,
-        "optimizer steps between saved states, besides every epoch's",
+        "optimizer steps between saved states, in addition to each epoch's end",
         group=_RUNNING,
         at_least=1,
     )
@@ -258,27 +296,49 @@ class FinetuneOptions(LabelledOptions):
         super().__post_init__()
         if self.ema_decay and self.averaged_epochs > 1:
             raise ValueError(
-                "--ema_decay and --averaged_epochs are two ways of averaging; choose one."
+                "--ema_decay and --averaged_epochs both average the weights; choose one."
             )
         if not 0 <= self.speed_perturbation < 1:
             raise ValueError(
                 f"--speed_perturbation is a share below 1, e.g. 0.1; got {self.speed_perturbation}."
             )
+        self._check_teacher()
         if self.bucket_batches and self.time_roll:
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")
         if self.annotations is not None:
             for option, off in (
-                ("windows_per_clip", 1), ("speed_perturbation", 0.0), ("time_roll", 0),
-                ("time_patchout", 0), ("label_smoothing", 0.0),
+                ("speed_perturbation", 0.0), ("time_roll", 0), ("time_patchout", 0),
+                ("label_smoothing", 0.0),
             ):  # fmt: skip
                 if getattr(self, option) != off:
                     raise ValueError(f"With --annotations, --{option} must be {off}.")
             if self.loss == "cross_entropy":
-                raise ValueError(
-                    "With --annotations several labels may be heard at once: no "
-                    "--loss cross_entropy."
-                )
+                raise ValueError("With --annotations labels can overlap: no --loss cross_entropy.")
         if self.early_stopping_epochs and self.best_metric is None:
             raise ValueError(
-                "--early_stopping_epochs needs --best_metric: what has to improve, e.g. accuracy."
+                "--early_stopping_epochs needs --best_metric, e.g. accuracy: what must improve."
+            )
+
+    @property
+    def has_teacher(self) -> bool:
+        return bool(self.teacher or self.teacher_column or self.teacher_embedding_column)
+
+    def _check_teacher(self) -> None:
+        if self.teacher and (self.teacher_column or self.teacher_embedding_column):
+            raise ValueError("Give either --teacher or the columns of a teacher's answers.")
+        if not self.has_teacher:
+            for option in ("teacher_key", "teacher_labels", "keep_teacher_head", "teacher_cache"):
+                if getattr(self, option):
+                    raise ValueError(f"--{option} needs --teacher or --teacher_column.")
+        elif self.annotations is not None:
+            raise ValueError(
+                "A teacher answers for whole clips, and --annotations makes a detector, which "
+                "answers for every tenth of a second: train a classifier with the teacher first, "
+                "and start the detector from it (--model)."
+            )
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"--teacher_share is from 0 to 1, got {self.teacher_share:g}.")
+        if not self.teacher_temperature > 0:
+            raise ValueError(
+                f"--teacher_temperature must be above 0, got {self.teacher_temperature:g}."
             )

@@ -1,10 +1,10 @@
-"""A fine-tuning run: all that the loops of both doors share.
+"""A fine-tuning run: everything that the loops of both commands share.
 
-`open_run` gives a `TrainingRun`; with_trainer.py and with_accelerate.py say when which of its
-methods is called.
+`open_run` returns a `TrainingRun`; with_trainer.py and with_accelerate.py decide when to call which
+of its methods.
 
     data, model, extractor, average         what it works on
-    folder, progress                        where it is kept, how far it has come
+    folder, progress                        where it is kept, how far it is
     batches -> augmented -> parts -> loss   an optimizer step
 """
 
@@ -12,6 +12,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..common.lock import hold
-from ..data.batches import SkippedSounds
+from ..data.batches import Collator, SkippedSounds
 from ..data.labelled import LabelledAudio
+from .distil import Student, make_student
 from .optimisation import learning_rate_factor, make_average, make_optimizer
 from .options import FinetuneOptions
 from .run_folder import Progress, RunFolder
@@ -34,11 +36,13 @@ from .start import (
     describe_data,
     describe_run,
     describe_start,
+    describe_teacher,
     describe_windows,
     frame_grid,
     open_data,
     save_model,
     start_model,
+    with_teachers_labels,
 )
 from .state import TrainingState
 from .steps import (
@@ -52,6 +56,7 @@ from .steps import (
     parts_of,
     training_loss,
 )
+from .teachers import Teacher, open_teacher
 
 
 @contextlib.contextmanager
@@ -64,10 +69,10 @@ def open_run(
         options, command, rank, processes, device: see `TrainingRun`.
 
     Raises:
-        ValueError: as `open_data` and `TrainingRun`, and when another process has the folder.
+        ValueError: as for `open_data` and `TrainingRun`, and if another process has the folder.
     """
-    data = open_data(options)  # before a folder is made for nothing
-    # The first process has the lock for all.
+    data = open_data(options)  # first: if this fails, no folder is created
+    # The first process holds the lock for all.
     with hold(Path(options.output)) if rank == 0 else contextlib.nullcontext():
         yield TrainingRun(options, data, command, rank, processes, device)
 
@@ -78,12 +83,12 @@ class TrainingRun:
     Args:
         options: the run's.
         data: what it trains on.
-        command: that runs it, for messages; one command does not resume another's run.
-        rank, processes: this process among those that train together.
+        command: the one that runs it, for messages; it cannot resume another command's run.
+        rank, processes: this process among those training together.
         device: where this process computes.
 
     Raises:
-        ValueError: for a folder that holds another run, before any model is built, and for weights
+        ValueError: for a folder that holds another run (before any model is built), and for weights
             that cannot be loaded.
     """
 
@@ -104,6 +109,11 @@ class TrainingRun:
             options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
         )
         self.say(describe_data(self.data))
+        self.teacher = open_teacher(options, self.data, device)
+        self._is_unlabelled = self.teacher is not None and not self.data.label_names
+        if self.teacher is not None and self._is_unlabelled:
+            options = self.options = replace(options, teacher_share=1.0)
+            self.data = with_teachers_labels(self.data, self.teacher)
         logging.disable_progress_bar()  # of transformers, for loading and saving
         self.say(describe_start(options))
         set_seed(options.seed)
@@ -112,8 +122,10 @@ class TrainingRun:
         self.frames = frame_grid(ast, options)
         self.say(describe_windows(options, self.data, self.extractor))
         self.model: Any = choose_trained_weights(ast, options)
-        # Before anybody prepares the model: for mixed precision it gets a `forward` that a copy
-        # would share, and so run the original's weights.
+        if self.teacher is not None:
+            self.model = self._student(self.model, self.teacher)
+        # Before the model is prepared: mixed precision gives it a `forward` that a copy would
+        # share, and that would run the original's weights.
         self.average = make_average(self.model, options)
         if self.average is not None:
             self.average.to(device)
@@ -121,13 +133,22 @@ class TrainingRun:
         self._rank, self._processes = rank, processes
         self._begin = time.perf_counter() - self.progress.seconds
 
+    def _student(self, model: Any, teacher: Teacher) -> Student:
+        embeddings = None
+        if teacher.embedding_size and self.options.embedding_weight:
+            collator = Collator(self.extractor, len(self.data.label_names))
+            embeddings = teacher.measure_embeddings(self.data, collator)
+        student = make_student(model, teacher, self.options, embeddings)
+        self.say(describe_teacher(self.options, teacher, student))
+        return student
+
     @property
     def progress(self) -> Progress:
         return self.folder.progress
 
     @property
     def seconds(self) -> float:
-        """Of work so far, interruptions not counted."""
+        """Seconds of work so far, without interruptions."""
         return time.perf_counter() - self._begin
 
     @property
@@ -145,7 +166,7 @@ class TrainingRun:
 
     @property
     def resumes(self) -> Path | None:
-        """The state that the run is resumed from."""
+        """The state the run resumes from."""
         return self.folder.newest_state
 
     # Before the first step
@@ -160,10 +181,10 @@ class TrainingRun:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def begin(self, accelerator: Accelerator) -> None:
-        """Write what the run is made with, or say from where it is resumed.
+        """Write down what the run is made with, or say where it resumes.
 
         Raises:
-            ValueError: for options that do not go with sharded weights.
+            ValueError: for options that do not work with sharded weights.
         """
         if _is_sharded(accelerator):
             check_sharded(self.options)
@@ -190,25 +211,31 @@ class TrainingRun:
             skip,
             self._rank,
             self._processes,
+            self.teacher,
         )
 
     def augmented(self, batch: Batch, step: int) -> Batch:
+        """A step's batch as the student gets it; a teacher hears it before."""
+        if self.teacher is not None:
+            batch = self.teacher.with_answers(batch, self.extractor.sampling_rate)
+        if self._is_unlabelled:
+            batch = {**batch, "labels": batch["teacher_targets"]}
         return augment(batch, self.options, self.extractor, step, self._rank, self._processes)
 
     def parts(self, batch: Batch) -> list[Batch]:
-        """A step's batch in parts that go through the model at once."""
+        """A step's batch in parts, one per forward pass."""
         return parts_of(batch, self.options.batch_size)
 
     def loss(self, model: nn.Module, part: Batch, num_items_in_batch: Any) -> Tensor:
-        """Of a part; those of all parts of a step add up to its mean."""
+        """The loss of a part; those of a step's parts add up to its mean."""
         pooling = self.options.window_pooling or "mean"
         return training_loss(model, part, pooling, num_items_in_batch)
 
     def end_step(self, loss: float, clips: int) -> None:
-        """Count an optimizer step over `clips` clips of this mean loss, of all processes.
+        """Count an optimizer step over `clips` clips with this mean loss, over all processes.
 
         Raises:
-            ValueError: when the loss is not finite.
+            ValueError: if the loss is not finite.
         """
         if not math.isfinite(loss):
             raise ValueError(
@@ -219,16 +246,16 @@ class TrainingRun:
         self.progress.add_step(loss, clips, self.seconds)
 
     def average_after_step(self) -> None:
-        """With --ema_decay: after the optimizer has changed the weights."""
+        """With --ema_decay: call after the optimizer has changed the weights."""
         if self.average is not None and self.options.ema_decay:
             self.average.update_parameters(self.model)
 
     def saves_at(self, step: int) -> bool:
-        """Whether to keep a state after this step of an epoch; the last one's is kept anyway."""
+        """Whether to keep a state after this step of an epoch; the last step's is always kept."""
         return 0 < step < self.steps_per_epoch and step % self.options.save_steps == 0
 
     def state(self, model: nn.Module, accelerator: Accelerator) -> TrainingState:
-        """What is saved and restored besides the progress, of the model as it is prepared."""
+        """What is saved and restored in addition to the progress, for the prepared model."""
         is_sharded = _is_sharded(accelerator)
         return TrainingState(
             model if is_sharded else self.model, self.average, self._rank, is_sharded
@@ -245,10 +272,10 @@ class TrainingRun:
         """Keep a state to resume from; every process must call it.
 
         Args:
-            write_more: writes further files into the state's folder, in every process.
+            write_more: writes more files into the state's folder, in every process.
         """
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            return  # its states are pickles, which could hold code
+            return  # its states are pickles, which can hold code
 
         def write(folder: Path) -> None:
             self.state(model, accelerator).save(folder, optimizer, scheduler, accelerator.scaler)
@@ -260,14 +287,14 @@ class TrainingRun:
     # An epoch's end
 
     def average_after_epoch(self, epoch: int) -> None:
-        """With --averaged_epochs: at an epoch's end, before it is evaluated."""
+        """With --averaged_epochs: call at an epoch's end, before evaluation."""
         if self.average is not None and epoch > (
             self.options.num_epochs - self.options.averaged_epochs
         ):
             self.average.update_parameters(self.model)
 
     def result(self, model: nn.Module) -> nn.Module:
-        """What is evaluated and saved: the averaged weights as soon as there are some."""
+        """What to evaluate and save: the averaged weights, once there are any."""
         average = self.average
         return model if average is None or not int(average.n_averaged) else average.module
 
@@ -278,7 +305,7 @@ class TrainingRun:
         learning_rate: float,
         say: Callable[[str], object] = print,
     ) -> dict[str, Any]:
-        """Evaluate, record, keep the result if it is the best so far; returns the record."""
+        """Evaluate, record, and keep the result if it is the best so far; returns the record."""
         batches = evaluation_batches(
             self.options,
             self.data,
@@ -287,6 +314,7 @@ class TrainingRun:
             self.frames,
             self._rank,
             self._processes,
+            self.teacher if self._is_unlabelled else None,
         )
         scores = evaluate_model(self.result(model), batches, accelerator)
         record = self.progress.end_epoch(scores, learning_rate, self.seconds)
@@ -299,7 +327,7 @@ class TrainingRun:
         return record
 
     def _write_result(self, model: nn.Module, accelerator: Accelerator, folder: Path) -> None:
-        """Save the result as a checkpoint; gathered, when each process holds a part of it."""
+        """Save the result as a checkpoint, gathered if it is sharded over processes."""
         weights = accelerator.get_state_dict(model) if _is_sharded(accelerator) else None
         if self.is_main:
             save_model(self.result(self.model), self.extractor, folder, weights)

@@ -1,16 +1,16 @@
-"""The folder of a training run: what it was made with, how it goes, and where to resume it.
+"""The folder of a training run: what it was made with, its progress, and where to resume it.
 
     arguments.yaml       every option; itself a recipe
     report.yaml          command, versions, git revision, machine, dataset, model, result
     metrics.jsonl        a line per epoch
     learning_curve.png
-    resume/step-N/       while the run lasts: the newest two states that it can be resumed from
-    resume/best-N/       while the run lasts: the result after its best epoch
+    resume/step-N/       during the run: the two newest states it can resume from
+    resume/best-N/       during the run: the result after its best epoch
     checkpoint/          the result: weights, config with label names, preprocessor_config.json
 
-A folder is written under a temporary name, flushed to the disk, and renamed when it is whole. So
-whatever has its final name is complete, whenever the process was killed. `checkpoint` is named
-last: a run that has one is finished, whatever else is left to tidy up.
+A folder is written under a temporary name, flushed to disk, and renamed once it is whole. Anything
+with its final name is therefore complete, whenever the process was killed. `checkpoint` gets its
+name last: a run that has one is finished, even if there is still something to tidy up.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ from .options import FinetuneOptions
 logger = logging.getLogger(__name__)
 
 _KEPT_STATES = 2
-_SAME_STATISTICS = 1e-4  # measured again, on another machine perhaps
-# Other values of these do not make it another run.
+_SAME_STATISTICS = 1e-4  # tolerance for measuring again, perhaps on another machine
+# Options that may change without making it another run.
 _FREE_OPTIONS = ("output", "overwrite", "report_to", "save_steps")
 _REPORTED_PACKAGES = (
     "audio-spectrogram-transformer", "torch", "transformers", "accelerate", "datasets", "peft",
@@ -60,19 +60,19 @@ _REPORTED_PACKAGES = (
 
 @dataclass
 class Progress:
-    """How far a run has come; saved with every state."""
+    """How far a run is; saved with every state."""
 
-    epoch: int = 1  # under way, counted from 1
+    epoch: int = 1  # the current one, counted from 1
     step: int = 0  # optimizer steps done in it
     loss_sum: float = 0.0  # over the clips of this epoch so far
     clips: int = 0  # in this epoch so far
-    seconds: float = 0.0  # of work, interruptions not counted
+    seconds: float = 0.0  # of work, without interruptions
     records: list[dict[str, Any]] = field(default_factory=list)  # one per finished epoch
     best_epoch: int | None = None
     epoch_start: float = 0.0  # of `seconds`, when this epoch began
 
     def add_step(self, loss: float, clips: int, seconds: float) -> None:
-        """An optimizer step over `clips` clips of this mean loss, `seconds` into the run."""
+        """Count an optimizer step over `clips` clips with this mean loss, at `seconds`."""
         self.step += 1
         self.loss_sum += loss * clips
         self.clips += clips
@@ -88,7 +88,7 @@ class Progress:
     def end_epoch(
         self, scores: dict[str, float | None], learning_rate: float, seconds: float
     ) -> dict[str, Any]:
-        """The epoch's record; what follows is the next epoch."""
+        """Finish the epoch and return its record."""
         record = {
             "epoch": self.epoch,
             "train_loss": self.loss_sum / self.clips,
@@ -105,17 +105,17 @@ class Progress:
 class RunFolder:
     """A run's folder, opened to begin a run or to resume an interrupted one.
 
-    Opening only reads, so that every process of a run may do it; `begin` writes.
+    Opening only reads, so every process of a run can do it; `begin` writes.
 
     Args:
         options: the run's options.
-        command: the command that runs it; a state is of no use to another one.
+        command: the command that runs it; another command cannot use its states.
         processes: how many train together.
         data: what it trains on.
 
     Raises:
-        ValueError: when the folder holds a finished run, or an interrupted one with other options
-            or other data, and `options.overwrite` is not set; and for a damaged state.
+        ValueError: if the folder holds a finished run, or an interrupted one with other options or
+            other data, and `options.overwrite` is not set; and for a damaged state.
     """
 
     def __init__(self, options: FinetuneOptions, command: str, processes: int, data: Fingerprint):
@@ -147,7 +147,7 @@ class RunFolder:
             try:
                 self._open(state)
             except ValueError:
-                return  # of another run, or damaged: it begins anew
+                return  # of another run, or damaged: start over
         else:
             self._open(state)
 
@@ -165,10 +165,10 @@ class RunFolder:
         self.newest_state = state
 
     def settle_statistics(self, extractor: ASTFeatureExtractor) -> None:
-        """Give the extractor the run's normalisation, which a resumed run must share to the bit.
+        """Give the extractor the run's normalisation, which must be bit-identical when resuming.
 
         Raises:
-            ValueError: when the statistics measured now are those of other data.
+            ValueError: if the statistics measured now come from different data.
         """
         now = {"mean": float(extractor.mean), "std": float(extractor.std)}
         if self._statistics is None:
@@ -177,13 +177,13 @@ class RunFolder:
             if abs(now[name] - value) > _SAME_STATISTICS * max(1.0, abs(value)):
                 raise ValueError(
                     f"{self.path} holds an interrupted run on data whose log-mel {name} was "
-                    f"{value:.4f}; it is {now[name]:.4f} now. Give the same data to resume it, "
+                    f"{value:.4f}; now it is {now[name]:.4f}. Give the same data to resume it, "
                     "another --output, or --overwrite."
                 )
             setattr(extractor, name, value)
 
     def begin(self, report: dict[str, Any]) -> None:
-        """Write what the run is made with; clear away what is left of another one."""
+        """Write down what the run is made with; remove what is left of another run."""
         try:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
             self._states.mkdir(parents=True, exist_ok=True)
@@ -219,7 +219,7 @@ class RunFolder:
         """Keep a state to resume from: `write` fills a folder in every process.
 
         Raises:
-            ValueError: when it cannot be written; the states before are still there.
+            ValueError: if it cannot be written; earlier states are kept.
         """
 
         def write_all(folder: Path) -> None:
@@ -243,12 +243,12 @@ class RunFolder:
                     shutil.rmtree(best)
 
     def stops_early(self) -> bool:
-        """Whether the best epoch is as long ago as --early_stopping_epochs allows."""
+        """Whether --early_stopping_epochs have passed since the best epoch."""
         patience, best = self.options.early_stopping_epochs, self.progress.best_epoch
         return bool(patience and best and len(self.progress.records) - best >= patience)
 
     def record_epoch(self, record: dict[str, Any]) -> bool:
-        """Add an epoch's record to the progress; True when it is the best one so far."""
+        """Add an epoch's record to the progress; True if it is the best so far."""
         progress, metric = self.progress, self.options.best_metric
         progress.records.append(record)
         if metric is None:
@@ -261,7 +261,7 @@ class RunFolder:
         return progress.best_epoch == record["epoch"]
 
     def write_records(self) -> None:
-        """metrics.jsonl and the learning curve, from all the records: nothing twice."""
+        """Rewrite metrics.jsonl and the learning curve from all records: no duplicates."""
         lines = [json.dumps(record) + "\n" for record in self.progress.records]
         try:
             _write_text(self.path / "metrics.jsonl", "".join(lines))
@@ -272,7 +272,7 @@ class RunFolder:
             raise ValueError(f"Cannot write to the run folder {self.path}: {error}") from error
 
     def save_best(self, accelerator: Accelerator, write: Callable[[Path], None]) -> None:
-        """Keep the result of the epoch that is the best so far."""
+        """Keep the result of the best epoch so far."""
         _write_folder(self._states / f"best-{self.progress.best_epoch}", write, accelerator)
 
     def finish(
@@ -280,8 +280,8 @@ class RunFolder:
     ) -> None:
         """Leave the result as `checkpoint`: the best epoch's, or what `write` writes now.
 
-        Until the last step, which names the checkpoint, the run can be resumed; after it only
-        states are left that nobody needs.
+        Until the last step, which gives the checkpoint its name, the run can be resumed; after it,
+        only unneeded states are left.
         """
         unreadable = dict(gather_object(list(skipped.reasons.items())))
         result = self._states / f"best-{self.progress.best_epoch}"
@@ -296,7 +296,7 @@ class RunFolder:
         self._write_report()
         try:
             write_model_card(self.path, result)
-        except ValueError as error:  # a card is no reason to withhold the checkpoint
+        except ValueError as error:  # a missing card must not cost the checkpoint
             logger.warning("No model card: %s", error)
         usual_modes(result)
         _flush(result)
@@ -305,13 +305,13 @@ class RunFolder:
 
 
 def tidy_finished(options: FinetuneOptions) -> bool:
-    """Clear away the states of a run that was killed just after its result was in place.
+    """Remove the states of a run that was killed just after its result was in place.
 
     Returns:
         Whether there was such a run.
 
     Raises:
-        ValueError: when it had other options, or another process has the folder.
+        ValueError: if it had other options, or another process has the folder.
     """
     states = Path(options.output) / "resume"
     if options.overwrite or not states.exists() or finished_result(options) is None:
@@ -322,7 +322,7 @@ def tidy_finished(options: FinetuneOptions) -> bool:
 
 
 def _changes(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What makes it another run, for an error message."""
+    """What makes this another run, for an error message."""
     return [
         f"{key} {stored.get(key)!r}, now {value!r}"
         for key, value in now.items()
@@ -333,14 +333,14 @@ def _changes(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def finished_result(
     options: FinetuneOptions, data: Fingerprint | None = None
 ) -> dict[str, Any] | None:
-    """The record of the result in `options.output`; None where no run was finished.
+    """The record of the result in `options.output`; None if no run was finished there.
 
     Args:
         options: of the run that is wanted there.
-        data: what it would train on; None does not look at it.
+        data: what it would train on; None skips this check.
 
     Raises:
-        ValueError: when that run had other options or other data, or its files are damaged.
+        ValueError: if that run had other options or other data, or its files are damaged.
     """
     folder = Path(options.output)
     if not (folder / "checkpoint").exists():
@@ -351,7 +351,7 @@ def finished_result(
         raise ValueError(f"{folder} holds a finished run with {'; '.join(changed)}. {ways_out}")
     report = _read_yaml(folder / "report.yaml")
     if not isinstance(report.get("result"), dict):
-        raise ValueError(f"{folder / 'report.yaml'} has no result of the run. {ways_out}")
+        raise ValueError(f"{folder / 'report.yaml'} does not hold the run's result. {ways_out}")
     if data is not None and report.get("dataset", {}).get("fingerprint") != data.digest:
         raise ValueError(f"{folder} holds a finished run on other data. {ways_out}")
     return report["result"]
@@ -372,7 +372,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _seal_state(folder: Path, content: dict[str, Any]) -> None:
-    """Write a state's progress.json, with a checksum of every file beside it and of itself."""
+    """Write a state's progress.json, with a checksum of itself and of every file next to it."""
     files = {
         str(path.relative_to(folder)): _checksum(path)
         for path in sorted(folder.rglob("*"))
@@ -384,10 +384,10 @@ def _seal_state(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """A state's progress.json, when it and all files beside it are as they were written.
+    """A state's progress.json, if it and all files next to it are as they were written.
 
     Raises:
-        ValueError: when one is damaged.
+        ValueError: if one is damaged.
     """
     damaged = ""
     content: dict[str, Any] = {}
@@ -404,7 +404,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     if damaged:
         raise ValueError(
             f"The state {folder} is damaged ({damaged}). Remove that folder: the same command then "
-            "resumes from the state before it, or begins anew where there is none."
+            "resumes from the state before it, or starts over if there is none."
         )
     return content
 
@@ -423,7 +423,7 @@ def _checksum(path: Path) -> int:
 
 
 def _write_folder(folder: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
-    """Let every process write into a temporary folder, which then gets its name."""
+    """Let every process write into a temporary folder, then give it its name."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         if accelerator.is_main_process:
@@ -438,18 +438,18 @@ def _write_folder(folder: Path, write: Callable[[Path], None], accelerator: Acce
             shutil.rmtree(folder, ignore_errors=True)
             _rename(temporary, folder)
         accelerator.wait_for_everyone()
-    # torch and safetensors have errors of their own for a full disk.
+    # torch and safetensors raise their own errors on a full disk.
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         last = max(folder.parent.glob("step-*"), default=None)
         kept = f"The last good state, {last}, is kept: " if last else ""
         raise ValueError(
-            f"Cannot save {folder}: {error}. {kept}make room there and run the same command again."
+            f"Cannot save {folder}: {error}. {kept}free some space and run the same command again."
         ) from error
 
 
 def _flush(folder: Path) -> None:
-    """Wait until everything in a folder is on the disk."""
+    """Wait until everything in a folder is on disk."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -482,7 +482,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_revision() -> str | None:
-    """Of the checkout that this code runs from; None when it is installed without one."""
+    """Revision of the checkout that this code runs from; None if there is none."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -492,7 +492,7 @@ def _git_revision() -> str | None:
 
     try:
         if not git("ls-files", Path(__file__).name):
-            return None  # some other project's repository around an installed package
+            return None  # the package is installed inside another project's repository
         changes = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + (" with local changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
@@ -523,5 +523,5 @@ def plot_learning_curve(records: Sequence[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.set_xlim(0.5, epochs[-1] + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=120, format="png")  # the name may be one of an unfinished file
+    figure.savefig(path, dpi=120, format="png")  # the name may be a temporary file's
     plt.close(figure)

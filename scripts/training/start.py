@@ -1,6 +1,7 @@
-"""What a run starts with: data, model, precision; and how its result is saved."""
+"""What a run starts from: data, model, precision; and how its result is saved."""
 
 import copy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,17 @@ from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
+from ..data.options import LabelledOptions
+from ..data.sources import class_folder_splits, open_stream
 from ..data.statistics import measure_sounds
 from ..data.windows import count_long_clips, describe_long_clips
 from ..evaluation.metrics import METRICS
+from .distil import Student
 from .options import FinetuneOptions
+from .teachers import Teacher, kept_columns
 
-_MEASURED_CLIPS = 200  # for the normalisation of a model that comes without statistics
+_LABEL_COLUMN = next(f.default for f in fields(LabelledOptions) if f.name == "label_column")
+_MEASURED_CLIPS = 200  # for the normalisation of a model without statistics
 _LARGER_START = "MIT/ast-finetuned-audioset-10-10-0.4593"
 
 Batch = dict[str, Tensor]
@@ -42,20 +48,77 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
         return open_annotated_audio(
             options.dataset, options.annotations, options, options.annotation_label_column
         )
-    data = open_labelled_audio(options.dataset, for_class_folders(options.dataset, options))
+    plain = for_class_folders(options.dataset, options)
+    if _has_no_labels(plain):
+        plain = replace(plain, label_column="")
+    data = open_labelled_audio(options.dataset, plain, kept_columns(options))
+    if not plain.label_column:
+        return data
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
         raise ValueError(
-            f"{options.dataset} has one label only ({data.label_names[0]!r}); a classifier needs "
+            f"{options.dataset} has only one label ({data.label_names[0]!r}); a classifier needs "
             "at least two."
         )
     if options.best_metric and data.problem_type not in METRICS[options.best_metric].kinds:
         raise ValueError(
-            f"--best_metric {options.best_metric} does not go with {data.problem_type} data."
+            f"--best_metric {options.best_metric} does not work for {data.problem_type} data."
         )
     return data
 
 
+def _has_no_labels(options: FinetuneOptions) -> bool:
+    """Whether there is a teacher, and neither class folders nor the usual column of labels."""
+    if not options.has_teacher or options.label_column != _LABEL_COLUMN:
+        return options.has_teacher and not options.label_column
+    folder = Path(options.dataset)
+    if folder.is_dir() and class_folder_splits(options.dataset) == []:
+        return not any(child.is_dir() for child in folder.iterdir())
+    stream = open_stream(
+        options.dataset, options.train_split, options.dataset_config, options.audio_column
+    )
+    return _LABEL_COLUMN not in (stream.column_names or next(iter(stream), {}))
+
+
+def with_teachers_labels(data: LabelledAudio, teacher: Teacher) -> LabelledAudio:
+    """Data without labels, with those of its teacher.
+
+    Raises:
+        ValueError: when their names are not known.
+    """
+    if not teacher.are_names_known or not teacher.label_names:
+        raise ValueError(
+            "There are no labels here but the teacher's: name them (--teacher_labels), for the "
+            "checkpoint."
+        )
+    is_single = teacher.activation == "softmax"
+    return replace(
+        data,
+        label_names=teacher.label_names,
+        problem_type=f"{'single' if is_single else 'multi'}_label_classification",
+    )
+
+
+def describe_teacher(options: FinetuneOptions, teacher: Teacher, student: Student) -> str:
+    """What is learnt from whom."""
+    who = ", ".join(options.teacher) or "the data set's column " + " and ".join(
+        filter(None, (options.teacher_column, options.teacher_embedding_column))
+    )
+    lesson = student.lesson
+    what = []
+    if lesson.share:
+        how = "a head of its own" if student.teacher_head is not None else "the same head"
+        what.append(f"{len(teacher.label_names)} labels through {how}, share {lesson.share:g}")
+    if student.projection is not None:
+        what.append(f"embeddings of {teacher.embedding_size}, weight {lesson.embedding_weight:g}")
+    return f"Teacher: {who}: {'; '.join(what) or 'nothing to learn'}"
+
+
 def describe_data(data: LabelledAudio) -> str:
+    if not data.label_names:
+        return (
+            f"{data.train_clips} clips without labels to train on, {data.evaluation_clips} to "
+            "evaluate on"
+        )
     names = shown(", ".join(data.label_names[:10])) + (" …" if len(data.label_names) > 10 else "")
     return (
         f"{data.train_clips} clips to train on, {data.evaluation_clips} to evaluate on, "
@@ -77,8 +140,8 @@ def describe_run(
             "clips_per_class": {
                 name: {"train": train, "evaluation": evaluation}
                 for name, train, evaluation in zip(
-                    data.label_names, data.train_counts, data.evaluation_counts, strict=True
-                )
+                    data.label_names, data.train_counts, data.evaluation_counts, strict=False
+                )  # none of data without labels
             },
         },
         "model": {
@@ -93,14 +156,20 @@ def describe_run(
 def describe_windows(
     options: FinetuneOptions, data: LabelledAudio, extractor: ASTFeatureExtractor
 ) -> str:
-    """What happens to clips that are longer than the model hears at once; "" when none is."""
+    """What happens to clips that are longer than the model's input; "" if there are none."""
     window_s = Collator(extractor, 0).window_s
     counted = count_long_clips(data.train, data.train_clips, window_s)
-    return describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
+    return describe_long_clips(
+        *counted,
+        data.train_clips,
+        window_s,
+        options.windows_per_clip,
+        options.annotations is not None,
+    )
 
 
 def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:
-    """The columns that a frame model answers for; None for a classifier."""
+    """A frame model's columns; None for a classifier."""
     config = model.config
     if config.model_type != ASTFrameConfig.model_type:
         return None
@@ -108,18 +177,20 @@ def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:
 
 
 def check_sharded(options: FinetuneOptions) -> None:
-    """Refuse what does not work when FSDP or DeepSpeed shards the weights over processes.
+    """Refuse options that do not work if FSDP or DeepSpeed shards the weights over processes.
 
     Raises:
-        ValueError: when the options ask for it.
+        ValueError: if there are any.
     """
     for option, off in (
         ("averaged_epochs", 1), ("ema_decay", 0.0), ("gradient_accumulation_steps", 1),
     ):  # fmt: skip
         if getattr(options, option) != off:
             raise ValueError(f"With FSDP or DeepSpeed --{option} must be {off}.")
+    if options.has_teacher:
+        raise ValueError("A teacher does not go with FSDP or DeepSpeed.")
     if options.trained == "lora":
-        raise ValueError("--trained lora does not go with FSDP or DeepSpeed.")
+        raise ValueError("--trained lora does not work with FSDP or DeepSpeed.")
 
 
 def precision(options: FinetuneOptions) -> str:
@@ -134,8 +205,8 @@ def precision(options: FinetuneOptions) -> str:
 def start_model(
     options: FinetuneOptions, data: LabelledAudio
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """The model to fine-tune and its feature extractor, with the data's statistics where the start
-    has none."""
+    """The model to fine-tune and its feature extractor, with the data's statistics if the start has
+    none."""
     model: Any
     model, extractor = _load_model(options, data)
     if options.annotations is not None and model.config.model_type != ASTFrameConfig.model_type:
@@ -148,12 +219,12 @@ def start_model(
             sounds = [row["audio"] for row in data.train.take(_MEASURED_CLIPS)]
             measured = measure_sounds(sounds, extractor.sampling_rate, extractor.num_mel_bins)
             if not measured.frames:
-                raise ValueError(f"No sound can be measured: {measured.unreadable[:1]}")
+                raise ValueError(f"None of the sounds can be measured: {measured.unreadable[:1]}")
             extractor.mean, extractor.std = measured.mean, measured.std
     extractor.mean = extractor.mean if options.mean is None else options.mean
     extractor.std = extractor.std if options.std is None else options.std
     if options.bucket_batches:
-        extractor.return_attention_mask = True  # pads to the longest of a batch
+        extractor.return_attention_mask = True  # pads to the longest in a batch
     return model, extractor
 
 
@@ -163,7 +234,7 @@ def _load_model(
     problem_type = data.problem_type
     if problem_type == "multi_label_classification" and options.loss == "cross_entropy":
         raise ValueError(
-            "--loss cross_entropy needs one label per clip; here are several. Leave it out."
+            "--loss cross_entropy needs one label per clip, but these have several. Omit it."
         )
     if options.loss == "binary_cross_entropy":
         problem_type = "multi_label_classification"
@@ -173,7 +244,7 @@ def _load_model(
         "label2id": {name: index for index, name in enumerate(data.label_names)},
         "problem_type": problem_type,
     }
-    # What is not asked for is the checkpoint's; of weights without one, the config's default.
+    # Anything not given comes from the checkpoint, or from the config's defaults for bare weights.
     geometry = {
         name: value
         for name in ("max_length", "num_mel_bins", "frequency_stride", "time_stride")
@@ -192,8 +263,8 @@ def _load_model(
             "num_hidden_layers": options.num_hidden_layers,
             "num_attention_heads": options.num_attention_heads,
             "intermediate_size": 4 * options.hidden_size,
-            # 1 / sqrt(fan-in). The config's 0.02 is made for width 768; a narrow encoder that
-            # starts there hardly learns in the first epochs.
+            # 1 / sqrt(fan-in). The config's 0.02 suits width 768; a narrow encoder that starts
+            # there hardly learns in the first epochs.
             "initializer_range": options.hidden_size**-0.5,
         }
         return ASTForAudioClassification(ASTConfig(**size, **geometry, **labels, **training)), None
@@ -202,10 +273,10 @@ def _load_model(
         config = vision_config(Path(name), **geometry, **labels, **training)
         return ASTForAudioClassification.from_vision_checkpoint(Path(name), config), None
     if not ASTConfig.from_pretrained(name).is_native:
-        # Of AST's descendants, strides and mel bins are the checkpoint's.
+        # For AST's descendants, strides and mel bins are the checkpoint's.
         geometry = {key: value for key, value in geometry.items() if key == "max_length"}
     model_class: Any = ASTForAudioClassification
-    if options.annotations is not None:  # also from a classifier's checkpoint, with a new head
+    if options.annotations is not None:  # can also start from a classifier, with a new head
         model_class = ASTForAudioFrameClassification
     model = model_class.from_pretrained(
         name, ignore_mismatched_sizes=True, **geometry, **labels, **training
@@ -216,10 +287,10 @@ def _load_model(
 
 
 def find_weights(model: str) -> tuple[str, bool]:
-    """Where the weights are that the option names, and whether they are a DeiT's or ViT's."""
+    """Where the option's weights are, and whether they are a DeiT's or ViT's."""
     path = Path(model)
     if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
-        return model, True  # bare weights, as timm leaves them
+        return model, True  # bare weights, as from timm
     name = resolve_checkpoint(model)
     if AutoConfig.from_pretrained(name).model_type not in ("deit", "vit"):
         return name, False
@@ -230,7 +301,7 @@ def find_weights(model: str) -> tuple[str, bool]:
 
 
 def describe_start(options: FinetuneOptions) -> str:
-    """What the weights are that training starts from."""
+    """Describes the weights that training starts from."""
     if options.model == "scratch":
         return "Start: random weights"
     if options.model == DEFAULT_MODEL:
@@ -242,7 +313,7 @@ def describe_start(options: FinetuneOptions) -> str:
 
 
 def choose_trained_weights(model: ASTForAudioClassification, options: FinetuneOptions) -> Any:
-    """Freeze what `options.trained` leaves out; with "lora", the model wrapped by PEFT."""
+    """Freeze what `options.trained` excludes; with "lora", wrap the model with PEFT."""
     is_frame_model = model.config.model_type == ASTFrameConfig.model_type
     head = "frame_classifier" if is_frame_model else "classifier"
     if options.trained == "lora":
@@ -266,11 +337,13 @@ def choose_trained_weights(model: ASTForAudioClassification, options: FinetuneOp
 def save_model(
     model: Any, extractor: ASTFeatureExtractor, folder: Path, weights: Batch | None = None
 ) -> None:
-    """A checkpoint that loads anywhere: adapters, where there are some, merged into the weights.
+    """Save a checkpoint that loads anywhere: any adapters are merged into the weights.
 
     Args:
-        weights: the model's, gathered, when it holds only a part of them itself.
+        weights: the model's, gathered, if it holds only a part of them itself.
     """
+    if isinstance(model, Student):
+        model = model.checkpoint()
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()
     model.save_pretrained(folder, state_dict=weights)

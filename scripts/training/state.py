@@ -1,8 +1,8 @@
-"""A state of a run on disk, to resume from: numbers and names, nothing that could hold code.
+"""A run's state on disk, to resume from: only numbers and names, nothing that could hold code.
 
-    model.safetensors           the weights as they are being trained
+    model.safetensors           the weights in training
     optimizer.safetensors       its moments; settings, schedule and loss scale in the header
-    average.safetensors         where there is one
+    average.safetensors         the averaged weights, if any
     random-RANK.safetensors     the generators of Python, NumPy and torch, of each process
 
 Weights sharded over processes (FSDP) are gathered into the same files, and sharded again.
@@ -35,11 +35,11 @@ _DEALT_OUT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
 
 class TrainingState:
-    """What changes in training besides the progress: saved by `save`, restored by the others.
+    """What changes in training, apart from the progress: `save` saves it, the others restore it.
 
     Args:
-        model: without wrappers, except where it is sharded.
-        average: of its weights, if there is one.
+        model: without wrappers, unless it is sharded.
+        average: the averaged copy, if there is one.
         rank: of this process.
         is_sharded: whether weights and moments are sharded over processes.
     """
@@ -81,7 +81,7 @@ class TrainingState:
         """Restore the model and the average.
 
         Raises:
-            ValueError: for a file that is not what `save` wrote; so below.
+            ValueError: for a file that `save` did not write; likewise below.
         """
         with _reading(folder / "model.safetensors") as (weights, _):
             if self.is_sharded:
@@ -153,7 +153,7 @@ def _write(path: Path, tensors: Tensors, settings: Any = None) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[tuple[Tensors, Any]]:
-    """A file's tensors and settings; what goes wrong while they are used is the file's fault."""
+    """A file's tensors and settings; any error while using them is blamed on the file."""
     try:
         with safe_open(path, framework="pt") as file:
             settings = json.loads((file.metadata() or {})["settings"])
@@ -163,4 +163,4 @@ def _reading(path: Path) -> Iterator[tuple[Tensors, Any]]:
         OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be resumed from: {reason[:300]}") from error
+        raise ValueError(f"Cannot resume from {path}: {reason[:300]}") from error

@@ -1,6 +1,6 @@
 """The batches of a step, their augmentation, and the evaluation at an epoch's end.
 
-(seed, epoch, rank) -> the epoch's batches, the same every time: what makes resuming exact
+(seed, epoch, rank) -> the epoch's batches, always the same, which makes resuming exact
 (seed, step, rank)  -> the augmentation of a step
 bags                -> one loss and one score per clip, pooled from its windows
 """
@@ -28,6 +28,7 @@ from feature_extraction import (
     spec_augment,
 )
 from modeling_ast import ASTFrameConfig
+from modeling_ast.detection_ast import detection_loss
 from modeling_ast.loss_ast import classification_loss
 from modeling_ast.pooling_ast import pool_logits
 from modeling_ast.scores_ast import scores_from_logits
@@ -35,7 +36,9 @@ from modeling_ast.scores_ast import scores_from_logits
 from ..data.batches import Collator, FrameGrid, SkippedSounds, batches, rank_share, repeated
 from ..data.labelled import LabelledAudio
 from ..evaluation.metrics import METRICS, compute_metrics, headline
+from .distil import Student
 from .options import FinetuneOptions
+from .teachers import Teacher
 
 Batch = dict[str, Tensor]
 
@@ -56,12 +59,13 @@ def epoch_batches(
     skip: int = 0,
     rank: int = 0,
     processes: int = 1,
+    teacher: Teacher | None = None,
 ) -> Iterator[Batch]:
-    """An epoch's training batches in one process, each for one optimizer step.
+    """An epoch's training batches in one process, one per optimizer step.
 
-    They depend on the arguments alone, so resuming after `skip` steps is exact. An epoch has
+    They depend only on the arguments, so resuming after `skip` steps is exact. An epoch has
     `count_steps` of them in every process, however the clips are divided among processes and
-    workers: the last, incomplete batches of some may be left for another epoch.
+    workers; some workers' last, incomplete batches may be left for another epoch.
     """
     num_labels = len(data.label_names)
     one_pass = partial(
@@ -77,6 +81,8 @@ def epoch_batches(
             options.speed_perturbation,
             options.windows_per_clip,
             frames,
+            None if teacher is None else teacher.stored,
+            teacher is not None and bool(teacher.online),
         ),
         shuffle_buffer=options.shuffle_buffer,
         draws=data.balanced_draws() if options.balanced_sampling else None,
@@ -98,13 +104,36 @@ def evaluation_batches(
     frames: FrameGrid | None,
     rank: int = 0,
     processes: int = 1,
+    teacher: Teacher | None = None,
 ) -> Iterator[Batch]:
-    """The evaluation part, this process's share of it: all windows of its clips."""
+    """This process's share of the evaluation part: all windows of its clips.
+
+    Args:
+        teacher: gives the labels where the data has none.
+    """
     share = rank_share(data.evaluation, rank, processes, options.num_workers)
-    collator = Collator(extractor, len(data.label_names), frames=frames)
-    return batches(
+    collator = Collator(
+        extractor,
+        len(data.label_names),
+        frames=frames,
+        answers=None if teacher is None else teacher.stored,
+        keeps_waveforms=teacher is not None and bool(teacher.online),
+    )
+    of_share = batches(
         share, options.batch_size, options.num_workers, collator, skipped=skipped, whole=True
     )
+    for batch in of_share:
+        if teacher is not None:
+            batch = teacher.with_answers(batch, extractor.sampling_rate)
+            batch["labels"] = said_labels(batch["teacher_targets"], teacher)
+        yield batch
+
+
+def said_labels(targets: Tensor, teacher: Teacher) -> Tensor:
+    """What a teacher said, as labels: those above a half, or the likeliest one."""
+    if teacher.activation == "softmax":
+        return targets.argmax(dim=-1)
+    return (targets > 0.5).float()
 
 
 def augment(
@@ -117,8 +146,8 @@ def augment(
 ) -> Batch:
     """FilterAugment, SpecAugment, noise and rolling of an optimizer step's batch, on its device.
 
-    Drawn from a generator of this step alone, so there is no state to keep. Its keys lie above the
-    loaders' (epoch, rank < processes).
+    Each step has its own generator, so there is no state to keep. Its keys are above the loaders'
+    (epoch, rank < processes).
     """
     shape = batch["input_values"].shape
     inputs = batch["input_values"].flatten(0, -3)  # windows of bags one by one
@@ -127,7 +156,7 @@ def augment(
         decibel = math.log(10) / 10 / (2 * extractor.std)  # in normalised log-mel
         inputs = filter_augment(inputs, options.filter_augment * decibel, generator=generator)
     # Masked parts become the data's mean. (The original masks before normalising, with a log-mel of
-    # 0, which is as loud as sound gets.)
+    # 0, about as loud as sound gets.)
     inputs = spec_augment(inputs, options.time_mask, options.frequency_mask, generator=generator)
     if options.noise_level:
         inputs = add_noise(inputs, options.noise_level, generator)
@@ -136,20 +165,27 @@ def augment(
 
 
 def parts_of(batch: Batch, size: int) -> list[Batch]:
-    """A step's batch in parts of `size` clips: the same loss and gradients in less memory."""
+    """A step's batch in parts of `size` clips: same loss and gradients, less memory."""
     pieces = {key: value.split(size) for key, value in batch.items()}
     return [dict(zip(pieces, part, strict=True)) for part in zip(*pieces.values(), strict=True)]
 
 
 def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_batch: Any) -> Tensor:
-    """Of a batch as the model takes it, or of bags: windows whose pooled score is the clip's.
+    """The loss of a plain batch, or of bags: windows whose pooled score is the clip's.
 
     Args:
-        model: as it is prepared for training.
-        batch: with "window_weights" (B, N) it is one of bags.
-        pooling: of bags.
+        model: prepared for training.
+        batch: if it has "window_weights" (B, N), it consists of bags.
+        pooling: for bags; a frame model's is in its config.
         num_items_in_batch: see `classification_loss`.
     """
+    student: Any = getattr(model, "module", model)  # DDP wraps the model
+    if isinstance(student, Student):
+        inputs = {key: batch[key] for key in ("input_values", "attention_mask") if key in batch}
+        if "window_weights" in batch:
+            is_there = batch["window_weights"] > 0  # (B, N)
+            inputs = {key: values[is_there] for key, values in inputs.items()}
+        return student.loss(model(**inputs), batch, num_items_in_batch, pooling)
     if "window_weights" not in batch:
         return model(**batch, num_items_in_batch=num_items_in_batch).loss
     weights, labels = batch["window_weights"], batch["labels"]
@@ -158,9 +194,23 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
         key: batch[key][is_there] for key in ("input_values", "attention_mask") if key in batch
     }
     logits = model(**windows).logits
-    bags = logits.new_zeros(*weights.shape, logits.shape[-1])
+    bags = logits.new_zeros(*weights.shape, *logits.shape[1:])
     bags[is_there] = logits
-    config: Any = getattr(model, "module", model).config  # DDP wraps the model
+    config = student.config
+    if config.model_type == ASTFrameConfig.model_type:
+        # The columns of all windows of a clip are those of one long window.
+        is_sound = torch.zeros(*bags.shape[:3], dtype=torch.bool, device=bags.device)
+        is_sound[is_there] = student.column_mask(
+            windows["input_values"], windows.get("attention_mask")
+        )
+        return detection_loss(
+            bags.flatten(1, 2),
+            labels,
+            batch["clip_labels"],
+            is_sound.flatten(1, 2),
+            config.window_pooling,
+            num_items_in_batch,
+        )
     pooled = pool_logits(bags, config.problem_type, pooling, weights)
     smoothing = config.label_smoothing if model.training else 0.0
     return classification_loss(pooled, labels, config.problem_type, num_items_in_batch, smoothing)
@@ -169,8 +219,8 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
 def _in_step(data: Iterator[Batch], accelerator: Accelerator) -> Iterator[tuple[Batch, bool]]:
     """A process's batches and whether they count, for as long as any process has one.
 
-    Where weights are sharded over processes, all must run the model equally often: a process that
-    has run out of batches repeats its last one, which does not count.
+    If weights are sharded, all processes must run the model equally often: one that has run out of
+    batches repeats its last one, which does not count.
     """
     batch: Batch | None = None
     while True:
@@ -189,8 +239,8 @@ def evaluate_model(
 ) -> dict[str, float | None]:
     """Loss and metrics over all processes' clips, each counted once; None where undefined.
 
-    A clip's windows are pooled as `config.window_pooling` says. Of a frame model the metrics are of
-    its columns: each is a clip with labels of its own.
+    A clip's windows are pooled by `config.window_pooling`. For a frame model, the metrics are those
+    of its columns: each counts as a clip with its own labels.
     """
     model.eval()
     config: Any = getattr(model, "module", model).config  # DDP wraps the model
@@ -220,7 +270,7 @@ def evaluate_model(
     losses: list[float] = []
     scores: list[list[float]] = []
     references: list[Any] = []
-    if scored:  # of few clips and many processes, some have none
+    if scored:  # with few clips and many processes, some have none
         is_frame_model = config.model_type == ASTFrameConfig.model_type
         rows = _columns(scored) if is_frame_model else _pooled_clips(scored, config)
         losses, scores, references = _measured(*rows, config.problem_type)
@@ -238,7 +288,7 @@ def evaluate_model(
 
 @dataclass
 class _ScoredClip:
-    """A clip's windows as far as they came."""
+    """The windows of a clip received so far."""
 
     logits: list[Tensor] = field(default_factory=list)  # (labels,) or (columns, labels) each
     labels: list[Tensor] = field(default_factory=list)
@@ -251,7 +301,7 @@ class _ScoredClip:
 
 
 def _pooled_clips(clips: list[_ScoredClip], config: Any) -> tuple[Tensor, Tensor]:
-    """Logits (clips, labels) and the clips' labels, as the data set has them."""
+    """Logits (clips, labels) and the clips' labels, as in the data set."""
     pooling = config.window_pooling or "mean"
     logits = [
         clip.logits[0]

@@ -17,8 +17,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """Run the whole fine-tuning, or the rest of it; returns the last epoch's record.
 
     Raises:
-        ValueError: for wrong paths, columns, labels or options, before any model is built, and
-            when a checkpoint cannot be written.
+        ValueError: for wrong paths, columns, labels or options, before any model is built, and if a
+            checkpoint cannot be written.
     """
     accelerator = Accelerator(
         mixed_precision=precision(options), log_with=options.report_to, project_dir=options.output
@@ -65,7 +65,7 @@ def _train(run: TrainingRun, accelerator: Accelerator) -> dict[str, Any]:
                 batch = {key: value.to(accelerator.device) for key, value in batch.items()}
                 batch = run.augmented(batch, run.step)
                 labels = batch["labels"]
-                # Over all processes. Their gradients are averaged, so each divides by the mean.
+                # Over all processes: gradients are averaged, so each process divides by the mean.
                 clips = accelerator.reduce(torch.tensor(len(labels), device=labels.device))
                 items = torch.tensor(float(labels.numel()), device=labels.device)
                 items = accelerator.reduce(items, "mean")

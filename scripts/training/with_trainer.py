@@ -1,7 +1,7 @@
 """The `Trainer` of `ast-finetune`, with our batches, augmentation, evaluation and states.
 
-`Trainer` asks streams for `max_steps` and does not resume them past their first pass. Here it is
-given a dataset of known length that makes each epoch's batches anew, one per optimizer step.
+`Trainer` needs `max_steps` for streams and cannot resume them past their first pass. It therefore
+gets a dataset of known length that makes each epoch's batches anew, one per optimizer step.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from .steps import Batch, trackable
 
 
 class EpochBatches(IterableDataset):
-    """The batches of `epoch`, one per optimizer step, as a dataset with a length."""
+    """The batches of `epoch`, one per optimizer step, as a dataset of known length."""
 
     def __init__(self, run: TrainingRun):
         self.epoch = 1
@@ -83,11 +83,11 @@ class ASTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """Of a part of a step's batch, which may be one of bags."""
-        if "window_weights" not in inputs:
+        """The loss of a part of a step's batch, which may consist of bags or need a teacher."""
+        if "window_weights" not in inputs and self.run.teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.run.loss(model, inputs, num_items_in_batch)
-        # As Trainer has it: the items are those of all processes, whose gradients are averaged.
+        # As in Trainer: the count covers all processes, whose gradients are averaged.
         return loss * self.accelerator.num_processes
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -101,8 +101,8 @@ class ASTTrainer(Trainer):
         )
         return record
 
-    # Trainer's own states are pickles, and it reads them without a look at what is missing. Ours
-    # replace them in the places where it writes and reads.
+    # Trainer's own states are pickles, and it does not check whether anything is missing. Ours
+    # replace them wherever it writes and reads.
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         def write_more(folder: Path) -> None:
@@ -124,7 +124,7 @@ class ASTTrainer(Trainer):
             )
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Done with the optimizer."""
+        """Restored along with the optimizer."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -132,7 +132,7 @@ class ASTTrainer(Trainer):
 
 
 class _EveryEpoch(TrainerCallback):
-    """Says when to evaluate and save, and averages weights."""
+    """Decides when to evaluate and save, and averages weights."""
 
     def __init__(self, trainer: ASTTrainer):
         self.trainer, self.run = trainer, trainer.run
@@ -152,7 +152,7 @@ class _EveryEpoch(TrainerCallback):
 
 
 class _Progress(ProgressCallback):
-    """Trainer's bar, with loss and rate at its side instead of a line per log."""
+    """Trainer's progress bar, with loss and speed next to it instead of a line per log."""
 
     def __init__(self, run: TrainingRun):
         super().__init__()
@@ -168,25 +168,25 @@ class _Progress(ProgressCallback):
 
 
 def _check_trainer_state(path: Path, step: int) -> None:
-    """Trainer counts its steps in a file of its own, which must be sound and agree with ours.
+    """Check Trainer's own file of step counts, which must be intact and agree with ours.
 
     Raises:
-        ValueError: when it is not, or does not.
+        ValueError: if it is damaged or disagrees.
     """
     try:
         counted = TrainerState.load_from_json(str(path)).global_step
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be resumed from: {error}") from error
+        raise ValueError(f"Cannot resume from {path}: {error}") from error
     if counted != step:
-        raise ValueError(f"{path} cannot be resumed from: it is of step {counted}, not {step}.")
+        raise ValueError(f"Cannot resume from {path}: it is from step {counted}, not {step}.")
 
 
 def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """Run the whole fine-tuning, or the rest of it; returns the last epoch's record.
 
     Raises:
-        ValueError: for wrong paths, columns, labels or options, before any model is built, and
-            when a checkpoint cannot be written.
+        ValueError: for wrong paths, columns, labels or options, before any model is built, and if a
+            checkpoint cannot be written.
     """
     mixed_precision = precision(options)
     arguments = TrainingArguments(
@@ -198,7 +198,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         fp16=mixed_precision == "fp16",
         seed=options.seed,
         remove_unused_columns=False,
-        eval_strategy="no",  # our callback says when
+        eval_strategy="no",  # our callback decides
         save_strategy="no",
         logging_strategy="no",
         report_to=options.report_to or "none",

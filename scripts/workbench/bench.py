@@ -1,7 +1,7 @@
-"""The loop without its page: find, mark, teach, again.
+"""The loop without its page: find, mark, teach, repeat.
 
-One person, one index, one file of marks. Marks are on the disk before `mark` returns; all else can
-be made again from them.
+One person, one index, one file of marks. Marks are on disk before `mark` returns; everything else
+can be rebuilt from them.
 """
 
 import shutil
@@ -23,12 +23,12 @@ from .queues import pick
 from .teach import Lesson, next_windows, teach, write_checkpoint
 
 _QUEUE = 20  # windows at a time
-_COUNT_KEPT = 200  # recordings whose place is known
+_COUNT_KEPT = 200  # recordings whose location is cached
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A window to be heard: where it is, and what is thought of it."""
+    """A window to listen to: where it is, and what the model makes of it."""
 
     window: int
     file: str
@@ -40,26 +40,26 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a lesson brought, against the one before."""
+    """The result of a lesson, compared with the one before."""
 
     lesson: Lesson
     report: dict[str, Any]
     checkpoint: Path
-    marks_since: int | None  # None: it is the first one
-    changed: int | None  # windows of the index whose best label is another one now
+    marks_since: int | None  # None: this is the first
+    changed: int | None  # windows of the index whose best label has changed
     figure_before: float | None
 
 
 class Workbench:
-    """An index, the marks of its windows, and what was last learnt from them.
+    """An index, the marks of its windows, and what was last learned from them.
 
     Args:
         folder: of the index.
-        marks: CSV that is written to; made when it is not there.
+        marks: CSV to write to; created if missing.
         model: checkpoint; default: the one that made the index.
 
     Raises:
-        ValueError: for an index of another model, or marks that do not belong to it.
+        ValueError: for another model's index, or marks that do not belong to it.
     """
 
     def __init__(self, folder: Path, marks: Path, model: str | None = None):
@@ -71,7 +71,7 @@ class Workbench:
         )
         self.index.check(self.classifier)
         self.book = MarkBook(marks)
-        self._targets()  # marks of recordings that are not in the index are found out now
+        self._targets()  # raises now if marks name recordings that are not in the index
         self.progress: Progress | None = None
         self._marks_at_lesson = 0
         self._passed: set[int] = set()  # windows that were skipped
@@ -82,12 +82,12 @@ class Workbench:
 
     @property
     def labels(self) -> list[str]:
-        """Names that were marked so far."""
+        """Names marked so far."""
         return label_names(self.book.marks)
 
     def _targets(self) -> np.ndarray:
         index = self.index
-        # A column too many, so that windows of background only are marked, too.
+        # One extra column, so that windows with only background also count as marked.
         labels = [*self.labels, ""]
         return window_targets(
             self.book.marks, index.sounds, index.sound_of_window, index.spans, labels
@@ -100,16 +100,16 @@ class Workbench:
         return marked
 
     def find(self, examples: np.ndarray, count: int) -> list[Stretch]:
-        """The windows that are most like one of some embeddings, (examples, D)."""
+        """The windows most similar to any of the given embeddings, (examples, D)."""
         values = self.index.similarity(examples)
         windows = pick(values, self.index.sound_of_window, self.index.spans, count)
         return [self._stretch(window, float(values[window])) for window in windows]
 
     def next(self, kind: str, label: str | None = None) -> Stretch | None:
-        """The first window of a queue that is neither marked nor skipped; None: there is none.
+        """The first window of a queue that is neither marked nor skipped; None if there is none.
 
-        Before anything was taught only "novel" and "random" know where to look; the others take
-        "novel" then.
+        Until something has been taught, only "novel" and "random" work; the others fall back to
+        "novel".
         """
         with self._lock:
             if self.progress is None and kind not in ("novel", "random"):
@@ -136,7 +136,7 @@ class Workbench:
     def _choose(self, kind: str, label: str | None) -> list[int]:
         targets = self._targets()
         if self._passed:
-            targets[list(self._passed)] = 0  # as good as marked, for the choice
+            targets[list(self._passed)] = 0  # count as marked for the choice
         head, column = None, None
         if self.progress is not None:
             lesson = self.progress.lesson
@@ -148,7 +148,7 @@ class Workbench:
                 )  # fmt: skip
             if kind == "likely":
                 if label not in lesson.labels:
-                    raise ValueError("Choose the label whose highest scores you want to hear.")
+                    raise ValueError("Choose a label to hear its highest scores.")
                 column = lesson.labels.index(label)
         found = next_windows(
             self.index, kind, _QUEUE + len(self._passed), targets, head, column,
@@ -157,23 +157,23 @@ class Workbench:
         return [window for window in found if window not in self._passed]
 
     def mark(self, stretch: Stretch, label: str) -> None:
-        """Write what is to be heard in a window: a name, several joined by `;`, `background` …
+        """Write down what can be heard in a window: a name, several joined by `;`, `background` …
 
         Raises:
             ValueError: for an empty name.
         """
         label = " ".join(label.split())
         if not label:
-            raise ValueError("Say what it is: type a label, or choose one.")
+            raise ValueError("Say what it is: type or choose a label.")
         with self._lock:
             self.book.add(Mark(stretch.file, stretch.start, stretch.end, label))
 
     def skip(self, stretch: Stretch) -> None:
-        """Not to be asked about again, until the page is started anew."""
+        """Do not ask about it again until the page is restarted."""
         self._passed.add(stretch.window)
 
     def undo(self) -> Stretch | None:
-        """Take the last mark back; the window that it was made on, to be heard again."""
+        """Undo the last mark; returns its window, to be shown again."""
         with self._lock:
             mark = self.book.undo()
             if mark is None:
@@ -189,10 +189,10 @@ class Workbench:
             return None
 
     def teach(self, wish: Wish, folder: Path) -> Progress:
-        """Fit a head on all marks; the checkpoint is written into a folder.
+        """Fit a head on all marks and write the checkpoint into a folder.
 
         Raises:
-            ValueError: when the marks are too few to teach anything.
+            ValueError: if there are too few marks to teach anything.
         """
         with self._lock:
             marks = list(self.book.marks)
@@ -214,7 +214,7 @@ class Workbench:
         return self.progress
 
     def hear(self, source: Any) -> dict[str, float]:
-        """What the last lesson says of a sound: label -> its highest score at any time.
+        """The last lesson's opinion of a sound: label -> its highest score at any time.
 
         Raises:
             AudioDecodingError: for a sound that cannot be read.
@@ -241,7 +241,7 @@ class Workbench:
         """A stretch's sound with a little around it, mono, and its rate.
 
         Raises:
-            ValueError: for a recording that is no longer there.
+            ValueError: for a recording that no longer exists.
         """
         if stretch.file not in self._sources:
             if len(self._sources) >= _COUNT_KEPT:
@@ -253,7 +253,7 @@ class Workbench:
 
 
 def _figure(report: dict[str, Any]) -> float:
-    """The one number that a lesson is told by."""
+    """The one number that summarises a lesson."""
     return report.get("accuracy", report["mean_average_precision"])
 
 

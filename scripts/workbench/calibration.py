@@ -1,11 +1,11 @@
-"""Scores that mean something: probabilities, and the threshold that keeps a promise.
+"""Turns scores into probabilities, and finds thresholds that keep a promise.
 
 logits  (windows, labels)   of windows that the head was not fitted on
-scores  (windows, labels)   probabilities once the logits are calibrated
+scores  (windows, labels)   probabilities, once the logits are calibrated
 
 A calibration is `scale * logits + shift` per label. Both fold into the classifier's dense layer, so
-that every runtime of the checkpoint has them. Labels that exclude each other share one temperature
-(arXiv 1706.04599), which leaves the ranking alone; independent ones get a scale and a shift each
+every runtime of the checkpoint has them. Labels that exclude each other share one temperature
+(arXiv 1706.04599), which does not change the ranking; independent ones get a scale and a shift each
 (Platt 1999).
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from .heads import log_loss
 
-# Recordings with a label, and without it, from which on its own scale and shift are fitted.
+# A label gets its own scale and shift from this many recordings with it, and without it.
 ENOUGH_RECORDINGS = 10
 CONFIDENCE = 0.9  # of the intervals: 5 % lie below, 5 % above
 _RESAMPLES = 500
@@ -26,7 +26,7 @@ _RESAMPLES = 500
 
 @dataclass(frozen=True)
 class Calibration:
-    """(labels,) each, and which labels had too few recordings for one of their own."""
+    """(labels,) each, and which labels had too few recordings for their own."""
 
     scale: np.ndarray
     shift: np.ndarray
@@ -39,11 +39,11 @@ class Calibration:
 def calibrate(
     logits: np.ndarray, targets: np.ndarray, recordings: np.ndarray, exclusive: bool
 ) -> Calibration:
-    """The calibration under which what is right is most likely.
+    """The calibration that makes the right answers most likely.
 
     Args:
         logits: (windows, labels); NaN where there are none.
-        targets: (windows, labels); NaN where nobody said.
+        targets: (windows, labels); NaN where unknown.
         recordings: (windows,).
         exclusive: softmax over the labels, or a sigmoid each.
     """
@@ -58,7 +58,7 @@ def calibrate(
     def shared_loss(log_scale: float) -> float:
         return log_loss(np.exp(log_scale) * logits, targets, exclusive)
 
-    # Few marks that are all told apart would ask for an infinite scale.
+    # A few perfectly separated marks would lead to an infinite scale.
     found = minimize_scalar(shared_loss, bounds=(-4, 2), method="bounded")
     scale, shift = one * np.exp(found.x), zero.copy()
     shared = np.ones(labels, bool)
@@ -72,7 +72,7 @@ def calibrate(
             continue
         shared[label] = False
         of_label = logits[rows, label]
-        # Platt's targets, which keep the fit finite where the labels are told apart.
+        # Platt's targets keep the fit finite if the labels are perfectly separated.
         positives, negatives = there.sum(), (~there).sum()
         wanted = np.where(there, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 
@@ -87,7 +87,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Wish:
-    """What a threshold is to do: the highest F1 (precision None), or a precision of at least."""
+    """The goal of a threshold: the highest F1 (precision None), or at least this precision."""
 
     precision: float | None = None
 
@@ -106,7 +106,7 @@ class Wish:
         except ValueError:
             precision = math.nan
         if name != "precision" or not 0 < precision < 1:
-            raise ValueError(f"is f1, or precision=0.9 or the like, got {word!r}.")
+            raise ValueError(f"must be f1, or for example precision=0.9, got {word!r}.")
         return cls(precision)
 
     def __str__(self) -> str:
@@ -115,7 +115,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A label's threshold, what it reaches on the marks, and whether that is to be relied upon.
+    """A label's threshold, what it reaches on the marks, and whether to rely on that.
 
     Intervals hold with 90 % confidence; recordings, not windows, count as independent.
     """
@@ -129,14 +129,14 @@ class Threshold:
     f1_interval: tuple[float, float]
     recordings: int  # with the label
     kept: bool
-    message: str  # why not, and what would help
+    message: str  # if not: why, and what would help
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
 def interval(successes: float, trials: float) -> tuple[float, float]:
-    """Clopper and Pearson's exact interval of a proportion; trials may be a fraction."""
+    """Clopper and Pearson's exact interval of a proportion; trials can be fractional."""
     from scipy.stats import beta
 
     tail = (1 - CONFIDENCE) / 2
@@ -146,7 +146,7 @@ def interval(successes: float, trials: float) -> tuple[float, float]:
 
 
 def recordings_needed(precision: float) -> int:
-    """How many recordings must be found without a mistake to promise a precision."""
+    """How many recordings must be detected without a mistake to promise a precision."""
     return math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log(precision))
 
 
@@ -159,16 +159,16 @@ def choose_thresholds(
 ) -> list[Threshold]:
     """A threshold per label.
 
-    For a precision: the lowest one at which the interval of the precision lies above it. Windows of
-    one recording are alike, so the interval counts recordings: one in which two thirds of what is
-    above the threshold is right is two thirds of a success.
+    For a precision: the lowest threshold at which the whole confidence interval is above it.
+    Windows of one recording are alike, so the interval counts recordings: if two thirds of a
+    recording's detections are right, it counts as two thirds of a success.
 
     Args:
         scores: (windows, labels) of windows that the head was not fitted on; NaN where none.
-        targets: (windows, labels); NaN where nobody said.
+        targets: (windows, labels); NaN where unknown.
         recordings: (windows,).
         labels: names.
-        wish: what it is to do.
+        wish: the goal.
     """
     return [
         _choose(scores[:, i], targets[:, i], recordings, label, wish)
@@ -194,7 +194,7 @@ def _choose(
     found = np.arange(1, len(there) + 1)
     precision, recall = hits / found, hits / there.sum()
     f1 = 2 * precision * recall / (precision + recall + 1e-12)
-    # A threshold lies between two scores that differ.
+    # Thresholds lie between two different scores.
     last = np.flatnonzero(np.r_[scores[1:] < scores[:-1], True])
     right, independent = _per_recording(there, recordings)
     kept, message = True, ""
@@ -210,8 +210,8 @@ def _choose(
         else:
             best, kept = last[np.argmax(lows)], False
             message = (
-                f"{wish} cannot be promised from these marks: at best {lows.max():.2f} can; it "
-                f"takes {recordings_needed(wish.precision)} recordings found without a mistake"
+                f"these marks cannot guarantee {wish}, but {lows.max():.2f} at best; it takes "
+                f"{recordings_needed(wish.precision)} recordings detected without a mistake"
             )
     below = scores[best + 1] if best + 1 < len(scores) else 0.0
     return Threshold(
@@ -229,7 +229,7 @@ def _choose(
 
 
 def _per_recording(there: np.ndarray, recordings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """After each window: sum of the recordings' shares of right ones, and how many there are."""
+    """After each window: the sum of recordings' shares of right ones, and the recordings so far."""
     found = np.zeros(recordings.max() + 1)
     hits = np.zeros_like(found)
     right, count = np.empty(len(there)), np.empty(len(there))
@@ -247,8 +247,8 @@ def _per_recording(there: np.ndarray, recordings: np.ndarray) -> tuple[np.ndarra
 
 def _few(recordings: int) -> str:
     return (
-        f"only {recordings} marked recordings with it: at least {ENOUGH_RECORDINGS} make a "
-        "threshold that holds elsewhere"
+        f"only {recordings} marked recordings with it: a threshold needs at least "
+        f"{ENOUGH_RECORDINGS} to hold elsewhere"
     )
 
 

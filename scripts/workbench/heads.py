@@ -1,12 +1,12 @@
-"""Linear heads on embeddings, fitted in seconds, that a checkpoint's classifier holds exactly.
+"""Linear heads on embeddings, fitted in seconds, that fit exactly into a checkpoint's classifier.
 
 embeddings  (windows, D)        `pooler_output`
 normed      (windows, D)        the same after the classifier's LayerNorm, whose weight is 1, bias 0
-targets     (windows, labels)   1: there; 0: not there; NaN: nobody said
+targets     (windows, labels)   1: present; 0: absent; NaN: unknown
 logits      (windows, labels)   normed @ weight.T + bias: the classifier's dense layer
 
-Labels exclude each other (softmax) or are independent (sigmoid, each one fitted on the windows in
-which it is known). Features are standardised for the fit, which folds into the dense layer.
+Labels exclude each other (softmax) or are independent (sigmoid, each fitted on the windows where it
+is known). Features are standardised for the fit, which folds into the dense layer.
 """
 
 import warnings
@@ -16,22 +16,22 @@ from typing import Any
 
 import numpy as np
 
-# Strengths of the L2 penalty to choose from, as scikit-learn has them: high is weak.
+# Strengths of the L2 penalty to choose from, in scikit-learn's convention: high is weak.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-DEFAULT_STRENGTH = 0.1  # where nothing can be held out
+DEFAULT_STRENGTH = 0.1  # if nothing can be held out
 _FOLDS = 5
-_SMALLEST = 1e-6  # probability, in a logarithm
+_SMALLEST = 1e-6  # lower limit of probabilities, for their logarithm
 
 
 def layer_normed(embeddings: np.ndarray, epsilon: float) -> np.ndarray:
-    """What a LayerNorm of weight 1 and bias 0 makes of (windows, D)."""
+    """LayerNorm with weight 1 and bias 0 of (windows, D)."""
     centred = embeddings - embeddings.mean(axis=1, keepdims=True, dtype=np.float32)
     return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + np.float32(epsilon))
 
 
 @dataclass(frozen=True)
 class Standard:
-    """Mean and deviation of every feature: (D,) each. They need no labels."""
+    """Mean and deviation of every feature, (D,) each; they need no labels."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -39,7 +39,7 @@ class Standard:
     @classmethod
     def of(cls, normed: np.ndarray) -> "Standard":
         deviation = normed.std(axis=0, dtype=np.float64)
-        # A feature that never changes says nothing, whatever it is divided by.
+        # A constant feature carries no information, whatever it is divided by.
         return cls(normed.mean(axis=0, dtype=np.float64), np.where(deviation > 0, deviation, 1.0))
 
     def __call__(self, normed: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ def scores_of(logits: np.ndarray, exclusive: bool) -> np.ndarray:
 
 
 def are_exclusive(targets: np.ndarray) -> bool:
-    """Whether every labelled window has exactly one of the labels, and all is said of it."""
+    """Whether every labelled window has exactly one of the labels, and nothing is unknown."""
     marked = targets[~np.isnan(targets).all(axis=1)]
     return not np.isnan(marked).any() and bool((marked.sum(axis=1) == 1).all())
 
@@ -89,12 +89,12 @@ def fit_heads(
     """Logistic regressions with an L2 penalty, one per strength.
 
     Args:
-        normed: (windows, D); only windows that are labelled count.
+        normed: (windows, D); only labelled windows count.
         targets: (windows, labels).
-        exclusive: softmax over the labels; else each one by itself.
+        exclusive: softmax over the labels; else each by itself.
         standard: of the features.
-        strengths: inverse of the penalty, rising: each fit starts from the one before.
-        weights: (windows,), how much each window counts; None: all the same.
+        strengths: inverse of the penalty, rising: each fit starts from the previous one.
+        weights: (windows,), how much each window counts; None: equally.
 
     Yields:
         heads; a label without an example, or without a counterexample, gets a constant.
@@ -114,7 +114,7 @@ def fit_heads(
     for strength in strengths:
         weight, bias = np.zeros((labels, width)), np.zeros(labels)
         with warnings.catch_warnings():
-            # 200 steps leave nothing that matters; with few marks each class has one or two.
+            # 200 steps are ample; with few marks, a class has only one or two examples.
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.filterwarnings("ignore", message="The number of unique classes")
             if exclusive:
@@ -184,10 +184,10 @@ def fit_head(
 
 
 def recording_folds(targets: np.ndarray, recordings: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Which fold each window is held out in; -1: never, as its label has one recording only.
+    """The fold in which each window is held out; -1: never, because its label has one recording.
 
-    Windows of one recording are never apart: neighbours are nearly the same sound, and a fit that
-    has seen one knows the other. The recordings of each label go round the folds, rarest first.
+    Windows of one recording stay together: neighbours are nearly the same sound, and a fit that has
+    seen one knows the other. Each label's recordings are dealt to the folds, rarest label first.
 
     Args:
         targets: (windows, labels).
@@ -215,14 +215,14 @@ def recording_folds(targets: np.ndarray, recordings: np.ndarray, seed: int = 0) 
 
 @dataclass(frozen=True)
 class Choice:
-    """A strength and what it is worth on recordings that the fit had not seen.
+    """A strength and its performance on recordings that the fit had not seen.
 
     `logits` (windows, labels) are NaN for windows that were never held out.
     """
 
     strength: float
     logits: np.ndarray
-    losses: dict[float, float]  # of the strengths: mean -log p of what is right
+    losses: dict[float, float]  # by strength: mean -log p of the right answer
 
 
 def choose_strength(
@@ -256,9 +256,9 @@ def choose_strength(
 
 
 def log_loss(logits: np.ndarray, targets: np.ndarray, exclusive: bool) -> float:
-    """Mean -log of the probability of what is right; NaN where nothing is known.
+    """Mean -log of the right answer's probability; NaN if nothing is known.
 
-    With independent labels, the mean over labels of their windows' mean.
+    With independent labels: the mean over labels of the mean over their windows.
     """
     known = ~np.isnan(targets) & ~np.isnan(logits)
     if not known.any():

@@ -1,12 +1,12 @@
-"""An index of sound: the embeddings of the windows of hours of recordings, by one model.
+"""An index of sound: one model's embeddings of the windows of hours of recordings.
 
     INDEX/index.json                the model, a checksum of its encoder
     INDEX/settings.json             the windows' length
     INDEX/parts/….parquet           one row per recording: its windows and their embeddings
 
 The parts are those of `ast-classify` (see `inference.parts`): any number of processes write them, a
-killed one resumes, and a recording that changed is heard again. Name more recordings to add them;
-what is there already is not heard twice.
+killed one resumes, and a recording that changed is processed again. Name more recordings to add
+them; nothing is processed twice.
 
 spans       (windows, 2)   seconds
 embeddings  (windows, D)   float32, in memory: 0.8 GB for a million windows of a width of 192
@@ -32,32 +32,32 @@ if TYPE_CHECKING:
     from ..inference.options import ClassifyOptions
     from ..inference.run import Run
 
-# Of settings.json: windows, and where the sounds of data sets are.
+# Keys of settings.json: windows, and where data sets have their sounds.
 _SETTINGS = ("chunk_length_s", "hop_length_s", "split", "dataset_config", "audio_column")
 _SAMPLE = 50_000  # windows, for means and deviations
 _BLOCK = 65_536  # windows at a time: 50 MB
 
 
 def build_index(folder: Path, options: "ClassifyOptions") -> "tuple[Run, dict[str, str]] | None":
-    """Add recordings to an index: this process's share of them, where there are several.
+    """Add recordings to an index; with several processes, this one's share of them.
 
     Args:
         folder: the index.
-        options: what to hear, with which model and windows.
+        options: what to add, with which model and windows.
 
     Returns:
-        what the run has heard, and what could not be read: name -> why. None in all processes but
+        what the run has done, and what could not be read: name -> why. None in all processes but
         the first.
 
     Raises:
-        ValueError: when the index was made by another model, or with other windows.
+        ValueError: if the index was made by another model, or with other windows.
     """
     from modeling_ast.events_ast import EventRules
 
     from ..inference.run import listen_into
 
     if options.model.endswith(".onnx"):
-        raise ValueError("An index needs a checkpoint: an ONNX file gives scores only.")
+        raise ValueError("An index needs a checkpoint: an ONNX file only gives scores.")
     settings = {"kind": "index", **{name: getattr(options, name) for name in _SETTINGS}}
 
     def check(classifier: "Classifier") -> None:
@@ -73,15 +73,15 @@ def build_index(folder: Path, options: "ClassifyOptions") -> "tuple[Run, dict[st
             text = json.dumps(about, indent=2)
             write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
-    # No score reaches 2: labels and events are left to whoever reads the index.
+    # No score reaches 2: labels and events are up to the reader of the index.
     with listen_into(folder, options, EventRules(2.0), settings, check) as run:
         return None if run is None else (run, Parts(folder).errors())
 
 
 def encoder_checksum(classifier: "Classifier") -> str:
-    """What embeddings depend on: the encoder's weights, how it runs, and its features.
+    """A checksum of what embeddings depend on: encoder weights, how it runs, and features.
 
-    Checkpoints that differ in the classifier only have the same.
+    Checkpoints that differ only in the classifier have the same.
     """
     model, extractor = classifier.pipeline.model, classifier.pipeline.feature_extractor
     settings = [
@@ -102,12 +102,12 @@ def encoder_checksum(classifier: "Classifier") -> str:
 def check_encoder(folder: Path, about: dict[str, Any], model: str, encoder: str) -> None:
     """
     Raises:
-        ValueError: when an index holds what another encoder heard.
+        ValueError: if the index holds another encoder's embeddings.
     """
     if about["encoder"] != encoder:
         raise ValueError(
-            f"{folder} holds what {about['model']} (encoder {about['encoder']}) heard, and {model} "
-            f"(encoder {encoder}) hears differently: name that model, or another index."
+            f"{folder} holds embeddings from {about['model']} (encoder {about['encoder']}), which "
+            f"differs from {model} (encoder {encoder}): use that model, or another index."
         )
 
 
@@ -118,14 +118,14 @@ def _about(folder: Path) -> dict[str, Any]:
         return {name: about[name] for name in ("model", "encoder", "head_epsilon")}
     except FileNotFoundError:
         raise ValueError(
-            f"{folder} is no index. Make one: ast-index RECORDINGS --output {folder}"
+            f"{folder} is not an index. Make one: ast-index RECORDINGS --output {folder}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}. Make the index anew.") from error
+        raise ValueError(f"{path} is damaged: {error!r}. Build the index again.") from error
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
-    """How an index was made: its model and windows; empty where there is none yet."""
+    """How an index was made: its model and windows; empty if there is none yet."""
     if not (folder / "index.json").exists():
         return {}
     return {**_settings(folder), "model": _about(folder)["model"]}
@@ -137,15 +137,15 @@ def _settings(folder: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
         return {name: settings[name] for name in _SETTINGS}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}. Make the index anew.") from error
+        raise ValueError(f"{path} is damaged: {error!r}. Build the index again.") from error
 
 
 @dataclass
 class SoundIndex:
-    """An index, read: windows in order of their recordings, and of time within each.
+    """An index in memory: windows by recording, and by time within each.
 
     Args:
-        folder: where it lies.
+        folder: where it is.
         about: model, encoder, head_epsilon.
         settings: of its windows and data sets.
         sounds: the recordings' names.
@@ -166,7 +166,7 @@ class SoundIndex:
     def open(cls, folder: Path) -> "SoundIndex":
         """
         Raises:
-            ValueError: for a folder that is no index, or an empty one.
+            ValueError: for a folder that is not an index, or an empty one.
         """
         about = _about(folder)
         settings = _settings(folder)
@@ -190,19 +190,19 @@ class SoundIndex:
     def check(self, classifier: "Classifier") -> None:
         """
         Raises:
-            ValueError: for a model that hears differently.
+            ValueError: for a model with another encoder.
         """
         check_encoder(self.folder, self.about, classifier.model_name, encoder_checksum(classifier))
 
     def normed(self, windows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """What the classifier's dense layer sees of some windows: (windows, D)."""
+        """The inputs of the classifier's dense layer for some windows: (windows, D)."""
         return layer_normed(self.embeddings[windows], self.about["head_epsilon"])
 
     def locate(self, sounds: Iterable[str]) -> dict[str, Any]:
-        """Where the sound of some recordings is, as `load_audio` reads it.
+        """The sounds of some recordings, in a form that `load_audio` reads.
 
         Raises:
-            ValueError: for one that is no longer there.
+            ValueError: for one that no longer exists.
         """
         settings = self.settings
         return locate(
@@ -210,12 +210,12 @@ class SoundIndex:
         )
 
     def blocks(self) -> Iterator[slice]:
-        """All windows, so many at a time as memory is cheap for."""
+        """All windows, in blocks that need little memory."""
         return (slice(first, first + _BLOCK) for first in range(0, len(self), _BLOCK))
 
     @cached_property
     def standard(self) -> Standard:
-        """Mean and deviation of the normed embeddings' features, by a sample of the windows."""
+        """Mean and deviation of the normed embeddings' features, from a sample of the windows."""
         return Standard.of(self.normed(self._sample))
 
     @cached_property
@@ -229,13 +229,13 @@ class SoundIndex:
 
     @cached_property
     def _lengths(self) -> np.ndarray:
-        """Of the standardised embeddings: (windows,)."""
+        """Lengths of the standardised embeddings: (windows,)."""
         return np.concatenate(
             [np.linalg.norm(self._raw(self.embeddings[block]), axis=1) for block in self.blocks()]
         ).astype(np.float32)
 
     def features(self) -> np.ndarray:
-        """Standardised embeddings of length 1: their products are similarities. (windows, D)."""
+        """Standardised embeddings of length 1, whose products are similarities: (windows, D)."""
         return np.concatenate(
             [
                 (self._raw(self.embeddings[block]) / self._lengths[block, None]).astype(np.float32)
@@ -244,10 +244,10 @@ class SoundIndex:
         )
 
     def similarity(self, examples: np.ndarray) -> np.ndarray:
-        """How much each window is like the example it is most like.
+        """Each window's similarity to the most similar example.
 
-        The cosine of embeddings that are standardised over the index, exact: every window is
-        compared. Standardising folds into the examples, so nothing is held beside the embeddings.
+        The cosine of embeddings standardised over the index, exact: every window is compared.
+        Standardising folds into the examples, so nothing but the embeddings is held in memory.
 
         Args:
             examples: (examples, D) embeddings.
@@ -259,7 +259,7 @@ class SoundIndex:
         if examples.shape[1] != self.embeddings.shape[1]:
             raise ValueError(
                 f"The example is {examples.shape[1]} wide, the index {self.embeddings.shape[1]}: "
-                "it is of another model."
+                "it comes from another model."
             )
         best = np.full(len(self), -np.inf, np.float32)
         for example in examples:
@@ -279,7 +279,7 @@ class SoundIndex:
 
 
 def read_vectors(path: str) -> np.ndarray:
-    """Embeddings of a .npy file: (examples, D).
+    """Embeddings from a .npy file: (examples, D).
 
     Raises:
         ValueError: for a file that cannot be read.
@@ -294,7 +294,7 @@ def embed(classifier: "Classifier", example: str) -> np.ndarray:
     """Embeddings of a file, or of a stretch of it, `FILE:START-END` in seconds: (windows, D).
 
     Raises:
-        ValueError: for a stretch that is none.
+        ValueError: for an invalid stretch.
         AudioDecodingError: for a file that cannot be read.
     """
     from feature_extraction import load_audio
@@ -322,5 +322,5 @@ def parse_example(example: str) -> tuple[str, tuple[float, float] | None]:
     if not (colon and dash):
         return example, None
     if not 0 <= span[0] < span[1]:
-        raise ValueError(f"{example}: a stretch is START-END in seconds, the end after the start.")
+        raise ValueError(f"{example}: a stretch is START-END in seconds, with END after START.")
     return file, span

@@ -1,10 +1,10 @@
-"""Marks: what people say that is to be heard, where; and what that means for an index's windows.
+"""Marks: what people hear, where; and what that means for an index's windows.
 
 marks     CSV with the columns file, start, end, label; seconds; no start and end: the whole file
-targets   (windows, labels)   1: it is there; 0: it is not; NaN: nobody said
+targets   (windows, labels)   1: present; 0: absent; NaN: unknown
 
-A label is a name, several of them joined by `;`, `background` (none of the labels is to be heard)
-or `not NAME` (that one is not; nothing is said of the others).
+A label is a name, several of them joined by `;`, `background` (none of the labels can be heard) or
+`not NAME` (that one cannot; the others are unknown).
 """
 
 import csv
@@ -20,17 +20,18 @@ import numpy as np
 
 from ..common.files import write_whole
 from ..common.options import did_you_mean
+from ..data.annotations import read_annotations
 
 BACKGROUND = "background"
 SEPARATOR = ";"
 _NOT = "not "
 _COLUMNS = ["file", "start", "end", "label"]
-_ENOUGH = 0.5  # of the mark or of the window, whichever is shorter: then the label is the window's
-_ALL = 0.95  # of a window must be said to lack a sound
+_ENOUGH = 0.5  # of the mark or the window, whichever is shorter: the window then gets the label
+_ALL = 0.95  # of a window must be marked as lacking a sound
 
 
 class Mark(NamedTuple):
-    """A stretch of a file, in seconds, and what was said of it; None: the whole file."""
+    """A stretch of a file, in seconds, and its label; None: the whole file."""
 
     file: str
     start: float | None
@@ -39,27 +40,27 @@ class Mark(NamedTuple):
 
     @property
     def labels(self) -> list[str]:
-        """The sounds that are said to be there."""
+        """The sounds marked as present."""
         if self.label == BACKGROUND or self.absent is not None:
             return []
         return [label.strip() for label in self.label.split(SEPARATOR) if label.strip()]
 
     @property
     def absent(self) -> str | None:
-        """The sound that is said not to be there, the others being left open."""
+        """The sound marked as absent, with the others unknown."""
         return self.label[len(_NOT) :].strip() if self.label.startswith(_NOT) else None
 
 
 def read_marks(path: Path) -> list[Mark]:
-    """Marks of a CSV file, or of Label Studio's JSON export.
+    """Marks from a CSV file, or from Label Studio's JSON export.
 
     Raises:
-        ValueError: for a file that is neither, or a row that makes no sense; the message names it.
+        ValueError: for a file that is neither, or an invalid row; the message names it.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     if path.suffix.lower() == ".json":
         return _of_label_studio(path, text)
     reader = csv.DictReader(io.StringIO(text, newline=""))
@@ -75,6 +76,32 @@ def read_marks(path: Path) -> list[Mark]:
         for row in reader
         if (row["label"] or "").strip()  # a queue's row that nobody has filled in
     ]
+
+
+def marks_of_annotations(
+    path: Path, sounds: Sequence[str], unmarked_is_background: bool, label_column: str | None = None
+) -> tuple[list[Mark], str]:
+    """What annotations in other programs' formats say (see `data.annotations`).
+
+    Args:
+        path: file or folder.
+        sounds: of the index.
+        unmarked_is_background: an annotated recording holds nothing but what is annotated.
+        label_column: where it has an unusual name.
+
+    Returns:
+        marks, and a sentence about rows that are left out; "" when there are none.
+
+    Raises:
+        ValueError: as `read_annotations`.
+    """
+    found = read_annotations(path, sounds, label_column=label_column)
+    marks = []
+    for sound, annotations in found.of_recording.items():
+        if unmarked_is_background or not annotations:
+            marks.append(Mark(sound, None, None, BACKGROUND))
+        marks += [Mark(sound, *annotation) for annotation in annotations]
+    return marks, found.describe_problems()
 
 
 def _of_row(row: dict[str, Any], where: str) -> Mark:
@@ -98,7 +125,7 @@ def _seconds(value: Any, where: str) -> float | None:
     except (TypeError, ValueError):
         seconds = float("nan")
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{where} must be seconds from 0 on, got {value!r}.")
+        raise ValueError(f"{where} must be seconds, 0 or more, got {value!r}.")
     return seconds
 
 
@@ -113,13 +140,13 @@ def _checked(mark: Mark, where: str) -> Mark:
 
 
 class MarkBook:
-    """A CSV of marks that grows while somebody listens: each one is on the disk once `add` returns.
+    """A CSV of marks that grows while somebody listens: each is on disk once `add` returns.
 
     Args:
-        path: of the file; its marks are read when there is one.
+        path: of the file; if it exists, its marks are read.
 
     Raises:
-        ValueError: as `read_marks`.
+        ValueError: as for `read_marks`.
     """
 
     def __init__(self, path: Path):
@@ -137,14 +164,14 @@ class MarkBook:
                 lead = "" if file.read(1) == b"\n" else "\n"
             else:
                 lead = ",".join(_COLUMNS) + "\n"
-            # One call: a kill leaves the line whole or not there.
+            # A single write: a kill leaves either the whole line or none.
             file.write((lead + _line(mark)).encode())
             file.flush()
             os.fsync(file.fileno())
         self.marks.append(mark)
 
     def undo(self) -> Mark | None:
-        """Take back the last mark; None when there is none."""
+        """Undo the last mark and return it; None if there is none."""
         if not self.marks:
             return None
         mark = self.marks.pop()
@@ -166,7 +193,7 @@ def _line(mark: Mark) -> str:
 
 
 def label_names(marks: Iterable[Mark]) -> list[str]:
-    """The sounds that marks speak of, in alphabetical order."""
+    """The sounds named in marks, in alphabetical order."""
     names: set[str] = set()
     for mark in marks:
         names.update(mark.labels)
@@ -176,13 +203,13 @@ def label_names(marks: Iterable[Mark]) -> list[str]:
 
 
 def match_files(marks: Iterable[Mark], sounds: Sequence[str]) -> dict[str, str]:
-    """What the marks' files are called in an index.
+    """The names of the marks' files in an index.
 
-    A file is found by its name there, or by the end of its path, as long as that is unique: marks
-    that were made elsewhere, or with paths relative to another folder, fit.
+    A file is found by its name there, or by the end of its path if that is unique, so marks made
+    elsewhere, or with paths relative to another folder, work.
 
     Raises:
-        ValueError: for a file that is not in the index, or that could be several.
+        ValueError: for a file that is not in the index, or that is ambiguous.
     """
     known = set(sounds)
     by_name: dict[str, list[str]] = {}
@@ -204,7 +231,7 @@ def match_files(marks: Iterable[Mark], sounds: Sequence[str]) -> dict[str, str]:
                 fitting.append(candidate)
         if not fitting:
             raise ValueError(
-                f"The marks speak of {mark.file}, which is not in the index"
+                f"The marks name {mark.file}, which is not in the index"
                 f"{did_you_mean(mark.file, list(sounds)[:10])} Add it: ast-index {mark.file} "
                 "--output INDEX."
             )
@@ -224,15 +251,15 @@ def window_targets(
     spans: np.ndarray,
     labels: Sequence[str],
 ) -> np.ndarray:
-    """What marks say of an index's windows.
+    """What marks say about an index's windows.
 
-    A label is a window's when it covers half of the window, or half of the mark lies in it. What is
-    marked in a window is all that is in it; a label that only touches it is left open there. A
-    window that no mark reaches stays unlabelled. `background` and `not NAME` hold for windows that
-    they cover whole, and a label's mark outweighs them.
+    A window gets a label if the mark covers half of the window, or half of the mark is in it. The
+    labels marked in a window are all there is in it; a label that only touches it is unknown there.
+    A window without marks stays unlabelled. `background` and `not NAME` apply to windows they cover
+    completely, and a label's mark overrides them.
 
     Args:
-        marks: in the order in which they were made.
+        marks: in the order they were made.
         sounds: names of the index's sounds.
         sound_of_window: (windows,) positions in `sounds`.
         spans: (windows, 2) seconds.
@@ -242,7 +269,7 @@ def window_targets(
         targets (windows, labels) float32.
 
     Raises:
-        ValueError: as `match_files`.
+        ValueError: as for `match_files`.
     """
     names = match_files(marks, sounds)
     order = np.argsort(sound_of_window, kind="stable")
@@ -285,13 +312,13 @@ def window_targets(
 def to_label_studio(
     marks: Iterable[Mark], scores: Sequence[float] | None = None, prefix: str = ""
 ) -> list[dict[str, Any]]:
-    """Label Studio tasks, one per file, with the marks as predictions to be checked.
+    """Label Studio tasks, one per file, with the marks as predictions to check.
 
     Args:
         marks: stretches with labels.
         scores: one per mark.
-        prefix: before the file's name in the task's address, such as
-            "/data/local-files/?d=" for Label Studio's local storage.
+        prefix: put before the file name in the task's address, such as "/data/local-files/?d=" for
+            Label Studio's local storage.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for number, mark in enumerate(marks):
@@ -335,5 +362,5 @@ def _of_label_studio(path: Path, text: str) -> list[Mark]:
                         label = SEPARATOR.join(map(str, names))
                         marks.append(_checked(Mark(file, start, end, label), where))
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise ValueError(f"{path} is no JSON export of Label Studio: {error}") from error
+        raise ValueError(f"{path} is not a JSON export of Label Studio: {error}") from error
     return marks

@@ -11,11 +11,12 @@ from .calibration import Wish
 from .queues import QUEUES
 
 _WINDOWS, _SEARCH, _FOUND, _QUEUE = "windows", "search", "what is found", "what to listen to next"
+_ANNOTATIONS = "annotations"
 
 
 @dataclass
 class IndexOptions(DatasetOptions):
-    """What an index holds, and what is looked for in it."""
+    """What an index holds, and what to look for in it."""
 
     sounds: list[str] = setting(
         [],
@@ -36,19 +37,19 @@ class IndexOptions(DatasetOptions):
     )
     label: str | None = setting(
         None,
-        "find a label's highest scores, by the head of --model, such as one that ast-teach wrote",
+        "find a label's highest scores with the head of --model, such as one from ast-teach",
         group=_SEARCH,
     )
 
     count: int = setting(20, "windows, at most", at_least=1, group=_FOUND)
     per_recording: int | None = setting(
-        None, "of one recording before those of others", at_least=1, group=_FOUND
+        None, "at most this many per recording before those of others", at_least=1, group=_FOUND
     )
     table: Path | None = setting(None, "also write them as CSV", metavar="FILE", group=_FOUND)
     clips: Path | None = setting(
         None, "cut them out, with a second before and after", metavar="FOLDER", group=_FOUND
     )
-    clip_format: str = setting("wav", "of the clips", choices=("wav", "flac"), group=_FOUND)
+    clip_format: str = setting("wav", "clips' format", choices=("wav", "flac"), group=_FOUND)
     label_studio: Path | None = setting(
         None, "also write them as tasks for Label Studio", metavar="FILE", group=_FOUND
     )
@@ -70,7 +71,7 @@ class IndexOptions(DatasetOptions):
         if self.output == Path():
             raise ValueError("Name the index's folder: --output INDEX.")
         if self.like and self.label:
-            raise ValueError("Search by --like or by --label, not both.")
+            raise ValueError("Search with --like or with --label, not both.")
         searches = bool(self.like or self.label)
         if not self.sounds and not searches:
             raise ValueError("Name recordings to add, or search with --like or --label.")
@@ -82,28 +83,44 @@ class IndexOptions(DatasetOptions):
 
 @dataclass
 class TeachOptions(Options):
-    """What was marked, and what is to be made of it."""
+    """What was marked, and what to make of it."""
 
     index: Path = setting(Path(), "the index that ast-index wrote", positional="1")
     marks: list[str] = setting(
         [],
         "CSV with the columns file, start, end, label (seconds; neither: the whole file), or Label "
         "Studio's JSON export",
-        positional="+",
+        positional="*",
     )
     output: Path = setting(Path("taught"), "folder for the checkpoint", metavar="FOLDER")
     background: Path | None = setting(
         None, "folder of recordings, in the index, without any of the labels", metavar="FOLDER"
     )
+    annotations: Path | None = setting(
+        None,
+        "file or folder of annotations beside the marks, or instead of them (Raven, Audacity, "
+        "DCASE's TSV, CSV)",
+        metavar="PATH",
+        group=_ANNOTATIONS,
+    )
+    annotation_label_column: str | None = setting(
+        None, "column with the label, where it has an unusual name", group=_ANNOTATIONS
+    )
+    unmarked: str = setting(
+        "background",
+        "what annotated recordings are where nothing is annotated",
+        choices=("background", "unknown"),
+        group=_ANNOTATIONS,
+    )
     wish: Wish = setting(
         Wish(),
-        'what a threshold is to do: "f1", the highest F1, or "precision=0.9"',
+        'the goal of thresholds: "f1", the highest F1, or "precision=0.9"',
         parse=Wish.read,
     )
     labels: str = setting(
         "auto",
-        "whether labels exclude each other (one softmax) or not (a sigmoid each); auto: they do "
-        "where every marked window has exactly one",
+        "whether labels exclude each other (one softmax) or not (a sigmoid each); auto: they do if "
+        "every marked window has exactly one",
         choices=("auto", "exclusive", "independent"),
     )
     head: str = setting(
@@ -116,16 +133,18 @@ class TeachOptions(Options):
     queue: str | None = setting(
         None, "also choose windows to mark next", choices=QUEUES, group=_QUEUE
     )
-    queue_label: str | None = setting(None, "whose scores, with --queue likely", group=_QUEUE)
+    queue_label: str | None = setting(None, "the label for --queue likely", group=_QUEUE)
     queue_file: Path = setting(
-        Path("next.csv"), "where they go: fill in their labels", metavar="FILE", group=_QUEUE
+        Path("next.csv"), "where to write them; fill in their labels", metavar="FILE", group=_QUEUE
     )
     count: int = setting(20, "windows, at most", at_least=1, group=_QUEUE)
     clips: Path | None = setting(None, "cut them out, too", metavar="FOLDER", group=_QUEUE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.marks and self.annotations is None:
+            raise ValueError("Name what was marked: a file of marks, or --annotations PATH.")
         if (self.queue == "likely") != (self.queue_label is not None):
             raise ValueError("--queue likely and --queue_label NAME go together.")
         if self.head == "keep" and self.labels != "auto":
-            raise ValueError("--labels is for a new head: a head that is kept has its own kind.")
+            raise ValueError("--labels is for a new head: one that is kept has its own kind.")

@@ -1,7 +1,7 @@
-"""The tabs Find, Review and Teach of `ast-demo`: the loop of `bench.py`, seen and heard.
+"""The tabs Find, Review and Teach of `ast-demo`: the loop of `bench.py`, to see and hear.
 
-A card shows a window: its spectrogram with axes, which plays from where one clicks, and a bar of
-the browser's own to play it with.
+A card shows a window: its spectrogram with axes, which plays from where you click, and the
+browser's own player.
 """
 
 import base64
@@ -24,7 +24,7 @@ from .marks import BACKGROUND
 from .queues import QUEUES
 
 _AROUND_S = 1.0
-_RATE = 16000  # of what is drawn and played
+_RATE = 16000  # for drawing and playing
 _MEL_BINS = 128
 _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000)
 _PLACE = (0.09, 0.2, 0.89, 0.74)  # of the spectrogram in its picture: left, bottom, width, height
@@ -33,7 +33,7 @@ _FOUND = 12
 _QUEUES = {
     "where it is unsure": "uncertain",
     "where marks contradict": "disputed",
-    "unlike all that is marked": "novel",
+    "unlike everything marked": "novel",
     "a label's highest scores": "likely",
     "anything": "random",
 }
@@ -51,7 +51,7 @@ CSS = """
 .card .name { overflow-wrap: anywhere; font-size: 0.9em; }
 """
 
-# Plays from the place that was clicked; a needle follows. One card at a time.
+# Plays from where you click; a needle follows. One card at a time.
 _PLAYER = """
 element.addEventListener('click', event => {
   const picture = event.target.closest('.picture');
@@ -113,7 +113,7 @@ def spectrogram(samples: np.ndarray, rate: int, start: float) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    # Shorter than a frame's 25 ms shows nothing: silence fills it up.
+    # Shorter than one 25 ms frame would show nothing: pad with silence.
     padded = np.pad(samples, (0, max(0, rate // 20 - len(samples)))).astype(np.float32)
     log_mel = kaldi_fbank(torch.from_numpy(padded), rate, _MEL_BINS).numpy()
     figure = Figure(figsize=(6.4, 2.6), dpi=100)
@@ -171,26 +171,26 @@ def card(bench: Workbench, stretch: Stretch, number: int | None = None) -> str:
 
 
 def describe_progress(progress: Progress) -> str:
-    """What a lesson brought, as Markdown."""
+    """A lesson's result, as Markdown."""
     report = progress.report
     what = "Accuracy" if "accuracy" in report else "Mean average precision"
     figure = report.get("accuracy", report["mean_average_precision"])
     lines = [
-        f"**{what} {figure:.2f}** on {report['held_out_windows']} windows of recordings that were "
-        f"held out, from {report['marked_windows']} marked windows of "
+        f"**{what} {figure:.2f}** on {report['held_out_windows']} windows of held-out recordings, "
+        f"from {report['marked_windows']} marked windows of "
         f"{report['marked_recordings']} recordings, in {report['seconds']:.1f} s."
     ]
     if not report["held_out_windows"]:
         lines = [
-            f"Taught from {report['marked_windows']} marked windows. Mark each label in two "
-            "recordings at least: then some can be held out to tell how good this is."
+            f"Taught from {report['marked_windows']} marked windows. Mark each label in at least "
+            "two recordings: then some can be held out to tell how good this is."
         ]
     if progress.marks_since is not None:
         before = progress.figure_before
         was = "" if before is None or np.isnan(before) else f" It was {before:.2f}."
         lines.append(
-            f"{progress.marks_since} marks more than last time: {progress.changed} windows of the "
-            f"index have another best label now.{was}"
+            f"{progress.marks_since} more marks than last time; {progress.changed} windows of the "
+            f"index now have another best label.{was}"
         )
     return "\n\n".join(lines)
 
@@ -221,10 +221,10 @@ def _rounded(value: float) -> Any:
 def read_upload(
     path: str | None, rate: int, max_minutes: float, start: float = 0.0, end: float | None = None
 ) -> np.ndarray:
-    """An uploaded sound, or a stretch of it; no more is decoded than is allowed.
+    """An uploaded sound, or a stretch of it; nothing beyond the limit is decoded.
 
     Raises:
-        ValueError: when there is none, it cannot be read, is too long, or ends before it begins;
+        ValueError: if there is none, if it cannot be read, is too long, or ends before it begins;
             messages have the file's name, not its folder.
     """
     if path is None:
@@ -239,9 +239,7 @@ def read_upload(
     except AudioDecodingError as error:
         raise ValueError(str(error).replace(path, name)) from error
     if len(waveform) > longest * rate:
-        raise ValueError(
-            f"{name} is longer than {max_minutes:g} minutes, the most that this page takes."
-        )
+        raise ValueError(f"{name} is longer than {max_minutes:g} minutes, the limit of this page.")
     return waveform
 
 
@@ -252,8 +250,8 @@ def tabs(
 
     Args:
         bench: what they work on.
-        folder: for the checkpoints that are offered for download.
-        max_minutes: of an uploaded sound.
+        folder: for checkpoints to download.
+        max_minutes: longest upload.
     """
     return [
         ("Find", lambda: _find_tab(bench, max_minutes)),
@@ -268,7 +266,7 @@ def _find_tab(bench: Workbench, max_minutes: float) -> None:
     index = bench.index
     gradio.Markdown(
         f"The index holds {len(index)} windows of {len(index.sounds)} recordings. Give an example "
-        "of what you look for; its most similar windows are found. Check those that are right, "
+        "of what you are looking for to find the most similar windows. Check those that are right, "
         "name them, and mark them.",
         elem_id="find_hint",
     )
@@ -396,13 +394,13 @@ def _review_tab(bench: Workbench) -> None:
         can = gradio.update(interactive=stretch is not None)
         choices = gradio.update(choices=names)
         if stretch is None:
-            text = note or "Nothing is left in this queue: choose another one, or teach."
+            text = note or "Nothing is left in this queue: choose another, or teach."
             return [None, text, "", gradio.update(value="Accept (A)", interactive=False), can, can,
                     can, choices, *keyed, ""]  # fmt: skip
         suggestion = stretch.suggestion
         text = f"{count} marks. "
         if suggestion is None:
-            text += "What is it? Nothing was taught yet, so nothing is suggested."
+            text += "What is it? (No suggestion: nothing has been taught yet.)"
         else:
             text += f"It sounds like **{html.escape(readable(suggestion))}** ({stretch.score:.2f})."
         accepted = gradio.update(
@@ -441,7 +439,7 @@ def _review_tab(bench: Workbench) -> None:
     def undone(kind: str, of: str | None) -> list[Any]:
         back = bench.undo()
         if back is None:
-            return following(kind, of, "There was nothing to take back here.")
+            return following(kind, of, "There is nothing to undo here.")
         return show(back, "Taken back.")
 
     def as_number(number: int) -> Callable[..., list[Any]]:
@@ -474,9 +472,9 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
     import gradio
 
     gradio.Markdown(
-        "Mark some windows in Find or Review, each label in two recordings at least; then "
-        "teach. It takes seconds. The checkpoint is an ordinary one: pipeline, ast-classify and "
-        "ONNX take it."
+        "Mark some windows in Find or Review, each label in at least two recordings; then teach. "
+        "It takes seconds. The result is an ordinary checkpoint, for the pipeline, ast-classify "
+        "and ONNX."
     )
     with gradio.Row():
         wish = gradio.Dropdown(
@@ -493,7 +491,7 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
     download = gradio.DownloadButton(
         "Download the checkpoint", interactive=False, elem_id="download_checkpoint"
     )
-    gradio.Markdown("Try it on a sound that it has not heard:")
+    gradio.Markdown("Try it on a new sound:")
     sound = gradio.Audio(
         sources=["upload", "microphone"], type="filepath", label="Sound", editable=False,
         buttons=[], elem_id="try_sound",

@@ -1,10 +1,10 @@
-"""What to listen to next: windows in the order in which marks of them teach most.
+"""What to listen to next: windows in the order in which marking them teaches most.
 
     uncertain   the head cannot decide
-    disputed    heads for which the marked recordings count differently say different things
-    novel       unlike everything that is marked, and unlike each other
+    disputed    heads that weight the marked recordings differently disagree
+    novel       unlike everything marked, and unlike each other
     likely      a label's highest scores
-    random      what all of them have to beat
+    random      the baseline for the others
 
 `pick` takes the best of an order, spread over recordings and never the same stretch twice.
 """
@@ -43,12 +43,12 @@ def disagreement(
     of: np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """How much heads differ for which the marked recordings count differently.
+    """How much heads disagree that weight the marked recordings differently.
 
-    Each one weighs them at random (the Bayesian bootstrap, Rubin 1981): none misses a label.
+    The weights are random (the Bayesian bootstrap, Rubin 1981), so none misses a label.
 
     The mutual information of answer and head (arXiv 1112.5745), in nats: entropy of the mean answer
-    less the mean of the answers' entropies.
+    minus the mean of the answers' entropies.
 
     Args:
         normed, targets, recordings: of the windows, marked or not.
@@ -81,13 +81,13 @@ def _entropy(scores: np.ndarray, exclusive: bool) -> np.ndarray:
 def farthest_first(
     features: np.ndarray, marked: np.ndarray, count: int, allowed: np.ndarray
 ) -> list[int]:
-    """Windows one after the other, each the least like all that is marked or was taken before.
+    """Windows one by one, each the least similar to everything marked or taken before.
 
     Args:
         features: (windows, D) of length 1.
         marked: positions of the marked ones.
         count: how many.
-        allowed: (windows,) bool, which may be taken.
+        allowed: (windows,) bool, which can be taken.
     """
     nearest = np.full(len(features), -1.0, np.float32)  # cosine of the most similar one
     for start in range(0, len(marked), 256):
@@ -113,15 +113,15 @@ def pick(
     allowed: np.ndarray | None = None,
     at_a_time: int | None = None,
 ) -> list[int]:
-    """The windows of the highest values, without those that mostly repeat a better one.
+    """The windows with the highest values, without those that mostly repeat a better one.
 
     Args:
         values: (windows,).
         recordings: (windows,) numbers.
         spans: (windows, 2) seconds.
         count: how many.
-        allowed: (windows,) bool, which may be taken; None: all.
-        at_a_time: so many of one recording, then those of others come first; None: no such limit.
+        allowed: (windows,) bool, which can be taken; None: all.
+        at_a_time: after this many from one recording, others come first; None: no limit.
 
     Returns:
         positions, best first.

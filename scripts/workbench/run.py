@@ -17,7 +17,7 @@ from ..inference.options import ClassifyOptions
 from ..inference.parts import Parts
 from .heads import scores_of
 from .index import SoundIndex, build_index, embed, read_vectors, settings_of
-from .marks import Mark, read_marks, to_label_studio
+from .marks import Mark, marks_of_annotations, read_marks, to_label_studio
 from .options import IndexOptions, TeachOptions
 from .queues import pick
 from .teach import (
@@ -41,7 +41,7 @@ def index(options: IndexOptions) -> int:
     if options.sounds:
         built = build_index(folder, _listening(options))
         if built is None:
-            return 0  # the first process goes on
+            return 0  # the first process continues
         run, errors = built
         sounds, windows = Parts(folder).count()
         print(
@@ -58,7 +58,7 @@ def index(options: IndexOptions) -> int:
 
 
 def _listening(options: IndexOptions) -> ClassifyOptions:
-    """What to hear. An index that is there says how; the command line may say the same."""
+    """What to index. An existing index fixes the settings; the command line must not differ."""
     known = settings_of(options.output)
     model = options.model or known.get("model") or DEFAULT_MODEL
     windows: dict[str, Any] = {
@@ -162,6 +162,16 @@ def teach(options: TeachOptions) -> int:
 
     found = SoundIndex.open(options.index)
     marks = [mark for name in options.marks for mark in read_marks(Path(name))]
+    if options.annotations is not None:
+        annotated, problems = marks_of_annotations(
+            options.annotations,
+            found.sounds,
+            options.unmarked == "background",
+            options.annotation_label_column,
+        )
+        marks += annotated
+        if problems:
+            print(shown(problems), file=sys.stderr)
     if options.background is not None:
         marks += background_marks(options.background, found.sounds)
     classifier = Classifier(options.model or found.about["model"])
@@ -193,9 +203,9 @@ def format_report(lesson: Lesson, report: dict[str, Any], wish: str) -> str:
     errors = report.get("calibration_error")
     if errors:
         figures.append(f"calibration error {errors['before']:.3f} -> {errors['after']:.3f}")
-    held_out = "recordings that were held out"
+    held_out = "held-out recordings"
     if lesson.strength is None:
-        held_out = "the marked recordings, which the model must not have been trained on"
+        held_out = "the marked recordings, on which the model must not have been trained"
     lines.append(f"On {held_out}: {', '.join(figures)}.")
     width = max([len(shown(label)) for label in lesson.labels] + [5])
     lines.append("")
@@ -222,7 +232,7 @@ def _queue(options: TeachOptions, found: SoundIndex, marks: Sequence[Mark], less
     if options.queue_label is not None:
         if options.queue_label not in lesson.labels:
             raise ValueError(
-                f"--queue_label {options.queue_label!r} is none of the labels"
+                f"--queue_label {options.queue_label!r} is not one of the labels"
                 f"{did_you_mean(options.queue_label, lesson.labels)}"
             )
         label = lesson.labels.index(options.queue_label)
@@ -234,7 +244,7 @@ def _queue(options: TeachOptions, found: SoundIndex, marks: Sequence[Mark], less
     write_csv(options.queue_file, columns, rows)
     print(
         f"{len(rows)} windows to mark next ({options.queue}): {shown(options.queue_file)}. Fill in "
-        "the column label, and give the file to ast-teach beside the others.",
+        "the column label, and give the file to ast-teach with the others.",
         file=sys.stderr,
     )
     if options.clips is not None:
@@ -242,7 +252,7 @@ def _queue(options: TeachOptions, found: SoundIndex, marks: Sequence[Mark], less
 
 
 def queue_rows(found: SoundIndex, windows: Sequence[int], lesson: Lesson) -> list[dict[str, Any]]:
-    """Windows of a queue with what the head says of them, the label left to be filled in."""
+    """Windows of a queue with the head's suggestions, and an empty label to fill in."""
     scores = lesson.head.scores(found.normed(np.array(windows, int)))
     rows = rows_of(found, windows, np.zeros(len(found)), "")
     for row, of_labels in zip(rows, scores, strict=True):

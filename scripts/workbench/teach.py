@@ -1,7 +1,7 @@
-"""Marks and an index's embeddings to a checkpoint, in seconds.
+"""From marks and an index's embeddings to a checkpoint, in seconds.
 
 marks -> targets (windows, labels) -> head, its strength chosen by cross-validation over recordings
-      -> calibration and thresholds, from the windows' logits when they were held out -> checkpoint
+      -> calibration and thresholds, from held-out logits of the windows -> checkpoint
 """
 
 import json
@@ -32,23 +32,23 @@ from .queues import disagreement, farthest_first, pick, uncertainty
 if TYPE_CHECKING:
     from ..inference.classifier import Classifier
 
-_FROM_ONE_RECORDING = 10  # a queue's share of it, at first
+_FROM_ONE_RECORDING = 10  # a queue takes this share from one recording at first
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What was learnt from marks.
+    """What was learned from marks.
 
     Args:
         labels: names, in the order of the columns.
-        targets: (windows, labels) of the whole index; NaN where nobody said.
-        logits: (windows, labels) of a head that had not seen the window's recording, not yet
-            calibrated; NaN where there is none.
-        head: of the classifier, calibrated.
+        targets: (windows, labels) of the whole index; NaN where unknown.
+        logits: (windows, labels) of a head that had not seen the window's recording, before
+            calibration; NaN where there is none.
+        head: the classifier's, calibrated.
         strength: of the penalty; None: the head was not fitted.
-        calibration: that the head has.
+        calibration: the head's.
         thresholds: one per label.
-        seconds: that it took.
+        seconds: taken.
     """
 
     labels: list[str]
@@ -62,7 +62,7 @@ class Lesson:
 
     @property
     def held_out(self) -> np.ndarray:
-        """(windows,) bool: labelled, and answered by a head that had not seen it."""
+        """(windows,) bool: labelled, and scored by a head that had not seen it."""
         return ~np.isnan(self.targets).all(axis=1) & ~np.isnan(self.logits).any(axis=1)
 
     def report(self, index: SoundIndex) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Lesson:
         return report
 
     def _calibration_errors(self, recordings: np.ndarray) -> tuple[float, float]:
-        """Before and after, each half of the recordings with a calibration of the other half's."""
+        """Before and after; each half of the recordings is calibrated on the other half."""
         from ..evaluation.metrics import ScoredClips
 
         exclusive = self.head.exclusive
@@ -129,10 +129,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def background_marks(folder: Path, sounds: Sequence[str]) -> list[Mark]:
-    """The recordings of an index that lie in a folder, as recordings of none of the labels.
+    """Marks an index's recordings in a folder as containing none of the labels.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: if there are none.
     """
     root = folder.absolute()
     found = [sound for sound in sounds if Path(sound).absolute().is_relative_to(root)]
@@ -144,7 +144,7 @@ def background_marks(folder: Path, sounds: Sequence[str]) -> list[Mark]:
 
 
 def targets_of(index: SoundIndex, marks: Sequence[Mark], labels: Sequence[str]) -> np.ndarray:
-    """What marks say of an index's windows: (windows, labels), see `window_targets`."""
+    """What marks say about an index's windows: (windows, labels), see `window_targets`."""
     return window_targets(marks, index.sounds, index.sound_of_window, index.spans, labels)
 
 
@@ -157,13 +157,13 @@ def teach(
     """Fit a new head on what is marked.
 
     Args:
-        index: of the recordings that the marks speak of.
-        marks: in the order in which they were made.
+        index: of the marked recordings.
+        marks: in the order they were made.
         wish: for the thresholds.
-        exclusive: softmax over the labels; None: where every marked window has exactly one.
+        exclusive: softmax over the labels; None: if every marked window has exactly one.
 
     Raises:
-        ValueError: when the marks name no label, or recordings that the index does not hold.
+        ValueError: if the marks name no label, or recordings that the index does not hold.
     """
     began = time.perf_counter()
     labels = label_names(marks)
@@ -172,13 +172,13 @@ def teach(
     targets = targets_of(index, marks, labels)
     rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
     if not (np.nan_to_num(targets) > 0).any():
-        raise ValueError("No window of the index lies in what is marked.")
+        raise ValueError("The marks cover no window of the index.")
     if exclusive is None:
         exclusive = len(labels) > 1 and are_exclusive(targets)
     elif exclusive and not are_exclusive(targets):
         raise ValueError(
-            "Labels can only exclude each other where every marked window has exactly one: here "
-            "are windows with several, or with none (background, `not …`)."
+            "Labels can only exclude each other if every marked window has exactly one, but some "
+            "have several or none (background, `not …`)."
         )
     if len(labels) == 1 and not (targets[rows] == 0).any():
         raise ValueError(
@@ -194,10 +194,10 @@ def teach(
 def calibrate_model(
     index: SoundIndex, marks: Sequence[Mark], wish: Wish, classifier: "Classifier"
 ) -> Lesson:
-    """Keep a checkpoint's own head, and make its scores probabilities on what is marked.
+    """Keep a checkpoint's own head and calibrate its scores on the marks.
 
     Raises:
-        ValueError: for marks of labels that the checkpoint does not know.
+        ValueError: for marks with labels that the checkpoint does not know.
     """
     began = time.perf_counter()
     labels = classifier.label_names
@@ -209,7 +209,7 @@ def calibrate_model(
     targets = targets_of(index, marks, labels)
     rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
     if not len(rows):
-        raise ValueError("No window of the index lies in what is marked.")
+        raise ValueError("The marks cover no window of the index.")
     head = head_of(classifier)
     return _lesson(
         index, labels, targets, rows, head.logits(index.normed(rows)), head, None, wish, began
@@ -261,9 +261,9 @@ def head_of(classifier: "Classifier") -> Head:
 def write_checkpoint(
     lesson: Lesson, classifier: "Classifier", folder: Path, report: dict[str, Any]
 ) -> None:
-    """An ordinary checkpoint, with thresholds.json and teaching.json beside it.
+    """Write an ordinary checkpoint, with thresholds.json and teaching.json next to it.
 
-    The classifier's LayerNorm gets weight 1 and bias 0, its dense layer the head: the model's
+    The classifier's LayerNorm gets weight 1 and bias 0, and its dense layer the head: the model's
     logits are the head's, in every runtime.
     """
     import copy
@@ -307,22 +307,22 @@ def next_windows(
     label: int | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """Windows to listen to next, best first: none that is marked, spread over recordings.
+    """Windows to listen to next, best first: unmarked ones, spread over recordings.
 
     Args:
         index: to choose from.
         queue: one of `QUEUES`.
         count: how many.
         targets: (windows, labels), what is marked.
-        head: that is unsure; not for "novel" and "random".
-        label: the column of "likely".
-        seed: of "random" and "disputed".
+        head: the unsure one; not used by "novel" and "random".
+        label: column for "likely".
+        seed: for "random" and "disputed".
     """
     marked = ~np.isnan(targets).all(axis=1)
     allowed = ~marked
     share = max(1, count // _FROM_ONE_RECORDING)
     if queue == "novel":
-        # More than are asked for, as neighbours of one event are alike.
+        # More than requested, because neighbours of one event are alike.
         order = farthest_first(index.features(), np.flatnonzero(marked), 2 * count, allowed)
         values = np.full(len(index), -np.inf)
         values[order] = -np.arange(len(order), dtype=float)

@@ -1,0 +1,226 @@
+"""What a student learns from a teacher's answers: the losses, and the parts that only they need.
+
+    logits              (B, labels)             of the student's own labels: hard labels; also the
+                                                teacher's targets, where its labels are the same
+    teacher_logits      (B, teacher's labels)   of a head of its own, where they are others
+    embedding           (B, D of the teacher)   projected from the student's pooler_output
+
+    loss = (1 - share) * hard + share * T^2 * soft + weight * embedding
+
+Soft targets at a temperature T (Hinton, Vinyals and Dean, arXiv 1503.02531): cross-entropy, or,
+where each label is by itself, binary cross-entropy, mean over labels; T^2 keeps the size of the
+gradients. Embeddings: squared error, mean over dimensions, of what the teacher's deviate from their
+mean, in deviations.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from transformers.modeling_outputs import ModelOutput
+
+from modeling_ast.loss_ast import classification_loss
+from modeling_ast.modeling_ast import ASTMLPHead
+from modeling_ast.pooling_ast import pool_logits
+
+from .options import FinetuneOptions
+from .teachers import Teacher
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How a student's loss is made.
+
+    Args:
+        share: of the teacher's targets, against hard labels.
+        temperature: of the targets.
+        embedding_weight: of the embeddings' loss.
+        order: where each of the student's labels is among the teacher's, when they are the same;
+            None: the teacher's have a head of their own.
+        activation: "sigmoid" or "softmax", of the head that learns the targets.
+    """
+
+    share: float
+    temperature: float
+    embedding_weight: float
+    order: tuple[int, ...] | None
+    activation: str
+
+
+@dataclass
+class StudentOutput(ModelOutput):
+    """See the module."""
+
+    logits: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    embedding: Tensor | None = None
+
+
+class Student(nn.Module):
+    """An AST with the parts that only its teacher needs.
+
+    Args:
+        ast: an `ASTForAudioClassification`, or one with adapters (PEFT).
+        teacher: whose answers it learns.
+        options: of the run.
+        embeddings: mean and deviation (D,) of the teacher's; None: they are not learnt.
+    """
+
+    embedding_mean: Tensor
+    embedding_deviation: Tensor
+
+    def __init__(
+        self,
+        ast: Any,
+        teacher: Teacher,
+        options: FinetuneOptions,
+        embeddings: tuple[Tensor, Tensor] | None,
+    ):
+        super().__init__()
+        self.ast = ast
+        config = self.config
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        order: tuple[int, ...] | None = None
+        own = "sigmoid" if config.problem_type == "multi_label_classification" else "softmax"
+        self.teacher_head: nn.Module | None = None
+        if set(names) == set(teacher.label_names) and teacher.are_names_known:
+            order = tuple(teacher.label_names.index(name) for name in names)
+        elif teacher.label_names:
+            own = teacher.activation
+            head = copy.deepcopy(config)
+            head.id2label = dict(enumerate(teacher.label_names))
+            head.label2id = {name: index for index, name in head.id2label.items()}
+            head.problem_type = f"{'multi' if own == 'sigmoid' else 'single'}_label_classification"
+            self.teacher_head = ASTMLPHead(head)
+            self._teacher_config = head
+        self.lesson = Lesson(
+            0.0 if not teacher.label_names else options.teacher_share,
+            options.teacher_temperature,
+            options.embedding_weight,
+            order,
+            own,
+        )
+        self.projection: nn.Module | None = None
+        if embeddings is not None:
+            mean, deviation = embeddings
+            self.projection = nn.Linear(config.hidden_size, len(mean))
+            self.register_buffer("embedding_mean", mean.clone())
+            self.register_buffer("embedding_deviation", deviation.clone())
+        self.keeps_teacher_head = options.keep_teacher_head
+
+    @property
+    def config(self) -> Any:
+        return self._base.config
+
+    @property
+    def _base(self) -> Any:
+        """Without adapters around it; those inside it work all the same."""
+        return self.ast.get_base_model() if hasattr(self.ast, "get_base_model") else self.ast
+
+    def forward(
+        self, input_values: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> StudentOutput:
+        base = self._base
+        pooled = base.audio_spectrogram_transformer(input_values, attention_mask).pooler_output
+        return StudentOutput(
+            logits=base.classifier(pooled),
+            teacher_logits=None if self.teacher_head is None else self.teacher_head(pooled),
+            embedding=None if self.projection is None else self.projection(pooled),
+        )
+
+    def checkpoint(self) -> Any:
+        """The AST alone, with the head that is wanted; a copy where that is the teacher's."""
+        if self.teacher_head is None or not self.keeps_teacher_head:
+            return self.ast
+        ast = copy.deepcopy(self.ast)
+        if hasattr(ast, "merge_and_unload"):
+            ast = ast.merge_and_unload()
+        ast.classifier = copy.deepcopy(self.teacher_head)
+        ast.config = copy.deepcopy(self._teacher_config)
+        ast.num_labels = ast.config.num_labels
+        return ast
+
+    def loss(
+        self, output: StudentOutput, batch: Batch, num_items_in_batch: Any, pooling: str
+    ) -> Tensor:
+        """Of a part of a step's batch; those of all parts add up to the whole batch's mean.
+
+        Args:
+            output: of this student's `forward`, for the batch's clips or, of bags, its windows.
+            batch: with "labels", "teacher_targets", "teacher_embeddings".
+            num_items_in_batch: elements of "labels" in the whole batch.
+            pooling: of bags.
+        """
+        lesson, labels = self.lesson, batch["labels"]
+        config = self.config
+        clips = len(labels) if num_items_in_batch is None else (
+            num_items_in_batch * len(labels) / labels.numel()
+        )  # fmt: skip
+        weights = batch.get("window_weights")
+        logits = _of_clips(output.logits, weights, config.problem_type, pooling)
+        smoothing = config.label_smoothing if self.training else 0.0
+        hard = classification_loss(
+            logits, labels, config.problem_type, num_items_in_batch, smoothing
+        )
+        loss = (1 - lesson.share) * hard
+        if lesson.share:
+            targets = batch["teacher_targets"]
+            if lesson.order is not None:
+                targets = targets[:, list(lesson.order)]
+            elif output.teacher_logits is not None:
+                kind = self._teacher_config.problem_type
+                logits = _of_clips(output.teacher_logits, weights, kind, pooling)
+            soft = soft_loss(logits, targets, lesson.activation, lesson.temperature)
+            loss = loss + lesson.share * lesson.temperature**2 * soft.sum() / clips
+        if output.embedding is not None:
+            found = _of_clips(output.embedding, weights, "regression", "mean")
+            wanted = (batch["teacher_embeddings"] - self.embedding_mean) / self.embedding_deviation
+            error = (found - wanted).square().mean(dim=-1)
+            loss = loss + lesson.embedding_weight * error.sum() / clips
+        return loss
+
+
+def soft_loss(logits: Tensor, targets: Tensor, activation: str, temperature: float) -> Tensor:
+    """Cross-entropy with a teacher's probabilities (B, labels), at a temperature -> (B,)."""
+    logits = logits.float() / temperature
+    if activation == "softmax":
+        return cross_entropy(logits, targets, reduction="none")
+    return binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=-1)
+
+
+def _of_clips(
+    values: Tensor | None, weights: Tensor | None, problem_type: str | None, pooling: str
+) -> Tensor:
+    """One row per clip (B, n); of bags, values of windows (those that are there, n) are pooled."""
+    assert values is not None
+    if weights is None:
+        return values
+    bags = values.new_zeros(*weights.shape, values.shape[-1])
+    bags[weights > 0] = values
+    return pool_logits(bags, problem_type, pooling, weights)
+
+
+def make_student(
+    ast: Any,
+    teacher: Teacher,
+    options: FinetuneOptions,
+    embeddings: tuple[Tensor, Tensor] | None,
+) -> Student:
+    """A student, with new parts that have small random weights.
+
+    Raises:
+        ValueError: when there is nothing to learn from the teacher, or no head of its own to keep.
+    """
+    student = Student(ast, teacher, options, embeddings)
+    if options.keep_teacher_head and not teacher.are_names_known:
+        raise ValueError("--keep_teacher_head: name the teacher's labels (--teacher_labels).")
+    if options.keep_teacher_head and student.teacher_head is None:
+        raise ValueError(
+            "--keep_teacher_head: the teacher has the labels of the data, or none, and so no head "
+            "of its own."
+        )
+    return student
