@@ -333,7 +333,7 @@ def test_weights_without_a_head_are_a_start(tmp_path, capsys):
     source = FAMILIES_GOLDEN / "ssast_frame_pretrained.pth"
     with pytest.raises(SystemExit):
         main([str(source), str(tmp_path / "out"), "--num-attention-heads=3"])
-    assert "no classification head: it is a start for fine-tuning" in capsys.readouterr().out
+    assert "no classification head: use it as a starting point" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [
         "ASTModel"
     ]

@@ -254,7 +254,7 @@ def test_a_detector_travels(hub, tmp_path):
     assert files["model.safetensors"] == weights.read_bytes()
     card = files["README.md"].decode()
     assert f"gives each of {len(LABELS)} kinds of sound a score every 0.1 s" in card
-    assert "does not know the model type `ast-frame-classification` and says so." in card
+    assert "rejects the model type `ast-frame-classification`." in card
 
     remote, packaged = examples(hub, "someone/detector")  # none for plain transformers
     script = remote + "print(type(model).__module__.partition('.')[0], type(model).__name__)"

@@ -28,6 +28,17 @@ class SizeOptions(RepeatedOptions):
         1024, "the model's length in frames of 10 ms", at_least=16, group="the model"
     )
 
+    @property
+    def config_fields(self) -> dict[str, int]:
+        """The size as fields of an `ASTConfig`, ours or native."""
+        return {
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": max(self.hidden_size // 64, 1),
+            "intermediate_size": 4 * self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "max_length": self.max_length,
+        }
+
 
 @dataclass
 class FeaturesOptions(RepeatedOptions):

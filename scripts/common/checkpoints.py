@@ -17,6 +17,7 @@ from .bundled import hub_configs_folder
 from .descendants import published_descendants
 
 DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
+DEFAULT_START = "ast-tiny-esc10"  # of fine-tuning, in hub_configs, too
 _PATIENCE_S = 1.5  # for a host to accept a connection
 
 

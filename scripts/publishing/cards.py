@@ -81,13 +81,13 @@ def write_model_card(
     run_folder, checkpoint = Path(run_folder), Path(checkpoint)
     config: ASTConfig = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     labels = [config.id2label[index] for index in range(config.num_labels)]
-    arguments = _read_yaml(run_folder / "arguments.yaml")
+    report = _read_yaml(run_folder / "report.yaml")
+    arguments = _read_yaml(run_folder / "arguments.yaml") | (report.get("chosen") or {})
     records = _read_records(run_folder / "metrics.jsonl")
     data_name = str(arguments.get("dataset") or "")
     data = find_source("data", data_name, labels)
     start_name = str(arguments.get("model") or arguments.get("model_name_or_path") or "scratch")
     start = {} if start_name == "scratch" else find_source("weights", start_name)
-    report = _read_yaml(run_folder / "report.yaml")
     result = report.get("result") or (records[-1] if records else {})
     card = render_card(
         repo_id or run_folder.resolve().name,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..common.checkpoints import DEFAULT_MODEL
+from ..common.checkpoints import DEFAULT_START
 from ..common.options import setting
 from ..data.options import GROUP as SOUNDS
 from ..data.options import AnnotatedOptions
@@ -29,7 +29,7 @@ class FinetuneOptions(AnnotatedOptions):
         "", "folder of class folders, CSV, Parquet or tar file(s), or a Hub dataset", positional="?"
     )
     model: str = setting(
-        DEFAULT_MODEL,
+        DEFAULT_START,
         "where to start: an AST checkpoint (folder, bundled or Hub name), DeiT/ViT weights (file, "
         "folder or Hub name), or 'scratch' for random weights",
     )
@@ -39,8 +39,13 @@ class FinetuneOptions(AnnotatedOptions):
         metavar="FOLDER",
         aliases=["output_dir"],
     )
-    num_epochs: int = setting(10, "passes over the training part", at_least=1)
-    batch_size: int = setting(16, "clips per forward pass and process", at_least=1)
+    num_epochs: int = setting(
+        0, "passes over the training part; default: fewer, the more clips there are", at_least=0
+    )
+    batch_size: int = setting(
+        0, "clips per forward pass and process; default: by the clips' number and length",
+        at_least=0,
+    )  # fmt: skip
     learning_rate: float = setting(1e-4, "peak, after the warm-up")
 
     unmarked: str = setting(
@@ -73,8 +78,8 @@ class FinetuneOptions(AnnotatedOptions):
 
     max_length: int | None = setting(
         None,
-        "frames per input: longer clips are read in windows, shorter ones padded; default, here "
-        "and below: the checkpoint's, or AST's (1024, 128, 10, 10)",
+        "frames per input: longer clips are read in windows, shorter ones padded; default: what "
+        "the clips last, at most the checkpoint's",
         group=_INPUT,
         at_least=1,
     )
@@ -91,7 +96,12 @@ class FinetuneOptions(AnnotatedOptions):
         group=_INPUT,
         choices=["mean", "max", "linear_softmax"],
     )
-    num_mel_bins: int | None = setting(None, "mel bins", group=_INPUT, at_least=1)
+    num_mel_bins: int | None = setting(
+        None,
+        "mel bins; default, here and below: the checkpoint's, or AST's (128, 10, 10)",
+        group=_INPUT,
+        at_least=1,
+    )
     frequency_stride: int | None = setting(
         None, "mel bins between patches", group=_INPUT, at_least=1
     )
@@ -161,10 +171,11 @@ class FinetuneOptions(AnnotatedOptions):
         choices=["cross_entropy", "binary_cross_entropy"],
     )
     gradient_accumulation_steps: int = setting(
-        1,
-        "parts of batch_size clips per optimizer step: only saves memory",
+        0,
+        "parts of batch_size clips per optimizer step: only saves memory; default: 1, or as "
+        "batch_size is chosen",
         group=_OPTIMISATION,
-        at_least=1,
+        at_least=0,
     )
     optimizer: str = setting(
         "adamw",
@@ -220,11 +231,19 @@ class FinetuneOptions(AnnotatedOptions):
     mixup_rate: float = setting(
         0.0, "share of the clips to mix with another clip", group=_AUGMENTATION
     )
-    time_mask: int = setting(
-        96, "SpecAugment: mask up to this many frames", group=_AUGMENTATION, at_least=0
+    time_mask: int | None = setting(
+        None,
+        "SpecAugment: mask up to this many frames; default: a fifth of a clip, at most 96; 0 with "
+        "a frozen encoder",
+        group=_AUGMENTATION,
+        at_least=0,
     )
-    frequency_mask: int = setting(
-        24, "SpecAugment: mask up to this many mel bins", group=_AUGMENTATION, at_least=0
+    frequency_mask: int | None = setting(
+        None,
+        "SpecAugment: mask up to this many mel bins; default: 3 of 16, at most 24; 0 with a frozen "
+        "encoder",
+        group=_AUGMENTATION,
+        at_least=0,
     )
     time_roll: int = setting(
         0, "shift clips by up to this many frames, wrapping around", group=_AUGMENTATION, at_least=0

@@ -19,7 +19,7 @@ from modeling_ast import (
 )
 from modeling_ast.conversion_ast import vision_config
 
-from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
+from ..common.checkpoints import DEFAULT_START, resolve_checkpoint
 from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator, FrameGrid
@@ -155,17 +155,18 @@ def describe_run(
 
 def describe_windows(
     options: FinetuneOptions, data: LabelledAudio, extractor: ASTFeatureExtractor
-) -> str:
-    """What happens to clips that are longer than the model's input; "" if there are none."""
+) -> tuple[int, str]:
+    """How many clips are longer than the model's input, and what happens to them."""
     window_s = Collator(extractor, 0).window_s
     counted = count_long_clips(data.train, data.train_clips, window_s)
-    return describe_long_clips(
+    text = describe_long_clips(
         *counted,
         data.train_clips,
         window_s,
         options.windows_per_clip,
         options.annotations is not None,
     )
+    return counted[0], text
 
 
 def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:
@@ -304,9 +305,9 @@ def describe_start(options: FinetuneOptions) -> str:
     """Describes the weights that training starts from."""
     if options.model == "scratch":
         return "Start: random weights"
-    if options.model == DEFAULT_MODEL:
+    if options.model == DEFAULT_START:
         return (
-            f"Start: {DEFAULT_MODEL}, a small model that comes with the commands. A larger one may "
+            f"Start: {DEFAULT_START}, a small model that comes with the commands. A larger one may "
             f"learn more: --model {_LARGER_START}"
         )
     return f"Start: {options.model}"
