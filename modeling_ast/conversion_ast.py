@@ -863,7 +863,7 @@ def read_vision_checkpoint(path: str | os.PathLike, config: ASTConfig) -> State:
     return _image_to_ast(state, config)
 
 
-def vision_config(path: str | os.PathLike, **fields) -> ASTConfig:
+def vision_config(path: str | os.PathLike, **fields: Any) -> ASTConfig:
     """The config of an AST that starts from these DeiT or ViT weights.
 
     Args:
@@ -885,7 +885,7 @@ def _image_state(path: str | os.PathLike) -> State:
     return state
 
 
-def _vision_config(state: State, **fields) -> ASTConfig:
+def _vision_config(state: State, **fields: Any) -> ASTConfig:
     shape = encoder_shape(_image_encoder(state))
     defaults = {
         "num_attention_heads": max(1, shape["hidden_size"] // 64),

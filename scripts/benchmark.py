@@ -11,6 +11,7 @@
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
     ast-benchmark detection DATASET
+    ast-benchmark weak CHECKPOINT DATASET --events events.csv
 
 After a warm-up the cases alternate, so a machine that gets busier slows all of them alike. The
 table gives medians, the spread, and how much faster each case is than the first.
@@ -82,6 +83,11 @@ BENCHMARKS = {
         options.DetectionOptions,
         "sounds found in soundscapes: a frame model against a window classifier",
         "benchmarks.detection:benchmark_detection",
+    ),
+    "weak": Subcommand(
+        options.WeakOptions,
+        "long recordings with one label each: windows, bags and their poolings, an oracle",
+        "benchmarks.weak:benchmark_weak",
     ),
 }
 

@@ -200,3 +200,17 @@ class DetectionOptions(CommonOptions):
     )
     median_filter_s: float = setting(0.5, "of the scores, before events", at_least=0)
     seed: int = setting(0, "of soundscapes, windows and training", group="training")
+
+
+@dataclass
+class WeakOptions(CommonOptions):
+    checkpoint: str = setting("", "the encoder: folder, bundled or Hub name", positional="1")
+    dataset: str = setting(
+        "", "recordings of one length, with one label and a fold each", positional="1"
+    )
+    events: str = setting("", "when their events are, for the oracle: see --annotations")
+    evaluation_fold: str = setting("5", "the fold held out, of the column fold")
+    embeddings: Path | None = setting(None, "keep them in this file, or take them from it")
+    seeds: int = setting(5, "runs of each way", at_least=1, group="training")
+    steps: int = setting(300, "of the head, over all recordings", at_least=1, group="training")
+    learning_rate: float = setting(1e-2, "peak", group="training")

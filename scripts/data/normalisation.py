@@ -132,7 +132,7 @@ def dataset_stats(options: StatsOptions) -> Statistics:
     left_out = len(statistics.unreadable) + statistics.too_short
     if left_out:
         print(
-            f"left out: {len(statistics.unreadable)} unreadable, {statistics.too_short} too short"
+            f"skipped: {len(statistics.unreadable)} unreadable, {statistics.too_short} too short"
         )
     if checkpoint is not None and (warning := difference_from(checkpoint, statistics)):
         logger.warning(warning)
