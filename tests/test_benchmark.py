@@ -88,7 +88,7 @@ def test_pipeline(tmp_path, capsys):
     assert names[1:] == ["ours", "ours, padding masked"]
     assert written["largest_score_difference"] < 1e-4
     assert set(written["hours_of_sound_per_hour"]) == set(names)
-    assert "hours of sound per hour: " in capsys.readouterr().out
+    assert "hours of sound per hour" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # three processes

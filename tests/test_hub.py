@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 from transformers import Trainer, TrainingArguments, pipeline
 
@@ -26,6 +26,7 @@ from modeling_ast import (
     convert_checkpoint,
 )
 from scripts.common.bundled import hub_configs_folder
+from scripts.inference.run import model_version
 from scripts.publishing.repository import push, write_repository
 from scripts.push_to_hub import main
 
@@ -471,3 +472,17 @@ def test_every_snippet_of_the_bundled_card_runs(tmp_path):
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
+
+
+def test_results_are_of_one_commit(hub, run_folder, tmp_path, monkeypatch):
+    """A model that is replaced on the Hub is another one, with or without a network later."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    push(run_folder, "someone/replaced")
+    refs = hub.repositories["someone/replaced"].refs
+    before = model_version("someone/replaced")
+    assert before == refs["main"]
+    HfApi().upload_file(path_or_fileobj=b"new", path_in_repo="note", repo_id="someone/replaced")
+    after = model_version("someone/replaced")
+    assert after == refs["main"] != before
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert model_version("someone/replaced") == after
