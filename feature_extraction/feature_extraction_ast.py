@@ -98,8 +98,8 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         remove_mean: bool = False,
         bin_scale: list[float] | None = None,
         bin_offset: list[float] | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         for name in kwargs:  # they become attributes, and a file must not replace a method
             if name.startswith("__") or callable(getattr(type(self), name, None)):
                 raise ValueError(f"An extractor has no setting {_shortened(name)}.")

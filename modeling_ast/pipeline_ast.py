@@ -95,7 +95,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
     # Ours, set by `modeling_ast`: replaces transformers' own extractor, which reads no files.
     feature_extractor_class: ClassVar[type | None] = None
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         is_native = type(self.model).__module__.startswith("transformers.")
         if self.is_ast and is_native and self.model.name_or_path:
@@ -104,8 +104,9 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             with contextlib.suppress(OSError):
                 AutoModelForAudioClassification.from_pretrained(self.model.name_or_path)
         ours = self.feature_extractor_class
-        if self.is_ast and ours is not None and not isinstance(self.feature_extractor, ours):
-            self.feature_extractor = ours(**self.feature_extractor.to_dict())
+        stock: Any = getattr(self, "feature_extractor", None)
+        if self.is_ast and ours is not None and not isinstance(stock, ours):
+            self.feature_extractor = ours(**stock.to_dict())
 
     @property
     def is_ast(self) -> bool:
@@ -133,7 +134,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             return list(answers) if hasattr(inputs, "__len__") else answers
         return super().__call__(inputs, **kwargs)
 
-    def get_iterator(self, *args, **kwargs):
+    def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
         # The stock pipeline is not a ChunkPipeline.
         iterator_of = ChunkPipeline if self.is_ast else Pipeline
         return iterator_of.get_iterator(self, *args, **kwargs)
@@ -162,8 +163,8 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         return_timestamps: bool | None = None,
         threshold: float | Mapping[str, float] | None = None,
         window_pooling: str | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if not self.is_ast:
             return super()._sanitize_parameters(**kwargs)
         stock = {key: kwargs.pop(key) for key in ("top_k", "function_to_apply") if key in kwargs}

@@ -8,9 +8,11 @@
     ast-benchmark train
     ast-benchmark descendants --threads 1
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
+    ast-benchmark agreement CHECKPOINT DATASET --sources SOURCE
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
     ast-benchmark detection DATASET
+    ast-benchmark weak CHECKPOINT DATASET --events events.csv
 
 After a warm-up the cases alternate, so a machine that gets busier slows all of them alike. The
 table gives medians, the spread, and how much faster each case is than the first.
@@ -68,6 +70,11 @@ BENCHMARKS = {
         "token merging: speed and accuracy on a dataset",
         "benchmarks.merging:benchmark_merging",
     ),
+    "agreement": Subcommand(
+        options.AgreementOptions,
+        "how far a student says what its teacher says, by group of labels",
+        "benchmarks.agreement:benchmark_agreement",
+    ),
     "few": Subcommand(
         options.FewOptions,
         "accuracy with a few marked clips per class",
@@ -82,6 +89,11 @@ BENCHMARKS = {
         options.DetectionOptions,
         "sounds found in soundscapes: a frame model against a window classifier",
         "benchmarks.detection:benchmark_detection",
+    ),
+    "weak": Subcommand(
+        options.WeakOptions,
+        "long recordings with one label each: windows, bags and their poolings, an oracle",
+        "benchmarks.weak:benchmark_weak",
     ),
 }
 

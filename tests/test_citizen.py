@@ -26,7 +26,8 @@ def masked_batch(frames: int = 128, valid: int = 100) -> tuple[torch.Tensor, tor
     return torch.randn(2, frames, 64), mask
 
 
-@pytest.mark.parametrize("masked", [True, False])
+# Without a mask it is the same graph, less the mask.
+@pytest.mark.parametrize("masked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compiles_whole_and_not_for_every_length(masked):
     torch._dynamo.reset()
     model = tiny_model()

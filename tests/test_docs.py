@@ -61,6 +61,7 @@ SHORTER = {
     "ast-finetune-accelerate": SHORT,
     "ast-benchmark": f"--plain_epochs 1 --ours='--num_epochs 1 {TINY_INPUT} --time_patchout 0'",
     "ast-dataset-stats": "--num_workers 0",
+    "scripts.mix_clips": "--mixtures_per_fold 2",
     "ast-export-onnx": "--variants int8",
     "ast-push-to-hub": "--dry_run",
 }

@@ -12,9 +12,10 @@ from feature_extraction import ASTFeatureExtractor, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts.common.bundled import hub_configs_folder, read_label_names
 from scripts.common.checkpoints import checkpoint_folder
+from scripts.common.descendants import published_descendants
 from scripts.convert import main
 from scripts.publishing.cards import check_card, published_checkpoints
-from scripts.publishing.descendants import descendant_files, published_descendants
+from scripts.publishing.descendants import descendant_files
 from scripts.publishing.published import published_files
 
 from .conftest import GOLDEN, REPOSITORY, shared
@@ -188,6 +189,7 @@ def test_a_bundled_checkpoint_is_found_by_name(tmp_path, monkeypatch, installed)
     (configs / "ast-tiny").mkdir(parents=True)
     (configs / "ast-tiny" / "model.safetensors").touch()
     (configs / "ast-without-weights").mkdir()
+    (configs / "published_descendants.yaml").write_text("{}")
     package.mkdir(exist_ok=True)
     monkeypatch.setattr("scripts.common.bundled.__file__", str(package / "common" / "bundled.py"))
     assert hub_configs_folder() == configs

@@ -23,7 +23,7 @@ from scripts.training import with_accelerate, with_trainer
 from scripts.training.optimisation import learning_rate_factor, make_average, parameter_groups
 from scripts.training.options import FinetuneOptions
 from scripts.training.run_folder import RunFolder
-from scripts.training.start import choose_trained_weights, open_data
+from scripts.training.start import choose_trained_weights, describe_device, open_data
 
 from .conftest import TINY_RECIPE
 from .sounds import write_class_folders, write_parquet
@@ -141,6 +141,16 @@ def test_what_is_random_is_heard_anew(sounds, tmp_path, settings, capsys):
     frozen = {"trained": "linear", "time_mask": 0, "frequency_mask": 0, "max_length": 64}
     run(with_accelerate, sounds, tmp_path / "run", **{**frozen, "num_epochs": 1, **settings})
     assert "hears each clip once" not in capsys.readouterr().out
+
+
+def test_a_torch_for_gpus_without_one_is_mentioned(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert describe_device() == ""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert describe_device().startswith("Training on the CPU: this torch is built for CUDA 13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert describe_device() == ""
 
 
 def test_moving_average():

@@ -35,7 +35,7 @@ from .options import DetectionOptions
 from .timing import machine, on_threads
 
 _HEARD_S = 0.5  # of an event in a window, or half of it, for its label to be the window's
-_FOLDS = {"fold_column": "fold", "label_column": "labels"}
+_FOLDS: dict[str, Any] = {"fold_column": "fold", "label_column": "labels"}
 
 
 @on_threads

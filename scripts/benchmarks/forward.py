@@ -29,14 +29,7 @@ _GEMM_SIZE = 2048
 
 
 def _config(options: SizeOptions) -> ASTConfig:
-    return ASTConfig(
-        hidden_size=options.hidden_size,
-        num_attention_heads=max(options.hidden_size // 64, 1),
-        intermediate_size=4 * options.hidden_size,
-        num_hidden_layers=options.num_hidden_layers,
-        max_length=options.max_length,
-        num_labels=527,
-    )
+    return ASTConfig(**options.config_fields, num_labels=527)
 
 
 def _both_models(

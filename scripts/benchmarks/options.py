@@ -28,6 +28,17 @@ class SizeOptions(RepeatedOptions):
         1024, "the model's length in frames of 10 ms", at_least=16, group="the model"
     )
 
+    @property
+    def config_fields(self) -> dict[str, int]:
+        """The size as fields of an `ASTConfig`, ours or native."""
+        return {
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": max(self.hidden_size // 64, 1),
+            "intermediate_size": 4 * self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "max_length": self.max_length,
+        }
+
 
 @dataclass
 class FeaturesOptions(RepeatedOptions):
@@ -131,6 +142,19 @@ class MergingOptions(RepeatedOptions):
 
 
 @dataclass
+class AgreementOptions(CommonOptions):
+    checkpoint: str = setting("", "the student: folder, bundled or Hub name", positional="1")
+    dataset: str = setting("", "sounds, as in ast-finetune; labels are not needed", positional="1")
+    split: str = setting("train", "the dataset's split")
+    teacher: list[str] = setting([], "Parquet files of the teacher's answers, instead of a column")
+    teacher_column: str = setting("logits", "column of the dataset with the teacher's logits")
+    teacher_labels: str = setting("audioset", "names of the teacher's labels, if not in the file")
+    source_column: str = setting("source", "column that says where a sound is from")
+    sources: list[str] = setting([], "only sounds of these sources; default: all")
+    threshold: float = setting(0.5, "the teacher's probability that counts as true")
+
+
+@dataclass
 class MarkedOptions(Options):
     checkpoint: str = setting("", "embedding model: folder or Hub name", positional="1")
     dataset: str = setting("", "labelled clips, as in ast-finetune", positional="1")
@@ -189,3 +213,17 @@ class DetectionOptions(CommonOptions):
     )
     median_filter_s: float = setting(0.5, "of the scores, before events", at_least=0)
     seed: int = setting(0, "of soundscapes, windows and training", group="training")
+
+
+@dataclass
+class WeakOptions(CommonOptions):
+    checkpoint: str = setting("", "the encoder: folder, bundled or Hub name", positional="1")
+    dataset: str = setting(
+        "", "recordings of one length, with one label and a fold each", positional="1"
+    )
+    events: str = setting("", "when their events are, for the oracle: see --annotations")
+    evaluation_fold: str = setting("5", "the fold held out, of the column fold")
+    embeddings: Path | None = setting(None, "keep them in this file, or take them from it")
+    seeds: int = setting(5, "runs of each way", at_least=1, group="training")
+    steps: int = setting(300, "of the head, over all recordings", at_least=1, group="training")
+    learning_rate: float = setting(1e-2, "peak", group="training")

@@ -210,7 +210,7 @@ def draw_onset_errors(errors: np.ndarray, events: int, path: Path) -> None:
     axes = figure.subplots()
     edges = np.linspace(-_SHOWN_ERROR_S, _SHOWN_ERROR_S, 41)
     axes.axvspan(-_COLLAR_S, _COLLAR_S, color="tab:green", alpha=0.12, label="within 200 ms")
-    axes.hist(np.clip(errors, edges[0], edges[-1]), bins=edges, color="#2b6ca3")
+    axes.hist(np.clip(errors, edges[0], edges[-1]), bins=edges.tolist(), color="#2b6ca3")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlim=(edges[0], edges[-1]), xlabel="found onset − annotated onset, s", ylabel="events")
     title = f"{len(errors)} of {events} events found"

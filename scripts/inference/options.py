@@ -41,8 +41,8 @@ def read_threshold(word: str) -> float | dict[str, float]:
 
 
 @dataclass
-class HearingOptions(Options):
-    """Which windows a sound is heard in, and what is made of their scores."""
+class WindowOptions(Options):
+    """Which windows a sound is cut into."""
 
     chunk_length_s: float | None = setting(
         None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
@@ -53,6 +53,13 @@ class HearingOptions(Options):
         group=_WINDOWS,
         metavar="SECONDS",
     )
+    batch_size: int = setting(8, "windows per forward pass", at_least=1, group=_WINDOWS)
+
+
+@dataclass
+class HearingOptions(WindowOptions):
+    """Which windows a sound is cut into, and what to make of their scores."""
+
     window_pooling: str | None = setting(
         None,
         "how to combine the windows' scores of a long sound; default: as the checkpoint was "
@@ -150,8 +157,6 @@ class ClassifyOptions(DatasetOptions, HearingOptions):
         "what ast-finetune --teacher reads",
         group=_RESULTS,
     )
-
-    batch_size: int = setting(8, "windows per forward pass", at_least=1, group=_WINDOWS)
 
     split: str = setting("train", "split of a data set", group=SOUNDS)
 

@@ -116,7 +116,7 @@ def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
     bank = classifier.pipeline.feature_extractor.filterbank
     frames = max(1, bank.num_frames(len(samples)))  # without padding
     caption = f"Evidence for “{readable(label)}”, {start:.1f} s to {end:.1f} s"
-    plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption, rate)
+    plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption, bank)
     return caption
 
 

@@ -18,7 +18,7 @@ from feature_extraction import AudioDecodingError
 from modeling_ast.events_ast import EventRules
 from modeling_ast.scores_ast import activation
 
-from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder
+from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder, resolve_checkpoint
 from ..common.lock import hold
 from ..common.options import did_you_mean
 from ..common.shown import shown
@@ -336,11 +336,14 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def model_version(model: str) -> str:
-    """A checksum of a local checkpoint's files, so that results of different weights never mix.
+    """What a checkpoint holds, so that results of different weights never mix.
 
-    "" for a name on the Hub.
+    A checksum of its files, or of a name on the Hub the commit that is there now, or, without a
+    network, that was downloaded.
     """
     path = Path(checkpoint_folder(model))
+    if not path.exists():
+        return _commit(model)
     files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
     checksum = 0
     for file in files:
@@ -349,6 +352,14 @@ def model_version(model: str) -> str:
                 while block := content.read(1 << 22):
                     checksum = zlib.crc32(block, checksum)
     return f"{checksum:08x}" if files else ""
+
+
+def _commit(model: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    found = Path(resolve_checkpoint(model))
+    # In its cache each commit has a folder of this name.
+    return (found if found.is_dir() else Path(hf_hub_download(model, "config.json")).parent).name
 
 
 def _recordings(options: ClassifyOptions) -> Recordings:

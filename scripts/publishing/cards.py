@@ -27,6 +27,7 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTFrameConfig
 
 from ..common.bundled import hub_configs_folder, read_label_names
+from ..common.descendants import descendant_license, published_descendants
 from ..common.files import file_name, write_whole
 
 ENDING = (
@@ -297,8 +298,6 @@ def find_source(kind: str, name: str, labels: list[str] | None = None) -> dict[s
     for folder, checkpoint in published.items():
         if kind == "weights" and name in (folder, checkpoint["hub"]):
             source = {"name": folder, "hub": checkpoint["hub"], "license": "bsd-3-clause"}
-    from .descendants import descendant_license, published_descendants  # which imports this file
-
     if kind == "weights" and name in published_descendants():
         source = {"name": name, "license": descendant_license(name)}
     card = path / "README.md"

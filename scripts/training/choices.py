@@ -35,7 +35,7 @@ _FRAME_S = 0.01
 _MULTIPLE = 16  # frames: whole patches
 _TOKENS_AT_ONCE = 1024  # on a CPU, of a width of 192
 _CLIPS_PER_STEP = ((1000, 8), (10_000, 16), (math.inf, 32))  # up to so many clips
-_EPOCHS, _FEWEST, _MOST = 240, 3, 30  # 240 over the square root of the clips
+_EPOCHS, _FEWEST, _MOST = 120, 3, 30  # 120 over the square root of the clips
 
 
 def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:

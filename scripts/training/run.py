@@ -38,6 +38,7 @@ from .start import (
     check_sharded,
     choose_trained_weights,
     describe_data,
+    describe_device,
     describe_run,
     describe_start,
     describe_teacher,
@@ -121,6 +122,7 @@ class TrainingRun:
             options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
         )
         self.say(describe_data(self.data))
+        self.say(describe_device())
         self.teacher = open_teacher(options, self.data, device)
         self._is_unlabelled = self.teacher is not None and not self.data.label_names
         if self.teacher is not None and self._is_unlabelled:

@@ -194,6 +194,16 @@ def check_sharded(options: FinetuneOptions) -> None:
         raise ValueError("--trained lora does not work with FSDP or DeepSpeed.")
 
 
+def describe_device() -> str:
+    """Says so if torch is built for GPUs but finds none; else empty."""
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return ""
+    return (
+        f"Training on the CPU: this torch is built for CUDA {torch.version.cuda} but finds no GPU. "
+        "If there should be one, check its driver; if not, torch's CPU build is gigabytes smaller."
+    )
+
+
 def precision(options: FinetuneOptions) -> str:
     """What --mixed_precision means on this machine: no, bf16 or fp16."""
     if options.mixed_precision != "auto":
