@@ -190,9 +190,7 @@ class QueuesOptions(MarkedOptions):
 @dataclass
 class DetectionOptions(CommonOptions):
     dataset: str = setting("", "labelled clips with folds, to make soundscapes of", positional="1")
-    model: str = setting(
-        DEFAULT_MODEL, "start of both, which has not learnt from the held-out fold"
-    )
+    model: str = setting(DEFAULT_MODEL, "start of both, which was not trained on the held-out fold")
     output: Path = setting(
         Path("runs/detection"),
         "folder for sounds and runs; what is there already is not made again",

@@ -99,7 +99,7 @@ def with_teachers_labels(data: LabelledAudio, teacher: Teacher) -> LabelledAudio
 
 
 def describe_teacher(options: FinetuneOptions, teacher: Teacher, student: Student) -> str:
-    """What is learnt from whom."""
+    """What is learned from whom."""
     who = ", ".join(options.teacher) or "the data set's column " + " and ".join(
         filter(None, (options.teacher_column, options.teacher_embedding_column))
     )
@@ -189,7 +189,7 @@ def check_sharded(options: FinetuneOptions) -> None:
         if getattr(options, option) != off:
             raise ValueError(f"With FSDP or DeepSpeed --{option} must be {off}.")
     if options.has_teacher:
-        raise ValueError("A teacher does not go with FSDP or DeepSpeed.")
+        raise ValueError("A teacher does not work with FSDP or DeepSpeed.")
     if options.trained == "lora":
         raise ValueError("--trained lora does not work with FSDP or DeepSpeed.")
 
