@@ -339,7 +339,7 @@ def test_teachers_that_do_not_fit(sounds, answers, tmp_path):
         ({"teacher": [str(tmp_path / "none.parquet")]}, "No such file of a teacher's answers"),
         ({"teacher": [str(tmp_path / "others.parquet")]}, "--teacher_key names a column"),
         ({"teacher": [answers, "ast-tiny-esc10"]}, "files of answers or models, not both"),
-        ({"teacher": [answers], "teacher_labels": "audioset"}, "2 numbers, and there are 527"),
+        ({"teacher": [answers], "teacher_labels": "audioset"}, "2 numbers, but there are 527"),
         ({"teacher_column": "logit"}, "no column 'logit'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -19,7 +19,7 @@ from modeling_ast import (
 )
 from modeling_ast.conversion_ast import vision_config
 
-from ..common.checkpoints import DEFAULT_START, resolve_checkpoint
+from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
 from ..data.answers import answer_files, is_answers
@@ -103,7 +103,7 @@ def with_teachers_labels(data: LabelledAudio, teacher: Teacher) -> LabelledAudio
 
 
 def describe_teacher(options: FinetuneOptions, teacher: Teacher, student: Student) -> str:
-    """What is learnt from whom."""
+    """What is learned from whom."""
     who = ", ".join(options.teacher) or "the data set's column " + " and ".join(
         filter(None, (options.teacher_column, options.teacher_embedding_column))
     )
@@ -193,7 +193,7 @@ def check_sharded(options: FinetuneOptions) -> None:
         if getattr(options, option) != off:
             raise ValueError(f"With FSDP or DeepSpeed --{option} must be {off}.")
     if options.has_teacher:
-        raise ValueError("A teacher does not go with FSDP or DeepSpeed.")
+        raise ValueError("A teacher does not work with FSDP or DeepSpeed.")
     if options.trained == "lora":
         raise ValueError("--trained lora does not work with FSDP or DeepSpeed.")
 
@@ -319,9 +319,9 @@ def describe_start(options: FinetuneOptions) -> str:
     """Describes the weights that training starts from."""
     if options.model == "scratch":
         return "Start: random weights"
-    if options.model == DEFAULT_START:
+    if options.model == DEFAULT_MODEL:
         return (
-            f"Start: {DEFAULT_START}, a small model that comes with the commands. A larger one may "
+            f"Start: {DEFAULT_MODEL}, a small model that comes with the commands. A larger one may "
             f"learn more: --model {_LARGER_START}"
         )
     return f"Start: {options.model}"
