@@ -8,7 +8,7 @@ import soundfile
 import yaml
 
 from feature_extraction import ASTFeatureExtractor
-from scripts.common.checkpoints import DEFAULT_START, bundled_checkpoints
+from scripts.common.checkpoints import DEFAULT_MODEL, bundled_checkpoints
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.choices import choices, choose, describe_choices
 from scripts.training.options import FinetuneOptions
@@ -32,7 +32,7 @@ def sounds(tmp_path_factory) -> Path:
 
 
 def test_the_start_is_in_the_box():
-    assert DEFAULT_START in bundled_checkpoints()
+    assert DEFAULT_MODEL in bundled_checkpoints()
 
 
 def test_small_data_short_clips(sounds):
