@@ -341,7 +341,7 @@ def test_weights_without_a_head_are_a_start(tmp_path, capsys):
     expected = converted("ssast_frame_pretrained").model
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.base_model.state_dict()[name], tensor), name
-    from scripts.inference.classifier import load_classifier
+    from scripts.inference.torch_engine import load_classifier
 
     with pytest.raises(ValueError, match="has no classification head: fine-tune it"):
         load_classifier(str(tmp_path / "out"))

@@ -292,7 +292,7 @@ def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tm
     model = native.ASTForAudioClassification.from_pretrained(tmp_path / "taught").eval()
     head = run.head_of(classifier)
     windows = list(classifier.windows(index.sounds[0]))
-    values = torch.cat([window.features["input_values"] for window in windows])
+    values = torch.cat([window.content["input_values"] for window in windows])
     with torch.inference_mode():
         logits = model(values).logits.numpy()
     mine = index.sound_of_window == 0

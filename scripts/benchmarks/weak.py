@@ -190,7 +190,7 @@ def _embed(options: WeakOptions) -> Embeddings:
         for start in starts:
             piece = waveform[round(start * rate) :][:samples]
             (window,) = classifier.windows({"array": piece, "sampling_rate": rate})
-            windows.append(Window(0.0, window_s, True, window.features))
+            windows.append(Window(0.0, window_s, True, window.content))
         size = classifier.batch_size
         parts = [windows[i : i + size] for i in range(0, len(windows), size)]
         return np.concatenate([classifier.score(part)[1] for part in parts])
