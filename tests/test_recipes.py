@@ -1,4 +1,4 @@
-"""Every recipe, tried on a made-up sample that has the columns of the dataset that it names."""
+"""Every recipe, tried on a synthetic sample with the columns of the dataset it names."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ SCHEMAS = {
 }
 FOR_CLASS_FOLDERS = ("few_sounds.yaml",)
 GEOMETRY = {"max_length": 1024, "num_mel_bins": 128, "frequency_stride": 10, "time_stride": 10}
-# What the papers give: decimals as written there.
+# The papers' numbers, with their decimals.
 PUBLISHED = {
     "audioset_full.yaml": {
         "learning_rate": 1e-5, "num_epochs": 5, "batch_size": 12, "mixup_rate": 0.5,
