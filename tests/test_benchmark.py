@@ -60,7 +60,7 @@ def test_cases_alternate(monkeypatch):
 
 
 def test_short_cases_run_on_end():
-    """Their mean is measured, and long ones run once per measurement."""
+    """Short runs are averaged; long ones run once per measurement."""
     calls = []
     cases = {
         "short": lambda: (calls.append("short"), time.sleep(0.01)),
@@ -89,7 +89,7 @@ def test_pipeline(tmp_path, capsys):
     assert names[1:] == ["ours", "ours, padding masked"]
     assert written["largest_score_difference"] < 1e-4
     assert set(written["hours_of_sound_per_hour"]) == set(names)
-    assert "hours of sound per hour: " in capsys.readouterr().out
+    assert "hours of sound per hour" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # three processes
@@ -239,7 +239,7 @@ def test_cold(tmp_path):
 
 
 def test_weak_labels_are_learnt_from_bags():
-    """Each recording has one window of its class among seven of noise."""
+    """Each recording has one window of its class and seven of noise."""
     random = np.random.default_rng(0)
     classes = np.arange(40) % 4
     embeddings = random.standard_normal((40, 8, 16)).astype(np.float32)

@@ -38,6 +38,7 @@ from .start import (
     check_sharded,
     choose_trained_weights,
     describe_data,
+    describe_device,
     describe_run,
     describe_start,
     describe_teacher,
@@ -121,6 +122,7 @@ class TrainingRun:
             options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
         )
         self.say(describe_data(self.data))
+        self.say(describe_device())
         self.teacher = open_teacher(options, self.data, device)
         self._is_unlabelled = self.teacher is not None and not self.data.label_names
         if self.teacher is not None and self._is_unlabelled:
@@ -147,7 +149,7 @@ class TrainingRun:
         self._rank, self._processes = rank, processes
         self._embedded: Embedded | None = None
         if processes == 1 and is_constant(options, self.model, long_clips):
-            self.say("Nothing random comes before the frozen encoder: it hears each clip once")
+            self.say("Nothing random comes before the frozen encoder: it runs only once per clip")
             self._embedded = Embedded(
                 self.model,
                 device,
@@ -259,7 +261,7 @@ class TrainingRun:
         )
 
     def augmented(self, batch: Batch, step: int) -> Batch:
-        """A step's batch as the student gets it; a teacher hears it before."""
+        """A step's batch as the student gets it; an online teacher gets it first."""
         if self.teacher is not None:
             batch = self.teacher.with_answers(batch, self.extractor.sampling_rate)
         if self._is_unlabelled:
