@@ -22,6 +22,7 @@ from modeling_ast.conversion_ast import vision_config
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
+from ..data.answers import answer_files, is_answers
 from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
 from ..data.options import LabelledOptions
@@ -52,6 +53,9 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
     if _has_no_labels(plain):
         plain = replace(plain, label_column="")
     data = open_labelled_audio(options.dataset, plain, kept_columns(options))
+    # A run is not resumed on other answers, either.
+    answers = answer_files([name for name in options.teacher if is_answers(name)])
+    data.fingerprint.files.update({str(file): file.stat().st_size for file in answers})
     if not plain.label_column:
         return data
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
