@@ -1,6 +1,8 @@
 """What a run starts from: data, model, precision; and how its result is saved."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import (
@@ -22,6 +25,7 @@ from modeling_ast.conversion_ast import vision_config
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
+from ..data.answers import answer_files, is_answers
 from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
 from ..data.options import LabelledOptions
@@ -52,6 +56,9 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
     if _has_no_labels(plain):
         plain = replace(plain, label_column="")
     data = open_labelled_audio(options.dataset, plain, kept_columns(options))
+    # A run is not resumed on other answers, either.
+    answers = answer_files([name for name in options.teacher if is_answers(name)])
+    data.fingerprint.files.update({str(file): file.stat().st_size for file in answers})
     if not plain.label_column:
         return data
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
@@ -289,12 +296,24 @@ def _load_model(
     model_class: Any = ASTForAudioClassification
     if options.annotations is not None:  # can also start from a classifier, with a new head
         model_class = ASTForAudioFrameClassification
-    model = model_class.from_pretrained(
-        name, ignore_mismatched_sizes=True, **geometry, **labels, **training
-    )
+    with _without_warnings():  # that the head is new; an incomplete encoder is an error
+        model = model_class.from_pretrained(
+            name, ignore_mismatched_sizes=True, **geometry, **labels, **training
+        )
     return model, ASTFeatureExtractor.from_pretrained(
         name, max_length=model.config.max_length, num_mel_bins=model.config.num_mel_bins
     )
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Let transformers speak of errors only."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def find_weights(model: str) -> tuple[str, bool]:
