@@ -327,7 +327,7 @@ def browser(tmp_path):
 
 
 def wait_for(condition, seconds=120):
-    """What `condition` returns once it is true."""
+    """The result of `condition` once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()

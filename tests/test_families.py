@@ -277,7 +277,7 @@ def test_says_what_does_not_fit(tmp_path):
 @pytest.mark.parametrize("name", ["passt_s10", "ced", "ssast_frame", "audiomae"])
 @torch.no_grad()
 def test_the_command_writes_what_the_pipeline_reads(name, tmp_path, capsys):
-    """ast-convert, Auto classes, pipeline: the weights bit-equal to those that were converted."""
+    """ast-convert, Auto classes, pipeline: weights bit-equal to the converted ones."""
     source, folder = FAMILIES_GOLDEN / f"{name}.pth", tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
         main([str(source), "--output", str(folder), "--num-attention-heads", "3"])

@@ -107,7 +107,7 @@ def test_frozen_parts(tiny, trained, expected):
 def test_a_frozen_encoder_hears_each_clip_once(
     door, trained, sounds, tmp_path, monkeypatch, capsys
 ):
-    """All epochs' batches are its embeddings; the result is that of hearing clips every time."""
+    """All epochs use its embeddings; the result equals that of running it on every clip."""
     heard = []
     forward = ASTModel.forward
 
@@ -208,7 +208,7 @@ def test_lora_checkpoint_is_an_ordinary_one(door, sounds, tmp_path):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_early_stopping(door, sounds, tmp_path):
-    """Nothing learnt: the first epoch stays the best, and two more are the patience."""
+    """Nothing is learned: the first epoch stays the best, and patience is two more."""
     settings = {"learning_rate": 0.0, "best_metric": "accuracy", "early_stopping_epochs": 2}
     run(door, sounds, tmp_path / "run", num_epochs=6, **settings)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

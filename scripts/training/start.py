@@ -25,6 +25,7 @@ from modeling_ast.conversion_ast import vision_config
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
+from ..data.answers import answer_files, is_answers
 from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
 from ..data.options import LabelledOptions
@@ -55,6 +56,9 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
     if _has_no_labels(plain):
         plain = replace(plain, label_column="")
     data = open_labelled_audio(options.dataset, plain, kept_columns(options))
+    # A run is not resumed on other answers, either.
+    answers = answer_files([name for name in options.teacher if is_answers(name)])
+    data.fingerprint.files.update({str(file): file.stat().st_size for file in answers})
     if not plain.label_column:
         return data
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
@@ -292,7 +296,7 @@ def _load_model(
     model_class: Any = ASTForAudioClassification
     if options.annotations is not None:  # can also start from a classifier, with a new head
         model_class = ASTForAudioFrameClassification
-    with _errors_only():
+    with _without_warnings():  # that the head is new; an incomplete encoder is an error
         model = model_class.from_pretrained(
             name, ignore_mismatched_sizes=True, **geometry, **labels, **training
         )
@@ -302,11 +306,8 @@ def _load_model(
 
 
 @contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
-    """Without `transformers`' report that the head is new, which it always is here.
-
-    Missing weights of the encoder are an error anyway.
-    """
+def _without_warnings() -> Iterator[None]:
+    """Let transformers speak of errors only."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
