@@ -61,7 +61,8 @@ def step(command: str, action) -> None:
     seconds = time.perf_counter() - began
     # Progress bars rewrite their line.
     lines = [line.rpartition("\r")[2] for line in printed.getvalue().splitlines()]
-    text = "\n".join(line for line in lines if line.strip() and "it/s" not in line)
+    bars = ("it/s", "step/s", "s/step", "batch/s", "clips/s", "s/ clips", "heard,", "\x1b")
+    text = "\n".join(line for line in lines if line.strip() and not any(b in line for b in bars))
     print(f"\n```text\n$ {command}\n{text}\n```\n\n{seconds:.1f} s, without the start of Python.\n")
 
 

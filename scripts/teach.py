@@ -2,6 +2,7 @@
 
     ast-teach index marks.csv --output taught
     ast-teach index marks.csv --background quiet/ --wish precision=0.9 --queue uncertain
+    ast-teach index --annotations raven_tables/
 
 Marks say what can be heard where: file, start, end, label. A label is a name, several joined by
 `;`, `background` for none of them, or `not NAME`. Anything unmarked stays unlabelled. The result is

@@ -1,10 +1,11 @@
-"""ast-index and ast-teach, from sounds on the disk to a checkpoint that tells them apart."""
+"""ast-index and ast-teach, from sound files to a checkpoint that tells them apart."""
 
 import base64
 import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import soundfile
 import torch
 
 from modeling_ast import ASTForAudioClassification
+from modeling_ast.export_ast import export_onnx
+from scripts.inference import run as inference_run
 from scripts.inference.classifier import Classifier
 from scripts.inference.clips import clip_name
 from scripts.inference.parts import Parts
@@ -23,9 +26,10 @@ from scripts.workbench import run
 from scripts.workbench.bench import Stretch, Workbench
 from scripts.workbench.calibration import Wish
 from scripts.workbench.index import SoundIndex, parse_example
-from scripts.workbench.marks import Mark, read_marks, write_marks
+from scripts.workbench.marks import Mark, marks_of_annotations, read_marks, write_marks
 from scripts.workbench.options import IndexOptions, TeachOptions
 from scripts.workbench.page import card, read_upload
+from scripts.workbench.teach import targets_of
 
 from .conftest import REPOSITORY
 from .sounds import PITCHES, encode, tone
@@ -76,6 +80,82 @@ def test_an_index_holds_every_window_as_the_model_hears_it(index_folder, field, 
         mine = index.sound_of_window == number
         np.testing.assert_allclose(index.spans[mine], heard.spans)
         np.testing.assert_allclose(index.embeddings[mine], heard.embeddings, atol=1e-5)
+
+
+def test_an_interrupted_index_resumes(field, native_folder, index_folder, tmp_path, monkeypatch):
+    """Each recording is in the parts once, and the index equals that of an uninterrupted run."""
+    folder = tmp_path / "index"
+    options = IndexOptions(
+        sounds=[str(field)], output=folder, model=str(native_folder), hop_length_s=LENGTH
+    )
+    write, written = Parts.write, []
+
+    def write_and_stop(self, results):
+        write(self, results)
+        written.extend(results)
+        if len(written) >= 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference_run, "PART_S", 0.0)  # every recording a part
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Parts, "write", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run.index(options)
+    assert 3 <= len(SoundIndex.open(folder).sounds) < 16
+    assert run.index(options) == 0
+    expect_equal(folder, index_folder)
+
+
+def expect_equal(folder: Path, reference: Path) -> None:
+    """The same windows, none twice."""
+    names = [name for name, *_ in Parts(folder).arrays()]
+    assert len(names) == len(set(names))
+    one, other = SoundIndex.open(folder), SoundIndex.open(reference)
+    assert one.sounds == other.sounds
+    np.testing.assert_array_equal(one.spans, other.spans)
+    np.testing.assert_allclose(one.embeddings, other.embeddings, atol=1e-5)
+
+
+# A process that the kernel kills: rank 1, after its second recording.
+KILLED = """
+import os, signal
+from scripts import index
+from scripts.inference import run
+run.PART_S = 0.0
+write, written = run.Parts.write, []
+def write_and_die(self, results):
+    write(self, results)
+    written.extend(results)
+    if self.rank == 1 and len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+if os.environ.get("KILL"):
+    run.Parts.write = write_and_die
+index.main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_one_killed(native_folder, field, index_folder, tmp_path):
+    """A restart indexes what the killed process had not."""
+    (tmp_path / "main.py").write_text(KILLED)
+    folder = tmp_path / "index"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", "29623"]
+    command += [str(tmp_path / "main.py"), str(field), "--model", str(native_folder)]
+    command += ["--output", str(folder), "--hop_length_s", str(LENGTH)]
+
+    def launch(**more: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=REPOSITORY, check=False
+        )
+
+    assert launch(KILL="1").returncode != 0
+    assert len(list((folder / "parts").glob("rank00001-*.parquet"))) == 2
+    restarted = launch()
+    assert restarted.returncode == 0, restarted.stderr
+    assert "holds 32 windows of 16 recordings" in restarted.stderr
+    expect_equal(folder, index_folder)
 
 
 def test_it_grows_and_hears_nothing_twice(index_folder, field, native_folder, tmp_path, capsys):
@@ -192,7 +272,7 @@ def test_examples(word, expected):
 
 @pytest.mark.parametrize("kind", ["exclusive", "independent"])
 def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tmp_path, kind):
-    """transformers' own classes compute the logits that the lesson promised."""
+    """transformers' own classes compute the lesson's logits."""
     options = TeachOptions(
         index=index_folder, marks=[str(marks)], output=tmp_path / "taught", labels=kind
     )
@@ -212,7 +292,7 @@ def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tm
     model = native.ASTForAudioClassification.from_pretrained(tmp_path / "taught").eval()
     head = run.head_of(classifier)
     windows = list(classifier.windows(index.sounds[0]))
-    values = torch.cat([window.features["input_values"] for window in windows])
+    values = torch.cat([window.content["input_values"] for window in windows])
     with torch.inference_mode():
         logits = model(values).logits.numpy()
     mine = index.sound_of_window == 0
@@ -230,8 +310,82 @@ def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tm
     assert len(read_marks(found)) == 8
 
 
+@pytest.mark.slow  # the export
+def test_onnx_has_the_taught_scores(index_folder, marks, tmp_path):
+    """Standardisation, calibration and all: on sounds that no index holds."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    taught = tmp_path / "taught"
+    run.teach(
+        TeachOptions(index=index_folder, marks=[str(marks)], output=taught, labels="independent")
+    )
+    classifier = Classifier(str(taught))
+    pipeline = classifier.pipeline
+    files = export_onnx(pipeline.model, pipeline.feature_extractor, tmp_path / "onnx", ["fp32"])
+    exported = Classifier(str(files["fp32"]))
+    assert exported.label_names == classifier.label_names
+    for number, pitch in enumerate(PITCHES.values()):
+        sound = tone(pitch, seed=100 + number, seconds=3)
+        scores = classifier.hear(sound).scores
+        np.testing.assert_allclose(exported.hear(sound).scores, scores, atol=1e-4)
+        assert np.ptp(scores) > 0.2
+
+
+RAVEN = "Selection\tView\tBegin Time (s)\tEnd Time (s)\tSpecies\n"
+ANNOTATIONS = {
+    "raven": ("{name}.Table.1.selections.txt", RAVEN + "1\tSpectrogram 1\t0.0\t1.2\t{label}\n"),
+    "audacity": ("{name}.txt", "0.0\t1.2\t{label}\n"),
+    "dcase": ("all.tsv", "{name}.flac\t0.0\t1.2\t{label}\n"),
+    "csv": ("all.csv", "{name}.flac,0.0,1.2,{label}\n"),
+}
+HEADERS = {"all.tsv": "filename\tonset\toffset\tevent_label\n", "all.csv": "file,start,end,label\n"}
+
+
+@pytest.mark.parametrize("kind", ANNOTATIONS)
+def test_annotations_of_other_programs_teach(index_folder, field, tmp_path, kind):
+    """The first window of every recording is annotated; the second is background, or unknown."""
+    name, row = ANNOTATIONS[kind]
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for path in sorted(field.glob("*.flac")):
+        file = folder / name.format(name=path.stem)
+        text = file.read_text() if file.exists() else HEADERS.get(file.name, "")
+        file.write_text(text + row.format(name=path.stem, label=path.stem.split("_")[0]))
+    index = SoundIndex.open(index_folder)
+    for background in (True, False):
+        marks, problems = marks_of_annotations(folder, index.sounds, background)
+        assert problems == ""
+        targets = targets_of(index, marks, sorted(PITCHES))
+        annotated = np.array(["quiet" not in sound for sound in index.sounds])
+        first = (index.spans[:, 0] == 0) & annotated[index.sound_of_window]
+        second = (index.spans[:, 0] > 0) & annotated[index.sound_of_window]
+        assert (targets[first].sum(axis=1) == 1).all()
+        assert (targets[second] == 0).all() if background else np.isnan(targets[second]).all()
+        assert np.isnan(targets[~annotated[index.sound_of_window]]).all()
+
+
+def test_teaching_from_annotations_alone(index_folder, field, tmp_path, capsys):
+    """An invalid row is reported; a track without rows means that nothing can be heard."""
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    for path in sorted(field.glob("*.flac")):
+        (folder / f"{path.stem}.txt").write_text(f"0.0\t2.56\t{path.stem.split('_')[0]}\n")
+    for number in range(4):
+        (folder / f"{number}.txt").write_text("")
+    (folder / "high_0.txt").write_text("0.0\t2.56\thigh\n3\t2\tlow\n")
+    taught = tmp_path / "taught"
+    options = TeachOptions(index=index_folder, annotations=folder, output=taught)
+    assert run.teach(options) == 0
+    printed = capsys.readouterr()
+    assert "32 marked windows of 16 recordings" in printed.out
+    assert "high_0.txt, line 2: it ends at 2 s" in printed.err
+    report = json.loads((taught / "teaching.json").read_text())
+    assert report["labels"] == "independent"
+    assert report["mean_average_precision"] > 0.95
+
+
 def test_background_and_queues(index_folder, field, marks, tmp_path):
-    """A detector with a background; what it would like to know next is not marked yet."""
+    """A detector with a background; what it asks for next is not marked yet."""
     some = [mark for mark in read_marks(marks) if not mark.file.endswith(("_9.flac", "_10.flac"))]
     few = tmp_path / "few.csv"
     write_marks(few, some)
@@ -310,6 +464,8 @@ def test_options_that_make_no_sense():
         IndexOptions(output=Path("index"))
     with pytest.raises(ValueError, match="--clips is for a search"):
         IndexOptions(sounds=["x.wav"], output=Path("index"), clips=Path("clips"))
+    with pytest.raises(ValueError, match="a file of marks, or --annotations PATH"):
+        TeachOptions(index=Path("index"))
     with pytest.raises(ValueError, match="--queue likely and --queue_label"):
         TeachOptions(index=Path("index"), marks=["m.csv"], queue="likely")
 
@@ -336,7 +492,7 @@ def true_label(stretch: Stretch) -> str:
 
 
 def test_the_loop_finds_marks_and_teaches(bench, field, tmp_path):
-    """An example, its likes marked, then queues: with every lesson it asks less."""
+    """An example, similar windows marked, then queues: every lesson leaves less to ask."""
     example = bench.classifier.hear(str(field / "high_0.flac")).embeddings
     found = bench.find(example, 4)
     assert true_label(found[0]) == "high"

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..common.files import write_whole
 from ..common.options import did_you_mean
+from ..data.annotations import read_annotations
 
 BACKGROUND = "background"
 SEPARATOR = ";"
@@ -75,6 +76,32 @@ def read_marks(path: Path) -> list[Mark]:
         for row in reader
         if (row["label"] or "").strip()  # a queue's row that nobody has filled in
     ]
+
+
+def marks_of_annotations(
+    path: Path, sounds: Sequence[str], unmarked_is_background: bool, label_column: str | None = None
+) -> tuple[list[Mark], str]:
+    """What annotations in other programs' formats say (see `data.annotations`).
+
+    Args:
+        path: file or folder.
+        sounds: of the index.
+        unmarked_is_background: an annotated recording holds nothing but what is annotated.
+        label_column: where it has an unusual name.
+
+    Returns:
+        marks, and a sentence about rows that are left out; "" when there are none.
+
+    Raises:
+        ValueError: as `read_annotations`.
+    """
+    found = read_annotations(path, sounds, label_column=label_column)
+    marks = []
+    for sound, annotations in found.of_recording.items():
+        if unmarked_is_background or not annotations:
+            marks.append(Mark(sound, None, None, BACKGROUND))
+        marks += [Mark(sound, *annotation) for annotation in annotations]
+    return marks, found.describe_problems()
 
 
 def _of_row(row: dict[str, Any], where: str) -> Mark:

@@ -6,15 +6,16 @@ from pathlib import Path
 from ..common.options import Options, setting
 from ..data.options import GROUP as SOUNDS
 from ..data.options import DatasetOptions
-from ..inference.options import MODEL_HELP
+from ..inference.options import MODEL_HELP, WindowOptions
 from .calibration import Wish
 from .queues import QUEUES
 
-_WINDOWS, _SEARCH, _FOUND, _QUEUE = "windows", "search", "what is found", "what to listen to next"
+_SEARCH, _FOUND, _QUEUE = "search", "what is found", "what to listen to next"
+_ANNOTATIONS = "annotations"
 
 
 @dataclass
-class IndexOptions(DatasetOptions):
+class IndexOptions(DatasetOptions, WindowOptions):
     """What an index holds, and what to look for in it."""
 
     sounds: list[str] = setting(
@@ -53,17 +54,7 @@ class IndexOptions(DatasetOptions):
         None, "also write them as tasks for Label Studio", metavar="FILE", group=_FOUND
     )
 
-    chunk_length_s: float | None = setting(
-        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
-    )
-    hop_length_s: float | None = setting(
-        None,
-        "from one window's start to the next; default: half a window",
-        group=_WINDOWS,
-        metavar="SECONDS",
-    )
-    batch_size: int = setting(8, "windows at a time", at_least=1, group=_WINDOWS)
-    split: str = setting("train", "of a data set", group=SOUNDS)
+    split: str = setting("train", "split of a data set", group=SOUNDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,11 +80,27 @@ class TeachOptions(Options):
         [],
         "CSV with the columns file, start, end, label (seconds; neither: the whole file), or Label "
         "Studio's JSON export",
-        positional="+",
+        positional="*",
     )
     output: Path = setting(Path("taught"), "folder for the checkpoint", metavar="FOLDER")
     background: Path | None = setting(
         None, "folder of recordings, in the index, without any of the labels", metavar="FOLDER"
+    )
+    annotations: Path | None = setting(
+        None,
+        "file or folder of annotations, with marks or instead of them (Raven, Audacity, "
+        "DCASE's TSV, CSV)",
+        metavar="PATH",
+        group=_ANNOTATIONS,
+    )
+    annotation_label_column: str | None = setting(
+        None, "column with the label, where it has an unusual name", group=_ANNOTATIONS
+    )
+    unmarked: str = setting(
+        "background",
+        "what annotated recordings are where nothing is annotated",
+        choices=("background", "unknown"),
+        group=_ANNOTATIONS,
     )
     wish: Wish = setting(
         Wish(),
@@ -125,6 +132,8 @@ class TeachOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.marks and self.annotations is None:
+            raise ValueError("Name what was marked: a file of marks, or --annotations PATH.")
         if (self.queue == "likely") != (self.queue_label is not None):
             raise ValueError("--queue likely and --queue_label NAME go together.")
         if self.head == "keep" and self.labels != "auto":

@@ -17,7 +17,7 @@ from ..inference.options import ClassifyOptions
 from ..inference.parts import Parts
 from .heads import scores_of
 from .index import SoundIndex, build_index, embed, read_vectors, settings_of
-from .marks import Mark, read_marks, to_label_studio
+from .marks import Mark, marks_of_annotations, read_marks, to_label_studio
 from .options import IndexOptions, TeachOptions
 from .queues import pick
 from .teach import (
@@ -162,6 +162,16 @@ def teach(options: TeachOptions) -> int:
 
     found = SoundIndex.open(options.index)
     marks = [mark for name in options.marks for mark in read_marks(Path(name))]
+    if options.annotations is not None:
+        annotated, problems = marks_of_annotations(
+            options.annotations,
+            found.sounds,
+            options.unmarked == "background",
+            options.annotation_label_column,
+        )
+        marks += annotated
+        if problems:
+            print(shown(problems), file=sys.stderr)
     if options.background is not None:
         marks += background_marks(options.background, found.sounds)
     classifier = Classifier(options.model or found.about["model"])
