@@ -288,7 +288,9 @@ def test_labels_of_no_class(tmp_path, caplog):
     for split, label in (("train", "dog"), ("train", "cat"), ("test", "Dog")):
         rows = [clip(number, label=label) for number in range(2)]
         write_rows(tmp_path / f"{split}-{label}.parquet", rows)
-    with pytest.raises(ValueError, match=r"evaluation part .* not classes .*: Dog\. The .* cat, dog"):
+    with pytest.raises(
+        ValueError, match=r"evaluation part .* not classes .*: Dog\. The .* cat, dog"
+    ):
         open_labelled_audio(str(tmp_path), evaluation_split="test")
     # Within one split it is bad luck of the division, no other class; that is said.
     rows = [clip(number, label=label, fold=number) for number, label in enumerate(["a", "b", "c"])]

@@ -34,6 +34,7 @@ from .results import collect, file_of, path_of
 
 _LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 PART_S = 30.0  # between writes: the most that a kill can cost
+SHOWING = 0.02  # of the time, at most, goes into tables that can be read during the run
 PART_WINDOWS = 4096  # in memory, at most, before a write
 _NOTHING = np.empty(0, np.float32)
 
@@ -110,17 +111,23 @@ class Listening:
             self.unfinished[recording.name] = (recording, heard)
             yield recording, recording.source, len(heard.spans)
 
-    def _result(self, recording: Recording, heard: Heard) -> Result:
-        options = self.options
-        result = Result(
+    def begun(self) -> list[Result]:
+        """What is known so far of the recordings that are being heard."""
+        return [self._so_far(*entry) for entry in self.unfinished.values() if entry[1].spans]
+
+    def _so_far(self, recording: Recording, heard: Heard) -> Result:
+        return Result(
             sound=recording.name,
             version=recording.version,
             duration=heard.duration,
-            labels=heard.labels(options.top_k),
-            windows=heard.windows(options.top_k),
+            labels=heard.labels(self.options.top_k),
+            windows=heard.windows(self.options.top_k),
             events=heard.events(self.rules),
             embeddings=heard.embeddings,
         )
+
+    def _result(self, recording: Recording, heard: Heard) -> Result:
+        options, result = self.options, self._so_far(recording, heard)
         if options.plot and options.output is not None:
             from .timeline import plot_timeline  # matplotlib takes a second to load
 
@@ -175,7 +182,12 @@ def _write(options: ClassifyOptions, rules: EventRules) -> int:
     settings["model_version"] = model_version(options.model)
     if options.logits:
         settings["logits"] = True
-    with listen_into(output, options, rules, settings) as run:
+
+    def show(listening: Listening) -> None:
+        top_k = min(options.top_k, len(listening.classifier.label_names))
+        collect(output, options.per, options.formats, top_k, False, begun=listening.begun())
+
+    with listen_into(output, options, rules, settings, show=show) as run:
         if run is None:
             return 0
         top_k = min(options.top_k, run.labels)
@@ -230,6 +242,7 @@ def listen_into(
     rules: EventRules,
     settings: dict[str, Any],
     check: Callable[[Classifier], None] | None = None,
+    show: Callable[[Listening], None] | None = None,
 ) -> Iterator[Run | None]:
     """Classify the rest of this process's share of the recordings into parts.
 
@@ -242,6 +255,7 @@ def listen_into(
         rules: for events.
         settings: what the results depend on.
         check: raises ValueError for a model that does not belong here.
+        show: writes what people read, from the parts so far; called now and then.
     """
     from accelerate import PartialState
 
@@ -273,7 +287,9 @@ def listen_into(
         )
         began = time.perf_counter()
         with Progress(files, disabled=not state.is_main_process) as progress:
-            _listen_and_keep(listening.results(share, progress), parts, listening)
+            if not state.is_main_process:
+                show = None
+            _listen_and_keep(listening.results(share, progress), parts, listening, show)
         elapsed = time.perf_counter() - began
         state.wait_for_everyone()
         if not state.is_main_process:
@@ -287,9 +303,15 @@ def listen_into(
         yield Run(progress.seconds, elapsed, count, len(classifier.label_names), about)
 
 
-def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: Listening) -> None:
+def _listen_and_keep(
+    results: Iterator[Result | None],
+    parts: Parts,
+    listening: Listening,
+    show: Callable[[Listening], None] | None,
+) -> None:
     """Write results every half minute, and the rest when this run ends, for whatever reason."""
     kept: list[Result] = []
+    next_show = 0.0
     windows, written = 0, time.perf_counter()
 
     def write() -> None:
@@ -309,6 +331,12 @@ def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: 
                 kept.append(result)
             if time.perf_counter() - written >= PART_S or windows >= PART_WINDOWS:
                 write()
+                if show is not None and time.perf_counter() >= next_show:
+                    began = time.perf_counter()
+                    show(listening)
+                    # It reads all parts: the more there are, the rarer.
+                    cost = time.perf_counter() - began
+                    next_show = time.perf_counter() + cost * (1 / SHOWING - 1)
     finally:
         write()
 
