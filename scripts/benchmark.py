@@ -8,6 +8,7 @@
     ast-benchmark train
     ast-benchmark descendants --threads 1
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
+    ast-benchmark agreement CHECKPOINT DATASET --sources SOURCE
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
     ast-benchmark detection DATASET
@@ -68,6 +69,11 @@ BENCHMARKS = {
         options.MergingOptions,
         "token merging: speed and accuracy on a dataset",
         "benchmarks.merging:benchmark_merging",
+    ),
+    "agreement": Subcommand(
+        options.AgreementOptions,
+        "how far a student says what its teacher says, by group of labels",
+        "benchmarks.agreement:benchmark_agreement",
     ),
     "few": Subcommand(
         options.FewOptions,

@@ -114,7 +114,7 @@ def tour(options: TourOptions) -> None:
     draw(clips, picture)
 
     bundled = load_classifier(DEFAULT_MODEL)
-    print("4. The same sounds, by the bundled model, which learned ten real sounds (ESC-10):")
+    print("4. The same sounds, by the bundled model, which knows AudioSet's 527 labels:")
     for name in ("tick", "engine", "noise burst"):
         label = bundled(str(folder / f"unseen_{name.replace(' ', '_')}.flac"))[0]
         print(f"   {name:<12} -> {label['label']:<12} {100 * label['score']:5.1f} %")

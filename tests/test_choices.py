@@ -8,7 +8,7 @@ import soundfile
 import yaml
 
 from feature_extraction import ASTFeatureExtractor
-from scripts.common.checkpoints import DEFAULT_START, bundled_checkpoints
+from scripts.common.checkpoints import DEFAULT_MODEL, bundled_checkpoints
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.choices import choices, choose, describe_choices
 from scripts.training.options import FinetuneOptions
@@ -32,7 +32,7 @@ def sounds(tmp_path_factory) -> Path:
 
 
 def test_the_start_is_in_the_box():
-    assert DEFAULT_START in bundled_checkpoints()
+    assert DEFAULT_MODEL in bundled_checkpoints()
 
 
 def test_small_data_short_clips(sounds):
@@ -40,11 +40,11 @@ def test_small_data_short_clips(sounds):
     chosen = choose(options, open_data(options))
     assert chosen.max_length == 80  # of most clips; the start would take 1024
     assert chosen.time_mask == 16
-    assert chosen.num_epochs == 30
+    assert chosen.num_epochs == 16
     assert chosen.batch_size * chosen.gradient_accumulation_steps == 8
     assert choose(options, open_data(options)) == chosen
     said = describe_choices(choices(options, chosen), chosen)
-    assert "30 epochs; 8 clips in a step" in said
+    assert "16 epochs; 8 clips in a step" in said
     assert "80 frames (0.80 s) at once" in said
 
 

@@ -95,7 +95,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_without_a_model_it_is_the_bundled_one(capsys, tmp_path):
     """Real sounds that it was not trained on, with no network (conftest.py)."""
     rows = pq.read_table(shared("data/esc10/data/fold5.parquet")).to_pylist()
-    wanted = {0: "dog_bark", 4: "clock_tick", 8: "rooster"}
+    wanted = {1: "Rain", 6: "Helicopter", 8: "Chicken, rooster"}
     for label, name in wanted.items():
         clip = next(row for row in rows if row["label"] == label)
         (tmp_path / f"{name}.ogg").write_bytes(clip["audio"]["bytes"])
@@ -105,9 +105,14 @@ def test_without_a_model_it_is_the_bundled_one(capsys, tmp_path):
     signal.signal(signal.SIGTERM, before)
     assert not ending.value.code
     output, error = capsys.readouterr()
-    answers = {Path(row["file"]).stem: row["labels"][0]["label"] for row in json.loads(output)}
-    assert answers == {name: name for name in wanted.values()}
-    assert "Classified by the bundled ast-tiny-esc10, which knows ten sounds." in error
+    best = {
+        Path(row["file"]).stem: [label["label"] for label in row["labels"][:3]]
+        for row in json.loads(output)
+    }
+    assert best.keys() == set(wanted.values())
+    for name, labels in best.items():
+        assert name in labels
+    assert "Classified by the bundled ast-tiny-audioset, a small model." in error
 
 
 def test_what_is_written_is_what_the_pipeline_says(run, folder, reference, tmp_path):

@@ -459,13 +459,14 @@ def test_a_card_without_its_run_is_never_made_poorer(tmp_path):
         assert picture.relative_to(bundled) in files
 
 
-def test_every_snippet_of_the_bundled_card_runs(tmp_path):
-    bundled = hub_configs_folder() / "ast-tiny-esc10"
+@pytest.mark.parametrize("name", ["ast-tiny-audioset", "ast-tiny-esc10"])
+def test_every_snippet_of_a_bundled_card_runs(tmp_path, name):
+    bundled = hub_configs_folder() / name
     soundfile.write(tmp_path / "sound.wav", 0.1 * np.ones(16000, np.float32), 16000)
     snippets = re.findall(r"```python\n(.*?)```", (bundled / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
     # In one process, plain transformers first; each with names of its own.
-    programs = [snippet.replace('"ast-tiny-esc10"', repr(str(bundled))) for snippet in snippets]
+    programs = [snippet.replace(f'"{name}"', repr(str(bundled))) for snippet in snippets]
     subprocess.run(
         [sys.executable, "-c", f"for program in {programs!r}: exec(program, {{}})"],
         check=True,

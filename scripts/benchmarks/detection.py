@@ -1,11 +1,12 @@
-"""`ast-benchmark detection`: a frame model against a window classifier with `find_events`.
+"""`ast-benchmark detection`: a frame model and a window classifier with `find_events`, compared.
 
     labelled clips with folds -> soundscapes  -> frame model    strong labels of columns
                                  the same     -> window model   labels of windows cut out of them
     held-out fold             -> PSDS, event F1, segment F1, clip mAP, onsets, of both
 
-Both start from the same checkpoint and learn from the same recordings in as many steps of as many
-windows. A window is labelled with the events that it holds at least half of, or half a second.
+Both start from the same checkpoint and learn from the same recordings, in equally many steps with
+equally many windows. A window gets the labels of events that it contains at least half of, or half
+a second.
 """
 
 import io
@@ -40,7 +41,7 @@ _FOLDS: dict[str, Any] = {"fold_column": "fold", "label_column": "labels"}
 
 @on_threads
 def benchmark_detection(options: DetectionOptions) -> None:
-    """Train what is not yet trained in `--output`, and measure both."""
+    """Train whatever is not yet trained in `--output`, and measure both."""
     output = options.output
     scenes = output / "soundscapes"
     if not (scenes / "events.csv").is_file():
@@ -64,7 +65,7 @@ def benchmark_detection(options: DetectionOptions) -> None:
 
 
 def _train(kind: str, options: DetectionOptions, scenes: Path) -> float:
-    """Train a model, or go on where an earlier run ended; returns the seconds it took."""
+    """Train a model, or resume an earlier run; returns the seconds it took."""
     run = options.output / kind
     if not (run / "checkpoint").is_dir():
         settings: dict[str, Any] = {
@@ -97,7 +98,7 @@ def _train(kind: str, options: DetectionOptions, scenes: Path) -> float:
             finetune(
                 FinetuneOptions(
                     dataset=str(windows),
-                    num_epochs=1,  # each window is drawn for an epoch of its own
+                    num_epochs=1,  # the windows already cover all epochs
                     batch_size=options.windows_per_clip,
                     **settings,
                 )
@@ -107,7 +108,7 @@ def _train(kind: str, options: DetectionOptions, scenes: Path) -> float:
 
 
 def _cut_windows(options: DetectionOptions, scenes: Path, path: Path) -> None:
-    """As many windows of each recording as the frame model hears in all epochs, at random."""
+    """As many random windows of each recording as the frame model gets in all epochs."""
     name = resolve_checkpoint(options.model)
     window_s = Collator(ASTFeatureExtractor.from_pretrained(name), 0).window_s
     config = ASTConfig.from_pretrained(name)
@@ -116,7 +117,7 @@ def _cut_windows(options: DetectionOptions, scenes: Path, path: Path) -> None:
         str(scenes / "events.csv"),
         FinetuneOptions(evaluation_fold=options.evaluation_fold, **_FOLDS),
     )
-    # In the start's order, where it knows them all: then its head goes on, too.
+    # In the start's order, if it has them all, so that its head can be kept.
     known = [config.id2label[index] for index in range(config.num_labels)]
     names = known if set(known) == set(data.label_names) else data.label_names
     random = np.random.default_rng(options.seed)

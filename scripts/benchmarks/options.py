@@ -142,6 +142,19 @@ class MergingOptions(RepeatedOptions):
 
 
 @dataclass
+class AgreementOptions(CommonOptions):
+    checkpoint: str = setting("", "the student: folder, bundled or Hub name", positional="1")
+    dataset: str = setting("", "sounds, as in ast-finetune; labels are not needed", positional="1")
+    split: str = setting("train", "the dataset's split")
+    teacher: list[str] = setting([], "Parquet files of the teacher's answers, instead of a column")
+    teacher_column: str = setting("logits", "column of the dataset with the teacher's logits")
+    teacher_labels: str = setting("audioset", "names of the teacher's labels, if not in the file")
+    source_column: str = setting("source", "column that says where a sound is from")
+    sources: list[str] = setting([], "only sounds of these sources; default: all")
+    threshold: float = setting(0.5, "the teacher's probability that counts as true")
+
+
+@dataclass
 class MarkedOptions(Options):
     checkpoint: str = setting("", "embedding model: folder or Hub name", positional="1")
     dataset: str = setting("", "labelled clips, as in ast-finetune", positional="1")

@@ -1,8 +1,8 @@
-"""`ast-benchmark weak`: what can be learnt from long recordings with one label each.
+"""`ast-benchmark weak`: what can be learned from long recordings with one label each.
 
 The encoder is frozen: its embeddings of all windows are computed once, and a head (LayerNorm and
-one linear layer, as the classifier's) learns from them in seconds. So poolings can be compared over
-many seeds; what fine-tuning the encoder adds is not in the figures.
+one linear layer, like the classifier's) learns from them in seconds. This allows comparing poolings
+over many seeds; the figures do not include what fine-tuning the encoder would add.
 
     embeddings      (recordings, windows, D)    windows that tile each recording
     event           (recordings, D)             the window around its longest event: the oracle's
@@ -32,7 +32,7 @@ from ..inference.classifier import Classifier, Window
 from .options import WeakOptions
 from .timing import on_threads
 
-_KIND = "multi_label_classification"  # a window may hold nothing
+_KIND = "multi_label_classification"  # a window can contain nothing
 _RESAMPLES = 1000
 
 Embeddings = dict[str, np.ndarray]
@@ -40,7 +40,7 @@ Embeddings = dict[str, np.ndarray]
 
 @on_threads
 def benchmark_weak(options: WeakOptions) -> None:
-    """Held-out accuracy of each way, with its interval, and its share of the oracle's."""
+    """Held-out accuracy of each method, with its interval, and as a share of the oracle's."""
     arrays = _embeddings(options)
     is_test = arrays["folds"] == options.evaluation_fold
     if not is_test.any() or is_test.all():
@@ -76,17 +76,17 @@ def benchmark_weak(options: WeakOptions) -> None:
 def compare(
     arrays: Embeddings, is_test: np.ndarray, seeds: int, steps: int, learning_rate: float
 ) -> dict[str, dict[str, Any]]:
-    """Train and test in each way.
+    """Train and test each method.
 
     Args:
         arrays: "embeddings" and "event", see above, and "classes" (recordings,).
         is_test: (recordings,)
-        seeds: runs of each way.
+        seeds: runs of each method.
         steps: of AdamW, each over all training recordings.
-        learning_rate: at the start; it falls to 0 along a cosine.
+        learning_rate: initial; it falls to 0 along a cosine.
 
     Returns:
-        way -> {"right": (seeds, test recordings) bool, "seconds": of a run}.
+        method -> {"right": (seeds, test recordings) bool, "seconds": of a run}.
     """
     bags = torch.from_numpy(arrays["embeddings"]).float()
     event = torch.from_numpy(arrays["event"]).float()[:, None]
@@ -121,7 +121,7 @@ def _train(
     steps: int,
     learning_rate: float,
 ) -> Callable[[Tensor], Tensor]:
-    """Bags (N, windows, D) and their classes (N,) -> what gives logits (N, labels) of bags."""
+    """Bags (N, windows, D) and their classes (N,) -> a function from bags to logits (N, labels)."""
     torch.manual_seed(seed)
     labels = int(classes.max()) + 1
     head = nn.Sequential(nn.LayerNorm(bags.shape[-1], eps=1e-6), nn.Linear(bags.shape[-1], labels))
@@ -147,7 +147,7 @@ def _pooled(head: nn.Module, pooling: str, bags: Tensor) -> Tensor:
 
 
 def _interval(right: np.ndarray) -> tuple[float, float]:
-    """Of the mean over recordings (N,), by resampling them."""
+    """Interval of the mean over recordings (N,), by resampling them."""
     random = np.random.default_rng(0)
     means = [right[random.integers(len(right), size=len(right))].mean() for _ in range(_RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
@@ -155,13 +155,13 @@ def _interval(right: np.ndarray) -> tuple[float, float]:
 
 
 def _embeddings(options: WeakOptions) -> Embeddings:
-    """Computed, or taken from the file that the options name."""
+    """Computed, or read from the file that the options name."""
     path = options.embeddings
     if path is not None and path.exists():
         with np.load(path) as file:
             arrays = dict(file)
         if str(arrays["model"]) != options.checkpoint:
-            raise ValueError(f"{path} holds embeddings of {arrays['model']}; name another file.")
+            raise ValueError(f"{path} holds embeddings from {arrays['model']}; name another file.")
         return arrays
     arrays = _embed(options)
     if path is not None:

@@ -1,6 +1,6 @@
 """Checkpoints by name: a folder, one bundled with the commands, or one on the Hub.
 
-    checkpoint_folder("ast-tiny-esc10")     -> its folder in hub_configs
+    checkpoint_folder("ast-tiny-audioset")  -> its folder in hub_configs
     resolve_checkpoint(name)                -> what to give to `from_pretrained`
 
 Nothing here imports torch or transformers.
@@ -16,8 +16,7 @@ from pathlib import Path
 from .bundled import hub_configs_folder
 from .descendants import published_descendants
 
-DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
-DEFAULT_START = "ast-tiny-esc10"  # of fine-tuning, in hub_configs, too
+DEFAULT_MODEL = "ast-tiny-audioset"  # in hub_configs: no network is needed
 _PATIENCE_S = 1.5  # for a host to accept a connection
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from .bundled import hub_configs_folder
 
-_LICENSES = {  # of the weights, by family, as the Hub writes them
+_LICENSES = {  # of the weights, by family, as the Hub spells them
     "CED": "apache-2.0",
     "Dasheng": "apache-2.0",
     "PaSST": "apache-2.0",

@@ -27,7 +27,7 @@ from ..common.options import did_you_mean
 from .annotations import Annotation, read_annotations
 from .fingerprint import ClassFingerprint, Fingerprint, checksum, short_name
 from .holdout import NO_LABEL, hold_out
-from .labelled import LabelledAudio, _labels, _name, _sound_key
+from .labelled import LabelledAudio, _labels, _sound_key, sound_name
 from .options import LabelledOptions
 from .sources import data_files, hub_revision, open_sounds, open_stream
 
@@ -66,7 +66,7 @@ def open_annotated_audio(
     feature = (streams[0].features or {}).get(options.label_column)
     for number, stream in enumerate(streams):
         for row in stream:
-            name = _name(row, options.audio_column)
+            name = sound_name(row, options.audio_column)
             if name in recordings:
                 raise ValueError(f"{dataset} holds {name} twice; names tell recordings apart here.")
             recordings[name] = _read_recording(row, is_whole or number == 1, options, feature)
@@ -198,13 +198,13 @@ def _label_name(value: Any, feature: Any) -> str:
 
 
 def _is_among(row: Row, audio_column: str, names: Mapping[str, Any]) -> bool:
-    return _name(row, audio_column) in names
+    return sound_name(row, audio_column) in names
 
 
 def _keep(
     row: Row, audio_column: str, recordings: Mapping[str, _Recording], index: Mapping[str, int]
 ) -> Row:
-    name = _name(row, audio_column)
+    name = sound_name(row, audio_column)
     recording = recordings[name]
     events = recording.events
     return {

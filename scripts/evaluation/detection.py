@@ -1,12 +1,12 @@
-"""Detection measured: what was heard when, against annotations.
+"""Measures detection: what was heard when, compared with annotations.
 
-    PSDS 1, PSDS 2  of the scores, over all thresholds at once: 1 asks for exact times, 2 for the
-                    right class (Bilen et al., arXiv 1910.08440; scenarios of DCASE's task 4)
-    event F1        of events: onset within 200 ms, offset within 200 ms or 20 % of the length
-    segment F1      of events: whether a class is heard in each second
+    PSDS 1, PSDS 2  from scores, over all thresholds at once: 1 demands exact times, 2 the right
+                    class (Bilen et al., arXiv 1910.08440; scenarios of DCASE's task 4)
+    event F1        from events: onset within 200 ms, offset within 200 ms or 20 % of the length
+    segment F1      from events: whether a class is heard in each second
 
-They are macro means over the classes that have annotations. `sed_scores_eval` counts and matches; a
-window classifier's events are `find_events`', and so are a frame model's.
+They are macro means over the annotated classes. `sed_scores_eval` counts and matches; events come
+from `find_events`, for window classifiers and frame models alike.
 
     recordings  -> report, with bootstrap intervals over recordings
     onset_pairs -> how far found onsets are from annotated ones
@@ -41,20 +41,20 @@ _PSDS: dict[str, dict[str, Any]] = {
     "psds_1": {"dtc_threshold": 0.7, "gtc_threshold": 0.7, "cttc_threshold": None, "alpha_ct": 0.0},
     "psds_2": {"dtc_threshold": 0.1, "gtc_threshold": 0.1, "cttc_threshold": 0.3, "alpha_ct": 0.5},
 }
-_PSDS_RESAMPLES = 200  # at most: each sorts all thresholds of all classes
+_PSDS_RESAMPLES = 200  # maximum: each sorts all thresholds of all classes
 _COLLARS = {"onset_collar": 0.2, "offset_collar": 0.2, "offset_collar_rate": 0.2}
 _SEGMENT_S = 1.0
-# Scores closer than this in log odds are one threshold: that bounds the time, and the memory that
-# hours of sound take.
+# Scores closer than this in log odds count as one threshold, which bounds time and memory for hours
+# of sound.
 _LOG_ODDS_STEP = 0.05
-_GRID_S = 0.1  # on which a window classifier's scores are read
+_GRID_S = 0.1  # for reading a window classifier's scores
 _SHOWN_ERROR_S = 1.0
 _COLLAR_S = 0.2
 
 
 @dataclass
 class Recording:
-    """What was heard in a recording, and what is."""
+    """What was found in a recording, and what is annotated."""
 
     name: str
     heard: Heard
@@ -68,12 +68,12 @@ def measure_detection(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """All figures of annotated recordings.
+    """All figures for annotated recordings.
 
     Args:
-        recordings: each with scores of the same labels.
+        recordings: each with scores for the same labels.
         rules: what makes an event.
-        resamples: of the bootstrap over recordings; of PSDS, which is costly, at most 200.
+        resamples: of the bootstrap over recordings; for PSDS, which is costly, at most 200.
         seed: of the bootstrap.
         level: of its intervals.
 
@@ -81,11 +81,11 @@ def measure_detection(
         The report's "detection", and the onset errors (events found,) in seconds:
             "recordings", "events", "found"     how many, annotated and found by the model
             "metrics"       {name of `DETECTION_METRICS`: {"value", "low", "high"}}
-            "per_class"     [{"label", "events", "found", and of each metric "…", "…_low",
-                            "…_high"}, …], of the classes that have annotations
-            "onsets"        {"matched", "median_error_s", "within_200_ms"}: annotated events that a
-                            found one of their class overlaps, the median distance of their onsets,
-                            and the share of all annotated events whose onset is so near
+            "per_class"     [{"label", "events", "found", and for each metric "…", "…_low",
+                            "…_high"}, …], for the annotated classes
+            "onsets"        {"matched", "median_error_s", "within_200_ms"}: annotated events
+                            overlapped by a found one of their class, the median distance of their
+                            onsets, and the share of all annotated events with an onset that close
 
     Raises:
         ValueError: without annotations, or without the package.
@@ -156,8 +156,8 @@ def measure_detection(
 def score_curve(heard: Heard, median_filter_s: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Scores over time without overlap, as `find_events` reads them.
 
-    A frame model's are its columns'. A window classifier's stand for the windows' middles, and are
-    interpolated between them, every 0.1 s.
+    A frame model's scores are those of its columns. A window classifier's are placed at the middles
+    of its windows and interpolated between them, every 0.1 s.
 
     Returns:
         edges (n + 1,) in seconds, scores (n, labels).
@@ -178,7 +178,7 @@ def score_curve(heard: Heard, median_filter_s: float = 0.0) -> tuple[np.ndarray,
 def onset_pairs(
     annotations: Sequence[Annotation], found: Sequence[Event]
 ) -> list[tuple[Annotation, Event]]:
-    """Annotated and found events of the same label that overlap; each once, the largest first."""
+    """Annotated and found events with the same label that overlap; each once, largest first."""
     overlaps = sorted(
         (
             (min(there.end, event.end) - max(there.start, event.start), i, j)
@@ -198,7 +198,7 @@ def onset_pairs(
 
 
 def draw_onset_errors(errors: np.ndarray, events: int, path: Path) -> None:
-    """Histogram of how late onsets were found; what is farther off lies in the outermost bars.
+    """Histogram of how late onsets were found; the outermost bars include everything beyond.
 
     Args:
         errors: (events found,) seconds: found minus annotated.
@@ -253,7 +253,7 @@ class _Detection:
             odds = np.clip(scores[:, columns], 1e-9, 1 - 1e-9)
             steps = np.round(np.log(odds / (1 - odds)) / _LOG_ODDS_STEP)
             self._curves.append(self._table(edges, steps))
-        # Their own names might be those of the table's columns.
+        # Their own names could clash with the table's columns.
         self._truth = {
             str(number): [(a.start, a.end, self._names[self.labels.index(a.label)]) for a in events]
             for number, events in enumerate(self.annotations)
@@ -264,7 +264,7 @@ class _Detection:
         return [f"class {number}" for number in range(len(self.labels))]
 
     def _table(self, edges: np.ndarray, scores: np.ndarray) -> pandas.DataFrame:
-        """As `create_score_dataframe` makes it."""
+        """In the format of `create_score_dataframe`."""
         columns = {"onset": edges[:-1], "offset": edges[1:]}
         return _WritableTable({**columns, **dict(zip(self._names, scores.T, strict=True))})
 
@@ -300,7 +300,7 @@ class _Detection:
 
     @cached_property
     def segment_counts(self) -> np.ndarray:
-        """(recordings, labels, 3) seconds: annotated, found rightly, found wrongly."""
+        """(recordings, labels, 3) seconds: annotated, found correctly, found wrongly."""
         segments = self._library.segment_based.intermediate_statistics
         deltas = segments.intermediate_statistics_deltas(
             self._of_each(self._event_tables),
@@ -324,7 +324,7 @@ class _Detection:
 
     @cached_property
     def _changes(self) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray, list[str]]]]:
-        """Of each PSDS and class what each threshold changes in each recording:
+        """For each PSDS and class, what each threshold changes in each recording:
         thresholds (n,), changes (recordings, n, counts), what is counted."""
         found: dict[str, dict[str, tuple[np.ndarray, np.ndarray, list[str]]]] = {}
         for metric in _PSDS:
@@ -347,9 +347,9 @@ class _Detection:
         return found
 
     def psds(self, metric: str, weights: np.ndarray) -> np.ndarray:
-        """(1 + labels,): of all, then of each class, when recordings count so often.
+        """(1 + labels,): overall, then per class, with weighted recordings.
 
-        The recordings are added up to one beforehand, which is what makes resampling affordable.
+        Recordings are summed up into one beforehand, which makes resampling affordable.
         """
         truth, begin = [], 0.0
         for events, duration, times in zip(
@@ -357,13 +357,13 @@ class _Detection:
         ):
             for _ in range(times):
                 truth += [(begin + start, begin + end, name) for start, end, name in events]
-                begin += duration + 1.0  # an event at the end does not touch one at the next begin
+                begin += duration + 1.0  # keeps an event at the end apart from the next one
         there = {name for _, _, name in truth}
         if not there:
             return np.full(1 + len(self.labels), np.nan)
         deltas = {}
         for name, (thresholds, changes, keys) in self._changes[metric].items():
-            if name not in there:  # left out, as from the means of F1
+            if name not in there:  # excluded, as from the means of F1
                 continue
             summed = np.tensordot(weights, changes, axes=1)  # (n, counts)
             deltas[name] = (
@@ -371,7 +371,7 @@ class _Detection:
                 {
                     key: values
                     for key, values in zip(keys, summed.T, strict=True)
-                    if "\\" not in key or key.split("\\")[1] in there  # mistaken for which class
+                    if "\\" not in key or key.split("\\")[1] in there  # confused with which class
                 },
             )
         criteria = _criteria(metric, len(there))
@@ -388,7 +388,7 @@ class _Detection:
 
 
 class _WritableTable(pandas.DataFrame):
-    """pandas 3 hands out read-only arrays, which the library's compiled part refuses."""
+    """pandas 3 returns read-only arrays, which the library's compiled part refuses."""
 
     @property
     def _constructor(self) -> Any:
@@ -399,20 +399,20 @@ class _WritableTable(pandas.DataFrame):
 
 
 def _criteria(metric: str, classes: int) -> dict[str, Any]:
-    """Of a PSDS; where there is one class, it cannot be mistaken for another."""
+    """Parameters of a PSDS; a single class cannot be confused with another."""
     alone = {"cttc_threshold": None, "alpha_ct": 0.0} if classes == 1 else {}
     return {**_PSDS[metric], **alone}
 
 
 def _sed_scores_eval() -> Any:
-    """The package; of `sed_eval`, which it imports, it needs the matching of events only.
+    """Import the package; from `sed_eval`, which it imports, it only needs the event matching.
 
-    That one in turn imports dcase_util, for files that we do not read, and dcase_util imports
-    pkg_resources, which setuptools has dropped (82.0). So an empty module stands in for it, in this
+    `sed_eval` in turn imports dcase_util, for files that we do not read, and dcase_util imports
+    pkg_resources, which setuptools dropped (82.0). An empty module therefore replaces it in this
     process.
 
     Raises:
-        ValueError: when it is not installed.
+        ValueError: if it is not installed.
     """
     if "dcase_util" not in sys.modules:
         sys.modules["dcase_util"] = types.ModuleType("dcase_util")
@@ -429,7 +429,7 @@ def _sed_scores_eval() -> Any:
 def _f1(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(recordings, labels, 3) annotated, right, wrong -> (1 + labels,): the mean, then each class.
 
-    NaN for a class without annotations, which the mean leaves out.
+    NaN for a class without annotations, which the mean excludes.
     """
     there, right, wrong = np.tensordot(weights, counts, axes=1).T
     of_classes = np.where(there > 0, 2 * right / np.maximum(there + right + wrong, 1), np.nan)

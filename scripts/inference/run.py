@@ -148,8 +148,8 @@ def classify(options: ClassifyOptions) -> int:
     status = _print(options, rules) if options.output is None else _write(options, rules)
     if options.model == DEFAULT_MODEL:
         print(
-            f"Classified by the bundled {DEFAULT_MODEL}, which knows ten sounds. For AudioSet's "
-            f"527: --model {_LARGER_MODEL}",
+            f"Classified by the bundled {DEFAULT_MODEL}, a small model. A larger and better one: "
+            f"--model {_LARGER_MODEL}",
             file=sys.stderr,
         )
     return status

@@ -1,12 +1,12 @@
-"""What a run chooses from its data where the options do not say: a laptop has to bear it.
+"""What a run chooses from its data if the options do not say, so that a laptop can bear it.
 
-    max_length                  frames: what the clips last, at most what the start hears at once
-    batch_size, parts           clips of an optimizer step by the number of clips, in parts that a
-                                CPU's cache can hold
-    num_epochs                  the fewer clips the more
-    time_mask, frequency_mask   shares of what is heard; none where the encoder is frozen
+    max_length                  frames: as long as the clips, at most the start's input
+    batch_size, parts           clips per optimizer step by the number of clips, in parts that fit
+                                a CPU's cache
+    num_epochs                  more for fewer clips
+    time_mask, frequency_mask   shares of the input; none if the encoder is frozen
 
-The choice depends on data and options, so a run that is resumed chooses the same.
+The choice depends only on data and options, so a resumed run chooses the same.
 """
 
 import math
@@ -30,16 +30,16 @@ CHOSEN = (
     "frequency_mask",
 )  # fmt: skip
 _LOOKED_AT = 200  # clips, for their length
-_USUAL = 0.95  # share of the clips that are no longer than what is heard at once
+_USUAL = 0.95  # share of the clips that fit into the input
 _FRAME_S = 0.01
 _MULTIPLE = 16  # frames: whole patches
 _TOKENS_AT_ONCE = 1024  # on a CPU, of a width of 192
 _CLIPS_PER_STEP = ((1000, 8), (10_000, 16), (math.inf, 32))  # up to so many clips
-_EPOCHS, _FEWEST, _MOST = 240, 3, 30  # 240 over the square root of the clips
+_EPOCHS, _FEWEST, _MOST = 120, 3, 30  # 120 over the square root of the clips
 
 
 def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:
-    """The options with all that they leave to the run."""
+    """The options, completed with what they leave to the run."""
     size, is_masked = _start_geometry(options)
     lengths = clip_lengths(data)
     max_length = options.max_length
@@ -47,7 +47,7 @@ def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:
     if max_length is None and lengths:
         frames = math.ceil(float(np.quantile(lengths, _USUAL)) / _FRAME_S)
         heard = min(heard, _MULTIPLE * max(2, math.ceil(frames / _MULTIPLE)))
-        # With masks, batches are only padded to their longest clip: there is nothing to choose.
+        # With masks, batches are only padded to their longest clip: nothing to choose.
         max_length = None if is_masked else heard
     is_frozen = options.trained in ("head", "linear")
     time_mask, frequency_mask = options.time_mask, options.frequency_mask
@@ -87,7 +87,7 @@ def choices(options: FinetuneOptions, chosen: FinetuneOptions) -> dict[str, Any]
 
 
 def describe_choices(choices: dict[str, Any], chosen: FinetuneOptions) -> str:
-    """For the start of a run; "" where nothing was left to choose."""
+    """Shown at the start of a run; "" if there was nothing to choose."""
     words = []
     if "num_epochs" in choices:
         words.append(f"{chosen.num_epochs} epochs")
@@ -110,12 +110,12 @@ def clip_lengths(data: LabelledAudio) -> list[float]:
         try:
             lengths.append(audio_duration(row["audio"]) or 0.0)
         except AudioDecodingError:
-            continue  # is reported where it is decoded
+            continue  # reported on decoding
     return [length for length in lengths if length > 0]
 
 
 def _start_geometry(options: FinetuneOptions) -> tuple[ASTConfig, bool]:
-    """Shape and input of what the run starts from, and whether padding is masked."""
+    """Shape and input of the run's start, and whether padding is masked."""
     is_masked = bool(options.bucket_batches)
     config = ASTConfig(num_attention_heads=1)  # of pictures' weights, AST's own input
     if options.model == "scratch":

@@ -1,7 +1,7 @@
-"""Embeddings of a frozen encoder, computed once where nothing random comes before it.
+"""Embeddings of a frozen encoder, computed only once if nothing random comes before it.
 
 clips -> pooler_output (clips, D) and labels, once
-epoch -> batches of them: embeddings (B, D), labels, in another order each time
+epoch -> batches of them: embeddings (B, D), labels, in a new order each time
 """
 
 from collections.abc import Callable, Iterator
@@ -25,9 +25,9 @@ def is_constant(options: FinetuneOptions, model: Any, long_clips: int) -> bool:
     """Whether the encoder's output for a clip is the same in every epoch.
 
     Args:
-        options: with everything chosen.
-        model: that is trained.
-        long_clips: how many clips are longer than it hears at once: of those, windows are drawn.
+        options: complete.
+        model: in training.
+        long_clips: how many clips are longer than its input; those get random windows.
     """
     config = model.config
     return (
@@ -42,13 +42,13 @@ def is_constant(options: FinetuneOptions, model: Any, long_clips: int) -> bool:
 
 
 class Embedded:
-    """Embeddings of the training and the evaluation part, each computed when it is first needed.
+    """Embeddings of the training and the evaluation part, each computed when first needed.
 
     Args:
         model: with the frozen encoder.
-        device: where it is.
-        train, evaluation: make the batches of the parts, in their order.
-        seed: of the order of the training clips.
+        device: of the model.
+        train, evaluation: make the batches of the parts, in order.
+        seed: for the order of the training clips.
     """
 
     def __init__(

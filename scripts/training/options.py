@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..common.checkpoints import DEFAULT_START
+from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import setting
 from ..data.options import GROUP as SOUNDS
 from ..data.options import AnnotatedOptions
@@ -29,7 +29,7 @@ class FinetuneOptions(AnnotatedOptions):
         "", "folder of class folders, CSV, Parquet or tar file(s), or a Hub dataset", positional="?"
     )
     model: str = setting(
-        DEFAULT_START,
+        DEFAULT_MODEL,
         "where to start: an AST checkpoint (folder, bundled or Hub name), DeiT/ViT weights (file, "
         "folder or Hub name), or 'scratch' for random weights",
     )

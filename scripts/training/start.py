@@ -19,7 +19,7 @@ from modeling_ast import (
 )
 from modeling_ast.conversion_ast import vision_config
 
-from ..common.checkpoints import DEFAULT_START, resolve_checkpoint
+from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator, FrameGrid
@@ -315,9 +315,9 @@ def describe_start(options: FinetuneOptions) -> str:
     """Describes the weights that training starts from."""
     if options.model == "scratch":
         return "Start: random weights"
-    if options.model == DEFAULT_START:
+    if options.model == DEFAULT_MODEL:
         return (
-            f"Start: {DEFAULT_START}, a small model that comes with the commands. A larger one may "
+            f"Start: {DEFAULT_MODEL}, a small model that comes with the commands. A larger one may "
             f"learn more: --model {_LARGER_START}"
         )
     return f"Start: {options.model}"
