@@ -122,7 +122,7 @@ class ASTConfig(PreTrainedConfig):
 
     @classmethod
     def _of_one_type(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """A file's content under one of our two types; `to_dict` picks the type anew."""
+        """A file's content under one of our two types; `to_dict` picks the type again."""
         is_family = content.get("model_type") == FAMILY_MODEL_TYPE
         return {**content, "model_type": cls.model_type} if is_family else content
 

@@ -5,6 +5,9 @@
     ast-benchmark lengths --plot lengths.png
     ast-benchmark cold
     ast-benchmark pipeline --clip_length_s 5 --hidden_size 192 --max_length 512
+    ast-benchmark hours --json hours.json
+    ast-benchmark processes CHECKPOINT --speed fast
+    ast-benchmark speed CHECKPOINT DATASET --fold_column fold --evaluation_fold 5
     ast-benchmark train
     ast-benchmark descendants --threads 1
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
@@ -49,6 +52,21 @@ BENCHMARKS = {
         options.PipelineOptions,
         'files to labels: pipeline("audio-classification"), stock and ours',
         "benchmarks.pipeline:benchmark_pipeline",
+    ),
+    "hours": Subcommand(
+        options.HoursOptions,
+        "hours of sound per hour: sizes, mel bins, strides, precision, hops; stock pipeline",
+        "benchmarks.hours:benchmark_hours",
+    ),
+    "processes": Subcommand(
+        options.ProcessesOptions,
+        "ast-classify with one process and with several",
+        "benchmarks.hours:benchmark_processes",
+    ),
+    "speed": Subcommand(
+        options.SpeedOptions,
+        "ways to run a checkpoint here: PyTorch, compiled, ONNX Runtime, 8 bits, OpenVINO",
+        "benchmarks.speed:benchmark_speed",
     ),
     "train": Subcommand(
         options.TrainOptions,

@@ -23,9 +23,10 @@ from transformers.utils import logging
 
 from feature_extraction import kaldi_fbank, load_audio
 
+from .common.checkpoints import DEFAULT_MODEL
 from .common.options import Options, run_command, setting
 from .data.synthetic import RATE, SECONDS, SOUNDS, synthesise
-from .inference.classifier import DEFAULT_MODEL, load_classifier
+from .inference.torch_engine import load_classifier
 
 TRAIN_CLIPS_PER_CLASS = 60
 HELD_OUT_CLIPS_PER_CLASS = 15

@@ -25,7 +25,7 @@ SHARED = Path(os.environ.get("AST_SHARED", REPOSITORY.parent / "shared"))
 
 
 def shared(path: str) -> Path:
-    """A file or folder of the shared data; skips the test, visibly, where it is absent."""
+    """A file or folder of the shared data; skips the test, visibly, if it is missing."""
     if not (SHARED / path).exists():
         pytest.skip(f"{SHARED / path} is not here (set AST_SHARED)")
     return SHARED / path

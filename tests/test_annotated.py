@@ -1,4 +1,4 @@
-"""Annotated recordings train a detector: rows, targets of the columns, runs of both doors."""
+"""Annotated recordings train a detector: rows, column targets, runs of both commands."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ GRID = FrameGrid(time_stride=10, patch_frames=16)
 
 
 def write_recordings(folder, count: int = 8, seconds: float = 3.0):
-    """Soft noise with a tone of half a second, and a Raven table beside each."""
+    """Soft noise with a half-second tone, and a Raven table for each recording."""
     random = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):
@@ -90,7 +90,7 @@ def test_what_nobody_annotated_is_left_out_unless_it_has_a_label(recordings, tmp
 
 @pytest.mark.parametrize("windows", [1, 3])
 def test_targets_follow_the_windows(windows):
-    """Wherever the windows are drawn, marked columns are where the tone is."""
+    """Wherever the windows are, the marked columns are where the tone is."""
     sound = 0.001 * np.random.default_rng(0).standard_normal(4 * RATE)
     sound[2 * RATE : 3 * RATE] += tone(1000.0, 0, seconds=1.0)
     row = {"audio": {"bytes": encode(sound)}, "label": [1], "name": "x", "events": [[2.0, 3.0, 1]]}

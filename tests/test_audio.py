@@ -268,7 +268,7 @@ print(sum(len(block) for _, block in stream_audio(sys.argv[1])), peak() - before
 
 
 def sparse_wav(path, rate: int, seconds: int):
-    """A file of silence that takes no disk: a header and a hole."""
+    """A sparse file of silence: a header and a hole."""
     size = rate * seconds * 2
     header = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt "
     header += struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2, 2, 16)
@@ -323,7 +323,7 @@ def stand_in_for_ffmpeg(folder, monkeypatch, script: str) -> None:
 
 @STAND_IN
 def test_through_a_stand_in_for_ffmpeg(monkeypatch, tmp_path):
-    """The stand-in shows that the program is asked, with what, and that its answer is read."""
+    """The stand-in shows that the program is called, with which arguments, and its output read."""
     sound = noise(4800, 2)
     soundfile.write(tmp_path / "answer.au", sound, 48000, subtype="FLOAT")
     stand_in_for_ffmpeg(
@@ -355,7 +355,7 @@ def test_through_a_stand_in_for_ffmpeg(monkeypatch, tmp_path):
 
 @STAND_IN
 def test_what_ffmpeg_decodes_is_bounded(monkeypatch, tmp_path):
-    """A stand-in that never ends, as a small file that holds days of silence seems to do."""
+    """A stand-in that never ends, like a small file with days of silence."""
     soundfile.write(tmp_path / "answer.au", noise(16000), 16000, subtype="FLOAT")
     script = f"/bin/cat {tmp_path}/answer.au; exec /bin/cat /dev/zero"
     stand_in_for_ffmpeg(tmp_path, monkeypatch, script)
@@ -485,7 +485,7 @@ def test_damage_in_the_middle():
 
 
 def test_mp3_that_does_not_say_how_long_it_is():
-    """Of variable bit rate, without its first frame, which holds the length."""
+    """A variable-bit-rate MP3 without its first frame, which has the length."""
     buffer = io.BytesIO()
     sound = np.concatenate([noise(32000), np.zeros((320_000, 1), np.float32)])
     mp3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE"}
@@ -570,7 +570,7 @@ def test_integers_of_64_bits_are_no_sound(dtype):
 
 
 class BadDisk(io.BytesIO):
-    """Reads up to a place, and then fails as a broken disk does."""
+    """Reads up to a position, then fails like a broken disk."""
 
     def __init__(self, content: bytes, good: int):
         super().__init__(content)

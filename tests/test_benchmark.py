@@ -59,7 +59,7 @@ def test_cases_alternate(monkeypatch):
 
 
 def test_short_cases_run_on_end():
-    """Their mean is measured, and long ones run once per measurement."""
+    """Short runs are averaged; long ones run once per measurement."""
     calls = []
     cases = {
         "short": lambda: (calls.append("short"), time.sleep(0.01)),
@@ -238,7 +238,7 @@ def test_cold(tmp_path):
 
 
 def test_weak_labels_are_learnt_from_bags():
-    """Each recording has one window of its class among seven of noise."""
+    """Each recording has one window of its class and seven of noise."""
     random = np.random.default_rng(0)
     classes = np.arange(40) % 4
     embeddings = random.standard_normal((40, 8, 16)).astype(np.float32)

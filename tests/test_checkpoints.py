@@ -63,7 +63,7 @@ def never(*_, **__):
 
 @pytest.mark.parametrize("endpoint", ["http://localhost:{port}", "http://silent.invalid"])
 def test_no_answer_takes_two_seconds_at_most(endpoint, monkeypatch):
-    """A Hub that refuses, and a name that nobody ever looks up."""
+    """A Hub that refuses, and a name whose lookup never ends."""
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
         endpoint = endpoint.format(port=unused.getsockname()[1])

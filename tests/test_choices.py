@@ -71,7 +71,7 @@ def test_large_models_and_many_clips_go_in_small_parts_and_few_epochs(sounds):
 
 
 def test_a_start_with_masks_keeps_its_length(sounds, tmp_path):
-    """Its batches are padded to their longest clip; its positions need not be cut."""
+    """Batches are padded to their longest clip; positions need not be cut."""
     tiny_model().save_pretrained(tmp_path / "start")
     extractor = ASTFeatureExtractor(max_length=128, num_mel_bins=64, return_attention_mask=True)
     extractor.save_pretrained(tmp_path / "start")

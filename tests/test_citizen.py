@@ -1,4 +1,4 @@
-"""What transformers, torch and PEFT expect of a model."""
+"""What transformers, torch and PEFT expect from a model."""
 
 import copy
 
@@ -158,7 +158,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 def kept_for_gradients(model, spectrogram) -> int:
-    """Bytes that autograd keeps, without the weights."""
+    """Bytes kept by autograd, without the weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = {}
 

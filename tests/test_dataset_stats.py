@@ -105,7 +105,7 @@ def test_workers_change_nothing(sounds_folder):
 
 
 def test_csv(sounds_folder, tmp_path, capsys):
-    """The command finds the sounds that a table names in a column of the user's."""
+    """The command finds the sounds named in any column of a table."""
     sounds = sorted(sounds_folder.rglob("*.wav"))
     table = tmp_path / "clips.csv"
     table.write_text("\n".join(["file", *map(str, sounds)]))
@@ -149,7 +149,7 @@ def test_a_far_checkpoint_is_warned_about(sounds_folder, tmp_path, caplog, mean,
 
 
 def test_frames_across_blocks(monkeypatch):
-    """A sound that is read in several blocks has the frames that it has as a whole."""
+    """A sound read in several blocks has the same frames as the whole."""
     waveform = np.random.default_rng(0).normal(0, 0.1, 16000 * 70).astype(np.float32)
     statistics = measure_sounds([waveform], 16000, 64)
     log_mel = kaldi_fbank(torch.from_numpy(waveform), num_mel_bins=64).double()

@@ -1,4 +1,4 @@
-"""Detection measured: known answers, the library's own figures, ast-evaluate on annotated sound."""
+"""Measuring detection: known answers, the library's own figures, ast-evaluate on annotations."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Explanations of a model that has learnt where the sound is."""
+"""Explanations of a model that has learned where the sound is."""
 
 import math
 
@@ -123,7 +123,7 @@ def test_plot(trained, tmp_path):
 
 @pytest.mark.parametrize("name", ["ced", "passt", "ast"])
 def test_ticks_are_where_the_front_end_hears_a_tone(name, trained, tmp_path, monkeypatch):
-    """For each family's mel range and scale, and its hop on the time axis."""
+    """With each family's mel range and scale, and its hop on the time axis."""
     from matplotlib.figure import Figure
 
     features = {"ced": {**CED_FEATURES, "num_mel_bins": 64}, "passt": PASST_FEATURES, "ast": {}}

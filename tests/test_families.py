@@ -277,7 +277,7 @@ def test_says_what_does_not_fit(tmp_path):
 @pytest.mark.parametrize("name", ["passt_s10", "ced", "ssast_frame", "audiomae"])
 @torch.no_grad()
 def test_the_command_writes_what_the_pipeline_reads(name, tmp_path, capsys):
-    """ast-convert, Auto classes, pipeline: the weights bit-equal to those that were converted."""
+    """ast-convert, Auto classes, pipeline: weights bit-equal to the converted ones."""
     source, folder = FAMILIES_GOLDEN / f"{name}.pth", tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
         main([str(source), "--output", str(folder), "--num-attention-heads", "3"])
@@ -341,7 +341,7 @@ def test_weights_without_a_head_are_a_start(tmp_path, capsys):
     expected = converted("ssast_frame_pretrained").model
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.base_model.state_dict()[name], tensor), name
-    from scripts.inference.classifier import load_classifier
+    from scripts.inference.torch_engine import load_classifier
 
     with pytest.raises(ValueError, match="has no classification head: fine-tune it"):
         load_classifier(str(tmp_path / "out"))

@@ -80,7 +80,7 @@ def test_one_window_is_what_the_model_says(frame_folder):
 
 
 def test_scores_do_not_jump_at_window_borders(frame_folder):
-    """Steps across borders of windows are like those inside of them."""
+    """Steps across windows' edges are like those inside them."""
     heard = Classifier(frame_folder).hear(noise(30.0))
     steps = np.abs(np.diff(heard.scores, axis=0)).max(axis=1)
     hop = 6  # columns: half of the 12 of a window

@@ -48,7 +48,7 @@ COMPLETE |= {"model.safetensors", "README.md"}
 
 @pytest.fixture(scope="module")
 def run_folder(native_folder, tmp_path_factory) -> Path:
-    """What a training command leaves."""
+    """What a training command writes."""
     folder = tmp_path_factory.mktemp("my_sounds")
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
     model = ASTForAudioClassification.from_pretrained(native_folder, **names)
@@ -64,7 +64,7 @@ def run_folder(native_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub of our own, which this process is logged in to."""
+    """Our own Hub, which this process is logged in to."""
     with HubServer({TOKEN: "someone"}) as server:
         address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -238,7 +238,7 @@ print(hashlib.sha256(pathlib.Path("again/model.safetensors").read_bytes()).hexdi
 
 
 def test_a_detector_travels(hub, tmp_path):
-    """Its card's own examples: with the code beside it, and with the package."""
+    """Its card's own examples: with the code in the repository, and with the package."""
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
     config = ASTFrameConfig(**{**TINY_MODEL, "num_labels": len(LABELS)}, **names)
     model = ASTForAudioFrameClassification(config).eval()
@@ -348,7 +348,7 @@ def test_a_first_push_that_breaks_leaves_no_empty_repository(hub, run_folder, br
 
 
 def pushing_fails(arguments: list[str], capsys) -> str:
-    """The one line that the command ends with."""
+    """The command's last line."""
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
@@ -447,7 +447,7 @@ def test_a_card_of_ones_own_stays(run_folder, tmp_path):
 
 
 def test_a_card_without_its_run_is_never_made_poorer(tmp_path):
-    """The bundled checkpoint has a card that was written from a run which is not there."""
+    """The bundled checkpoint's card was written from a run that is not included."""
     bundled = hub_configs_folder() / "ast-tiny-esc10"
     files = write_repository(bundled, tmp_path, "someone/ten-sounds")
     text = (bundled / "README.md").read_text()
@@ -465,7 +465,7 @@ def test_every_snippet_of_a_bundled_card_runs(tmp_path, name):
     soundfile.write(tmp_path / "sound.wav", 0.1 * np.ones(16000, np.float32), 16000)
     snippets = re.findall(r"```python\n(.*?)```", (bundled / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
-    # In one process, plain transformers first; each with names of its own.
+    # In one process, plain transformers first; each with its own namespace.
     programs = [snippet.replace(f'"{name}"', repr(str(bundled))) for snippet in snippets]
     subprocess.run(
         [sys.executable, "-c", f"for program in {programs!r}: exec(program, {{}})"],
@@ -476,7 +476,7 @@ def test_every_snippet_of_a_bundled_card_runs(tmp_path, name):
 
 
 def test_results_are_of_one_commit(hub, run_folder, tmp_path, monkeypatch):
-    """A model that is replaced on the Hub is another one, with or without a network later."""
+    """A model replaced on the Hub is another one, with or without a network later."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     push(run_folder, "someone/replaced")
     refs = hub.repositories["someone/replaced"].refs

@@ -183,7 +183,7 @@ def test_bundled_checkpoints_are_small_and_loadable():
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_bundled_checkpoint_is_found_by_name(tmp_path, monkeypatch, installed):
-    """Beside the commands, as a wheel lays it out, and beside `scripts`, as in a checkout."""
+    """Next to the commands, as in a wheel, and next to `scripts`, as in a checkout."""
     package = tmp_path / "place" / ("ast_scripts" if installed else "scripts")
     configs = (package if installed else package.parent) / "hub_configs"
     (configs / "ast-tiny").mkdir(parents=True)

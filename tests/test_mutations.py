@@ -28,7 +28,7 @@ VALUES = [
     *(0.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), -float("inf")),
     *([], [1], ["a", None], [[[]]], {}, {"0": "a"}, {"a": 1}, {"0": {"0": {}}}, [1] * 1000),
 ]
-# Names that a base class of config or extractor gives a meaning to.
+# Names with a meaning in a base class of config or extractor.
 OTHER_NAMES = sorted(
     {*dir(ASTConfig()), *dir(ASTFeatureExtractor())}
     | {
@@ -44,7 +44,7 @@ OTHER_NAMES = sorted(
 
 
 def mutated(content: dict, generator: random.Random) -> str:
-    """The JSON text of settings of which something is wrong."""
+    """The JSON text of settings with something wrong."""
     content = json.loads(json.dumps(content))
     kind = generator.randrange(10)
     if kind == 0:
@@ -64,7 +64,7 @@ def mutated(content: dict, generator: random.Random) -> str:
 
 
 def check(what: str, use, *arguments) -> None:
-    """Works, or is refused as a user's mistake is: a short sentence that can be printed."""
+    """Works, or is refused like a user's mistake: with a short, printable sentence."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -26,6 +26,7 @@ from scripts.data.batches import Collator
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.distil import Student, soft_loss
 from scripts.training.options import FinetuneOptions
+from scripts.training.start import open_data
 from scripts.training.steps import parts_of, training_loss
 from scripts.training.teachers import OnlineTeacher, Teacher
 
@@ -231,6 +232,16 @@ def test_sound_without_labels_is_learnt_from_a_model(sounds, model, tmp_path, ca
         assert 0 <= last["evaluation_accuracy"] <= 1
         config = ASTForAudioClassification.from_pretrained(student).config
         assert set(config.id2label.values()) == set(PITCHES)
+
+
+def test_other_answers_are_another_run(sounds, tmp_path):
+    file = write_answers(tmp_path / "answers.parquet", sounds)
+    options = FinetuneOptions(dataset=str(sounds), teacher=[file])
+    before = open_data(options).fingerprint
+    assert open_data(options).fingerprint.digest == before.digest
+    write_answers(tmp_path / "answers.parquet", sounds, names=False)
+    (difference,) = open_data(options).fingerprint.differences(before.to_json() | {})
+    assert difference.startswith(f"{file} ")
 
 
 def test_labels_without_names_cannot_be_a_checkpoints(sounds, tmp_path):

@@ -107,7 +107,7 @@ def test_frozen_parts(tiny, trained, expected):
 def test_a_frozen_encoder_hears_each_clip_once(
     door, trained, sounds, tmp_path, monkeypatch, capsys
 ):
-    """All epochs' batches are its embeddings; the result is that of hearing clips every time."""
+    """All epochs use its embeddings; the result equals that of running it on every clip."""
     heard = []
     forward = ASTModel.forward
 
@@ -121,7 +121,7 @@ def test_a_frozen_encoder_hears_each_clip_once(
     settings |= {"batch_size": 24, "max_length": 64, "evaluation_fraction": 0.25}
     once = run(door, sounds, tmp_path / "once", **settings)
     assert sum(heard) == 24
-    assert "it hears each clip once" in capsys.readouterr().out
+    assert "it runs only once per clip" in capsys.readouterr().out
     monkeypatch.setattr(training_run, "is_constant", lambda *_: False)
     often = run(door, sounds, tmp_path / "often", **settings)
     assert sum(heard) == 24 + 4 * 24
@@ -140,7 +140,7 @@ def test_a_frozen_encoder_hears_each_clip_once(
 def test_what_is_random_is_heard_anew(sounds, tmp_path, settings, capsys):
     frozen = {"trained": "linear", "time_mask": 0, "frequency_mask": 0, "max_length": 64}
     run(with_accelerate, sounds, tmp_path / "run", **{**frozen, "num_epochs": 1, **settings})
-    assert "hears each clip once" not in capsys.readouterr().out
+    assert "only once per clip" not in capsys.readouterr().out
 
 
 def test_a_torch_for_gpus_without_one_is_mentioned(monkeypatch):
@@ -208,7 +208,7 @@ def test_lora_checkpoint_is_an_ordinary_one(door, sounds, tmp_path):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_early_stopping(door, sounds, tmp_path):
-    """Nothing learnt: the first epoch stays the best, and two more are the patience."""
+    """Nothing is learned: the first epoch stays the best, and patience is two more."""
     settings = {"learning_rate": 0.0, "best_metric": "accuracy", "early_stopping_epochs": 2}
     run(door, sounds, tmp_path / "run", num_epochs=6, **settings)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
+from ..data.options import LabelledOptions
 
 
 @dataclass
@@ -71,6 +72,7 @@ class LengthsOptions(SizeOptions):
 
 @dataclass
 class ColdOptions(SizeOptions):
+    onnx: Path | None = setting(None, "also ast-classify with this ONNX file")
     repeats: int = setting(5, "measurements per case", at_least=1, group="the run")
 
 
@@ -188,9 +190,7 @@ class QueuesOptions(MarkedOptions):
 @dataclass
 class DetectionOptions(CommonOptions):
     dataset: str = setting("", "labelled clips with folds, to make soundscapes of", positional="1")
-    model: str = setting(
-        DEFAULT_MODEL, "start of both, which has not learnt from the held-out fold"
-    )
+    model: str = setting(DEFAULT_MODEL, "start of both, which was not trained on the held-out fold")
     output: Path = setting(
         Path("runs/detection"),
         "folder for sounds and runs; what is there already is not made again",
@@ -227,3 +227,56 @@ class WeakOptions(CommonOptions):
     seeds: int = setting(5, "runs of each way", at_least=1, group="training")
     steps: int = setting(300, "of the head, over all recordings", at_least=1, group="training")
     learning_rate: float = setting(1e-2, "peak", group="training")
+
+
+@dataclass
+class HoursOptions(CommonOptions):
+    checkpoints: list[str] = setting(
+        [], "checkpoints; default: models of random weights, see --models", positional="*"
+    )
+    models: list[str] = setting(
+        ["tiny-128-10", "tiny-128-16", "tiny-64-16", "small-64-16", "base-64-16"],
+        "SIZE-MEL_BINS-STRIDE of each: tiny, small or base",
+    )
+    hops: list[str] = setting(
+        ["half hop", "whole hop"], "of windows", choices=("half hop", "whole hop")
+    )
+    minutes: int = setting(1, "files of a minute each", at_least=1)
+    int8: bool = setting(True, "also as 8-bit ONNX files")
+    onnx: Path | None = setting(None, "folder of the 8-bit files: kept, or taken from it")
+    stock: bool = setting(True, "also the stock pipeline")
+    tagger: bool = setting(True, "also a convolutional tagger")
+    repeats: int = setting(2, "measurements of each case", at_least=1, group="the run")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for model in self.models:
+            size, *numbers = model.split("-")
+            is_known = size in ("tiny", "small", "base") and len(numbers) == 2
+            if not is_known or not all(number.isdigit() for number in numbers):
+                raise ValueError(f"--models: expected such as tiny-64-16, got {model!r}.")
+
+
+@dataclass
+class ProcessesOptions(CommonOptions):
+    model: str = setting(DEFAULT_MODEL, "checkpoint or ONNX file", positional="?")
+    speed: str = setting("exact", "as in ast-classify", choices=("exact", "fast", "fastest"))
+    processes: list[int] = setting([1, 2], "how many", at_least=1)
+    minutes: int = setting(8, "files of a minute each", at_least=1)
+    repeats: int = setting(2, "measurements of each case", at_least=1, group="the run")
+
+
+@dataclass
+class SpeedOptions(LabelledOptions):
+    checkpoint: str = setting("", "a classifier: folder, bundled or Hub name", positional="1")
+    dataset: str = setting("", "labelled clips, as in ast-finetune", positional="1")
+    ways: list[str] = setting(
+        ["compile", "dynamic8", "static", "openvino"],
+        "beside PyTorch, ONNX Runtime and its 8-bit file; OpenVINO where it is installed",
+        choices=("compile", "dynamic8", "static", "openvino", "none"),
+    )
+    clips: int = setting(400, "at most", at_least=1)
+    timed: int = setting(8, "clips of a timed run", at_least=1)
+    threads: int | None = setting(None, "CPU threads; default: torch's choice", at_least=1)
+    repeats: int = setting(5, "measurements of each case", at_least=1)
+    json: Path | None = setting(None, "also write all the measurements here")

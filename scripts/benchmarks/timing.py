@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from transformers.models.audio_spectrogram_transformer import (
@@ -17,12 +17,14 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from modeling_ast import ASTConfig
 
-from .options import CommonOptions
-
 _SHORTEST_S = 0.2  # shortest measurement
 
 
-O = TypeVar("O", bound=CommonOptions)  # noqa: E741
+class _HasThreads(Protocol):
+    threads: int | None
+
+
+O = TypeVar("O", bound=_HasThreads)  # noqa: E741
 
 
 def on_threads(run: Callable[[O], None]) -> Callable[[O], None]:

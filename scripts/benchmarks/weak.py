@@ -124,9 +124,10 @@ def _train(
     """Bags (N, windows, D) and their classes (N,) -> a function from bags to logits (N, labels)."""
     torch.manual_seed(seed)
     labels = int(classes.max()) + 1
-    head = nn.Sequential(nn.LayerNorm(bags.shape[-1], eps=1e-6), nn.Linear(bags.shape[-1], labels))
-    nn.init.normal_(head[1].weight, std=0.02)
-    nn.init.zeros_(head[1].bias)
+    dense = nn.Linear(bags.shape[-1], labels)
+    nn.init.normal_(dense.weight, std=0.02)
+    nn.init.zeros_(dense.bias)
+    head = nn.Sequential(nn.LayerNorm(bags.shape[-1], eps=1e-6), dense)
     targets = one_hot(classes, labels).float()
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -189,7 +190,7 @@ def _embed(options: WeakOptions) -> Embeddings:
         for start in starts:
             piece = waveform[round(start * rate) :][:samples]
             (window,) = classifier.windows({"array": piece, "sampling_rate": rate})
-            windows.append(Window(0.0, window_s, True, window.features))
+            windows.append(Window(0.0, window_s, True, window.content))
         size = classifier.batch_size
         parts = [windows[i : i + size] for i in range(0, len(windows), size)]
         return np.concatenate([classifier.score(part)[1] for part in parts])

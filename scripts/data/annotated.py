@@ -52,7 +52,7 @@ def open_annotated_audio(
         ValueError: as for `read_annotations` and `open_labelled_audio`. Skipped rows are logged.
     """
     splits = [options.train_split]
-    # Measured whole, a split is no part of another one.
+    # A whole split is measured: it is not a part of another.
     is_whole = options.evaluation_split == options.train_split
     if options.evaluation_split is not None and not is_whole:
         splits.append(options.evaluation_split)

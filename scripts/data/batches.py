@@ -16,7 +16,7 @@ model's columns:
     frames      labels (B, columns, classes), clip_labels (B, classes); -1 where unknown;
                 in bags all N windows' columns, one behind the other, (B, N * columns, classes)
 
-Where a teacher has answered, or is to hear what the student hears, a batch has, too:
+If a teacher has answered, or is to answer online, a batch also has:
 
     answers     teacher_targets (B, its labels), teacher_embeddings (B, D)
     sounds      teacher_waveforms (B, samples), teacher_samples (B,), teacher_keys (B,): the same

@@ -177,9 +177,7 @@ def format_report(report: dict[str, Any]) -> str:
     if len(report["checkpoints"]) > 1:
         lines.append("  (an ensemble: the mean of their probabilities)")
     if report["windowed_clips"]:
-        lines.append(
-            f"  {report['windowed_clips']} longer than the model's input: cut into windows"
-        )
+        lines.append(f"  {report['windowed_clips']} longer than the model: cut into windows")
     if report["unreadable"]:
         lines.append(f"  {len(report['unreadable'])} more cannot be read: skipped")
     if missing := report["classes_without_positives"]:

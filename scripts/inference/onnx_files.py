@@ -41,7 +41,7 @@ def export_and_check(options: ExportOptions) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     checkpoint = resolve_checkpoint(options.checkpoint)
-    # A classifier or a detector, of ours, whatever code lies beside it.
+    # Our classifier or detector, whatever code comes with the folder.
     model = AutoModelForAudioClassification.from_pretrained(
         checkpoint, trust_remote_code=False
     ).eval()

@@ -102,7 +102,7 @@ def _by_hand(name: str, problem: str) -> str:
 
 
 def _fetch(name: str) -> Path:
-    """Download the authors' file: from the Hub into its own cache, else beside the checkpoint.
+    """Download the authors' file: from the Hub into its own cache, else next to the checkpoint.
 
     Raises:
         ValueError: when that fails on the way.

@@ -44,7 +44,7 @@ def write_repository(
     ):
         if not (checkpoint / name).is_file():
             raise ValueError(f"{checkpoint} is not a complete checkpoint: no {name} ({purpose}).")
-    # A classifier or a detector, of ours, whatever code lies beside it.
+    # Our classifier or detector, whatever code comes with the folder.
     model, report = AutoModelForAudioClassification.from_pretrained(
         checkpoint, output_loading_info=True, trust_remote_code=False
     )

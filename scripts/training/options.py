@@ -115,7 +115,7 @@ class FinetuneOptions(AnnotatedOptions):
 
     teacher: list[str] = setting(
         [],
-        "models that hear what the student hears (checkpoint folder, ONNX file, bundled or Hub "
+        "models that get what the student gets (checkpoint folder, ONNX file, bundled or Hub "
         "name of any audio classifier; several: an ensemble), or Parquet files of stored answers, "
         "as ast-classify --logits writes them",
         group=_TEACHER,
@@ -139,7 +139,7 @@ class FinetuneOptions(AnnotatedOptions):
     )
     teacher_activation: str | None = setting(
         None,
-        "from the teacher's logits to probabilities; default: as it says itself, else sigmoid",
+        "from the teacher's logits to probabilities; default: its own, else sigmoid",
         group=_TEACHER,
         choices=["sigmoid", "softmax"],
     )
@@ -153,7 +153,7 @@ class FinetuneOptions(AnnotatedOptions):
         1.0, "logits are divided by it, for softer targets", group=_TEACHER
     )
     embedding_weight: float = setting(
-        1.0, "of the teacher's embeddings in the loss, where there are any; 0: not learnt",
+        1.0, "weight of the teacher's embeddings in the loss, if any; 0: not used",
         group=_TEACHER, at_least=0,
     )  # fmt: skip
     keep_teacher_head: bool = setting(

@@ -149,7 +149,7 @@ class TrainingRun:
         self._rank, self._processes = rank, processes
         self._embedded: Embedded | None = None
         if processes == 1 and is_constant(options, self.model, long_clips):
-            self.say("Nothing random comes before the frozen encoder: it hears each clip once")
+            self.say("Nothing random comes before the frozen encoder: it runs only once per clip")
             self._embedded = Embedded(
                 self.model,
                 device,
@@ -261,7 +261,7 @@ class TrainingRun:
         )
 
     def augmented(self, batch: Batch, step: int) -> Batch:
-        """A step's batch as the student gets it; a teacher hears it before."""
+        """A step's batch as the student gets it; an online teacher gets it first."""
         if self.teacher is not None:
             batch = self.teacher.with_answers(batch, self.extractor.sampling_rate)
         if self._is_unlabelled:

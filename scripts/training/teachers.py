@@ -37,7 +37,7 @@ from ..data.answers import (
 )
 from ..data.batches import Collator
 from ..data.labelled import LabelledAudio
-from ..inference.classifier import load_classifier
+from ..inference.torch_engine import load_classifier
 from .options import FinetuneOptions
 
 _LOOKED_AT = 20  # rows of the data; stored answers must have one of them

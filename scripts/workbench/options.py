@@ -88,7 +88,7 @@ class TeachOptions(Options):
     )
     annotations: Path | None = setting(
         None,
-        "file or folder of annotations beside the marks, or instead of them (Raven, Audacity, "
+        "file or folder of annotations, with marks or instead of them (Raven, Audacity, "
         "DCASE's TSV, CSV)",
         metavar="PATH",
         group=_ANNOTATIONS,
