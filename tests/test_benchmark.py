@@ -257,6 +257,44 @@ def test_weak_labels_are_learnt_from_bags():
     assert right["bags, mean"] < 0.6
 
 
+def test_hours(tmp_path, capsys):
+    """A checkpoint, and models by their shape, in the same table; no export, which takes long."""
+    checkpoint = tmp_path / "tiny"
+    config = ASTConfig(
+        hidden_size=16,
+        num_attention_heads=1,
+        num_hidden_layers=1,
+        intermediate_size=16,
+        num_mel_bins=32,
+        max_length=998,
+    )
+    ASTForAudioClassification(config).save_pretrained(checkpoint)
+    ASTFeatureExtractor(num_mel_bins=32, max_length=998).save_pretrained(checkpoint)
+    path = tmp_path / "hours.json"
+    arguments = [str(checkpoint), "--no_int8", "--no_stock", "--no_tagger", "--repeats=1"]
+    benchmark(["hours", *arguments, f"--json={path}"])
+    written = json.loads(path.read_text())
+    names = [case["case"] for case in written["cases"]]
+    assert names[:2] == ["tiny, exact, half hop", "tiny, exact, whole hop"]
+    assert names[2].startswith("of these, decoding")
+    for case in written["cases"]:
+        rate = 3600 / (case["ms_per_min"] / 1000 * 60)
+        assert written["hours_of_sound_per_hour"][case["case"]] == pytest.approx(rate, rel=0.5)
+    assert "tiny, exact, half hop" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--models: expected such as tiny-64-16, got 'huge-1-2'"):
+        benchmark(["hours", "--models", "huge-1-2"])
+
+
+def test_the_tagger_has_the_shape_of_mobilenet():
+    from scripts.benchmarks.hours import ConvolutionalTagger
+
+    model = ConvolutionalTagger(width=1.0).eval()
+    assert model(torch.zeros(2, 200, 64)).shape == (2, 527)
+    # MobileNetV2 has 2.22 million parameters below its classifier, of 3 channels in.
+    count = sum(p.numel() for name, p in model.named_parameters() if "head" not in name)
+    assert count == pytest.approx(2.22e6, rel=0.01)
+
+
 def test_detection(tmp_path, capsys):
     """Soundscapes are made, both models are trained and measured; a second call only measures."""
     for fold in (1, 5):
