@@ -10,6 +10,8 @@
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
+    ast-benchmark calibration CHECKPOINT DATASET --fold_column fold
+    ast-benchmark loop --threads 2
 
 After a warm-up the cases alternate, so a machine that gets busier slows all of them alike. The
 table gives medians, the spread, and how much faster each case is than the first.
@@ -76,6 +78,16 @@ BENCHMARKS = {
         options.QueuesOptions,
         "marks each queue needs to reach 90 and 95 % of the accuracy with all marks",
         "benchmarks.marking:benchmark_queues",
+    ),
+    "calibration": Subcommand(
+        options.CalibrationOptions,
+        "calibration error before and after; promised and attained precision",
+        "benchmarks.marking:benchmark_calibration",
+    ),
+    "loop": Subcommand(
+        options.LoopOptions,
+        "an index: seconds for a search, and for teaching",
+        "benchmarks.loop:benchmark_loop",
     ),
 }
 
