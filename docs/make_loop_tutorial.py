@@ -3,7 +3,7 @@
     python -m docs.make_loop_tutorial ESC10 --work runs/loop
 
 ESC10 is the data set's folder in five folds (Parquet: audio, label, fold). The clips of some folds
-are joined to recordings of ten; a fifth of them is left for the test at the end. Every command is
+are joined to recordings of ten; a quarter of them is left for the test at the end. Every command is
 run as it stands on the page, with what it prints and how long it took; somebody who knows what is
 in the recordings answers the queues. The page's prose is here, its figures are not.
 """
@@ -52,7 +52,7 @@ def join_clips(dataset: Path, folds: list[int]) -> list[Mark]:
     order = np.random.default_rng(0).permutation(len(rows)).reshape(-1, 10)
     truth = []
     for number, clips in enumerate(order):
-        folder = Path("unheard" if number >= 0.8 * len(order) else "recordings")
+        folder = Path("unheard" if number >= 0.75 * len(order) else "recordings")
         folder.mkdir(exist_ok=True)
         path, sounds, at = folder / f"field_{number:02d}.flac", [], 0.0
         for clip in clips:

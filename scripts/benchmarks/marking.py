@@ -23,7 +23,7 @@ from ..workbench.heads import (
     layer_normed,
     scores_of,
 )
-from ..workbench.queues import disagreement, farthest_first, uncertainty
+from ..workbench.queues import disagreement, disputed_apart, farthest_first, uncertainty
 
 if TYPE_CHECKING:
     from .options import CalibrationOptions, FewOptions, MarkedOptions, QueuesOptions
@@ -227,15 +227,13 @@ def _mark(
             more = random.permutation(np.flatnonzero(left))[:count].tolist()
         elif queue == "novel":
             more = farthest_first(features, marked, count, left)
-        else:
-            values = (
-                uncertainty(head.scores(normed), True)
-                if queue == "uncertain"
-                else disagreement(
-                    normed, targets, groups, True, standard, DEFAULT_STRENGTH, seed=draw
-                )
+        elif queue == "disputed":
+            values = disagreement(
+                normed, targets, groups, True, standard, DEFAULT_STRENGTH, seed=draw
             )
-            values = np.where(left, values, -np.inf)
+            more = disputed_apart(values, features, marked, count, left)
+        else:
+            values = np.where(left, uncertainty(head.scores(normed), True), -np.inf)
             more = np.argsort(-values, kind="stable")[: min(count, int(left.sum()))].tolist()
         marked = np.concatenate([marked, np.array(more, int)])
 
@@ -273,14 +271,15 @@ def benchmark_calibration(options: "CalibrationOptions") -> None:
             head = own
             pool, test = _halves(clips.groups, test, draw)
             logits = head.logits(clips.normed[pool])
-        calibration = calibrate(logits, every[pool], clips.groups[pool], True)
+        exclusive = head.exclusive
+        calibration = calibrate(logits, every[pool], clips.groups[pool], exclusive)
         raw = head.logits(clips.normed[test])
-        scores = scores_of(calibration(raw), True)
-        for name, values in (("before", scores_of(raw, True)), ("after", scores)):
+        scores = scores_of(calibration(raw), exclusive)
+        for name, values in (("before", scores_of(raw, exclusive)), ("after", scores)):
             measured = ScoredClips(values, clips.classes[test])
             errors[name].append(measured.expected_calibration_error())
         thresholds = choose_thresholds(
-            scores_of(calibration(logits), True), every[pool], clips.groups[pool], names,
+            scores_of(calibration(logits), exclusive), every[pool], clips.groups[pool], names,
             options.wish,
         )  # fmt: skip
         for label, threshold in enumerate(thresholds):
