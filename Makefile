@@ -1,12 +1,12 @@
-# make demo            the whole path on made-up sound: synthesise, fine-tune, classify, draw
+# make demo            the whole path on synthetic sound: synthesise, fine-tune, classify, draw
 # make test            lint, types and tests
 # make test-slow       the tests that take minutes
-# make docs            the documentation, into site/
-# make coverage        the tests again, and which lines they reach, into build/coverage/
-# make lowest          constraints-lowest.txt anew, from setup.cfg
-# make release-check   everything that a release needs, except the upload
-# Each sets up .venv first, once. PYTHON=python3.12 chooses another interpreter,
-# CONSTRAINTS=constraints-lowest.txt the oldest packages that setup.cfg admits.
+# make docs            builds the documentation into site/
+# make coverage        the tests, with a report of the lines they reach in build/coverage/
+# make lowest          regenerates constraints-lowest.txt from setup.cfg
+# make release-check   everything a release needs, except the upload
+# All set up .venv first, once. PYTHON=python3.12 chooses another interpreter,
+# CONSTRAINTS=constraints-lowest.txt the oldest packages that setup.cfg allows.
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
@@ -56,33 +56,33 @@ release-state:
 	@grep -q '^## \[$(VERSION)\] - [0-9-]*$$' CHANGELOG.md \
 	    || { echo "CHANGELOG.md has no '## [$(VERSION)] - DATE'."; exit 1; }
 	@grep -q '^version: $(VERSION)$$' CITATION.cff \
-	    || { echo "CITATION.cff has another version than setup.cfg ($(VERSION))."; exit 1; }
+	    || { echo "CITATION.cff does not have setup.cfg's version ($(VERSION))."; exit 1; }
 	@! git rev-parse -q --verify refs/tags/v$(VERSION) >/dev/null \
-	    || { echo "v$(VERSION) is tagged already: raise the version in setup.cfg."; exit 1; }
+	    || { echo "v$(VERSION) is already tagged: raise the version in setup.cfg."; exit 1; }
 
-# CUDA's packages are left out: a CPU build of torch needs none of them.
+# Without CUDA's packages: a CPU build of torch does not need them.
 lowest: $(READY)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) uv
 	$(BIN)/uv pip compile --quiet --no-header --no-annotate --python-version 3.10 \
 	    --resolution lowest-direct --all-extras setup.cfg \
 	    -o build/lowest.txt
-	(echo "# The oldest packages that setup.cfg admits, on Python 3.10: make lowest."; \
+	(echo "# The oldest packages that setup.cfg allows, on Python 3.10: make lowest."; \
 	    grep -vE '^(nvidia|triton|cuda)' build/lowest.txt; grep '^\(pip\|uv\)==' constraints.txt) \
 	    > constraints-lowest.txt
 
-# On Linux the registry's torch brings gigabytes of CUDA. Where pip would take that one and there is
-# no GPU to use it, uv, which knows where PyTorch keeps its CPU builds, is asked first.
+# On Linux, the registry's torch brings gigabytes of CUDA. If pip would install that one and there is
+# no GPU, use uv instead, which knows where to find PyTorch's CPU builds.
 $(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
-	@echo "Setting up $(VENV): this takes some minutes, once."
+	@echo "Setting up $(VENV): this takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) pip
 	@if ! $(BIN)/python -c "import torch" 2>/dev/null && ! command -v nvidia-smi >/dev/null \
 	    && $(PIP) install --quiet --dry-run --report - $(TORCH) | grep -q '"name": "nvidia'; then \
 	    $(PIP) install --quiet --constraint $(CONSTRAINTS) uv \
 	    && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu $(TORCH) \
-	    || echo "No CPU build of torch to be had: installing the one with CUDA."; \
+	    || echo "No CPU build of torch available: installing the one with CUDA."; \
 	fi
-	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,dev,docs,export,train]'
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[demo,detection,dev,docs,export,train]'
 	touch $@
 
 clean:

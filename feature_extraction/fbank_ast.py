@@ -172,6 +172,12 @@ class LogMel:
         """Length in samples of the shortest waveform that yields a frame."""
         return self.fft_size // 2 + 1 + self._lost if self.center else self.frame_length
 
+    def mel_bin(self, hz: float) -> float:
+        """The mel bin centred on a frequency, fractional between bins; for the ticks of an axis."""
+        edges = torch.tensor([self.frequency_min, self.highest_frequency, hz], dtype=torch.float64)
+        lowest, highest, wanted = _hz_to_mel(edges).tolist()
+        return (wanted - lowest) / (highest - lowest) * (self.num_mel_bins + 1) - 1
+
     def num_frames(self, samples: int) -> int:
         """Number of frames in a waveform."""
         if samples < self.shortest:
@@ -393,8 +399,5 @@ def _constants(log_mel: LogMel, device: torch.device) -> tuple[Tensor, list[tupl
 
 
 def mel_bin(hz: float, sampling_rate: int = 16000, num_mel_bins: int = 128) -> float:
-    """The mel bin centred on a frequency, fractional between bins; for the ticks of an axis."""
-    lowest, highest, wanted = _hz_to_mel(
-        torch.tensor([LOWEST_FREQUENCY, sampling_rate / 2, hz], dtype=torch.float64)
-    ).tolist()
-    return (wanted - lowest) / (highest - lowest) * (num_mel_bins + 1) - 1
+    """The mel bin of Kaldi's filterbank centred on a frequency: `LogMel.mel_bin`."""
+    return LogMel(sampling_rate, num_mel_bins).mel_bin(hz)

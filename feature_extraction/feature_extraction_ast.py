@@ -98,8 +98,8 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         remove_mean: bool = False,
         bin_scale: list[float] | None = None,
         bin_offset: list[float] | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         for name in kwargs:  # they become attributes, and a file must not replace a method
             if name.startswith("__") or callable(getattr(type(self), name, None)):
                 raise ValueError(f"An extractor has no setting {_shortened(name)}.")
@@ -137,17 +137,17 @@ class ASTFeatureExtractor(SequenceFeatureExtractor):
         """As in `transformers`.
 
         Raises:
-            ValueError: for settings that no model has; they may be anybody's.
+            ValueError: for settings that no model could have; a file can come from anyone.
         """
         if not isinstance(feature_extractor_dict, dict):
             raise ValueError(
-                "This is no feature extractor's file: expected a JSON object, got "
+                "Not a feature extractor's file: expected a JSON object, got "
                 f"{_shortened(feature_extractor_dict)}."
             )
         return super().from_dict(feature_extractor_dict, **kwargs)
 
     def _check_settings(self) -> None:
-        """Raise ValueError for settings that no model has: the file may be anybody's."""
+        """Raise ValueError for settings that no model could have: a file can come from anyone."""
         for name, least, most in (
             ("sampling_rate", 1000, 768_000),
             ("num_mel_bins", 1, 4096),

@@ -26,6 +26,7 @@ from .events_ast import find_events
 from .explanation_ast import attention_rollout, class_relevance, plot_relevance
 from .modeling_ast import ASTForAudioClassification, ASTModel
 from .pipeline_ast import ASTAudioClassificationPipeline
+from .speed_ast import swap
 
 __all__ = [
     "ASTAudioClassificationPipeline",
@@ -62,6 +63,7 @@ AutoModelForAudioFrameClassification._model_mapping.register(
 )
 
 ASTAudioClassificationPipeline.feature_extractor_class = ASTFeatureExtractor
+ASTAudioClassificationPipeline.speed_up = staticmethod(swap)  # type: ignore[assignment]
 # Removed first: replacing a registered task would log a warning at every import.
 PIPELINE_REGISTRY.supported_tasks.pop("audio-classification", None)
 PIPELINE_REGISTRY.register_pipeline(

@@ -90,11 +90,12 @@ class ASTConfig(PreTrainedConfig):
     head_norm_eps: float | None = None  # epsilon of the head's norm, if it differs
     native_features: bool = True  # False: spectrograms `transformers`' extractor cannot make
 
-    def __post_init__(self, **kwargs):
-        if isinstance(self.id2label, dict):  # some data sets use numbers as class names
+    def __post_init__(self, **kwargs: Any) -> None:
+        named = getattr(self, "id2label", None)
+        if isinstance(named, dict):  # some data sets use numbers as class names
             self.id2label = {
                 index: str(name) if type(name) in (int, float) else name
-                for index, name in self.id2label.items()
+                for index, name in named.items()
             }
         self._check_labels(kwargs.get("num_labels"))  # the base class makes a name for each
         super().__post_init__(**kwargs)
@@ -121,7 +122,7 @@ class ASTConfig(PreTrainedConfig):
 
     @classmethod
     def _of_one_type(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """A file's content under one of our two types; `to_dict` picks the type anew."""
+        """A file's content under one of our two types; `to_dict` picks the type again."""
         is_family = content.get("model_type") == FAMILY_MODEL_TYPE
         return {**content, "model_type": cls.model_type} if is_family else content
 

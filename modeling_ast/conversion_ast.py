@@ -23,7 +23,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +61,7 @@ _ORIGINAL_HEADS = {192: 3, 384: 6, 768: 12}
 _HEADS = {**_ORIGINAL_HEADS, 256: 4, 1024: 16, 1280: 16, 1536: 24}
 _ENCODER = "audio_spectrogram_transformer."
 _AST_SPECIAL_TOKENS = 2
+_PASST_LENGTH = 1024  # frames; longer ones are of 20 or 30 s, or of shorter hops
 _LAYER_NORM_EPS = 1e-6  # timm's
 _HEAD_NORM_EPS = 1e-5  # torch's, in heads written as nn.LayerNorm(width)
 _BATCH_NORM_EPS = 1e-5
@@ -305,31 +306,19 @@ def encoder_shape(encoder: State) -> dict[str, Any]:
 
 
 def _read_passt(state: State, settings: dict[str, Any], numbers: Numbers) -> Parts:
-    time, frequency = state["time_new_pos_embed"], state["freq_new_pos_embed"]
-    num_mel_bins = numbers.num_mel_bins or 128
-    patch = _patch_shape(state["patch_embed.proj.weight"])
-    strides, max_length, columns, notes = _summed_geometry(
-        frequency.shape[2],
-        time.shape[3],
-        patch,
-        numbers,
-        num_mel_bins,
-        strides=(10, 16, 12, 14),
-        lengths=(1000,),
-    )
     special = state["new_pos_embed"]
-    encoder = timm_to_ast(state)
-    encoder["embeddings.position_embeddings"] = _fold(time[..., :columns], frequency, special)
-    fields = {
-        **encoder_shape(encoder),
-        "num_special_tokens": special.shape[1],
-        "num_mel_bins": num_mel_bins,
-        "max_length": max_length,
-        **strides,
-    }
-    head: State = {}
-    if "head.1.weight" in state:
-        head = _head(state, "head.0", "head.1")
+    tables = state["time_new_pos_embed"], state["freq_new_pos_embed"]
+    numbers = replace(numbers, num_mel_bins=numbers.num_mel_bins or 128)
+    encoder, fields, notes = _with_summed_positions(
+        state, *tables, special, numbers, strides=(10, 16, 12, 14), lengths=(1000,)
+    )
+    if fields["max_length"] > _PASST_LENGTH:
+        notes.append(
+            f"Taken for {fields['max_length'] / 100:g} s, a spectrum every 10 ms; for a file with "
+            "stfthop in its name set hop_length in preprocessor_config.json: 100 or 160."
+        )
+    fields["num_special_tokens"] = special.shape[1]
+    head = _head(state, "head.0", "head.1")
     return _parts(fields, encoder, head, PASST_FEATURES, notes, settings, numbers)
 
 
@@ -338,34 +327,32 @@ def _read_ced(state: State, settings: dict[str, Any], numbers: Numbers) -> Parts
     prefix = "encoder." if "encoder.time_pos_embed" in state else ""
     inner = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     settings = {**settings, **(settings.get("encoder_kwargs") or {})}
+    if settings.get("pooling") == "dm":
+        raise ValueError(
+            "Its pooling is 'dm', a mean of probabilities over time: AST's head has no such thing."
+        )
     time, frequency = inner["time_pos_embed"], inner["freq_pos_embed"]
     patch = _patch_shape(inner["patch_embed.proj.weight"])
-    num_mel_bins = numbers.num_mel_bins or _ced_mel_bins(inner, frequency.shape[2] * patch[0])
-    strides, max_length, columns, notes = _summed_geometry(
-        frequency.shape[2],
-        time.shape[3],
-        patch,
+    stride = settings.get("patch_stride") or (None, None)
+    stride = (stride, stride) if isinstance(stride, int) else stride
+    numbers = replace(
         numbers,
-        num_mel_bins,
-        strides=(patch[0],),
-        lengths=(settings.get("target_length"), 1012, 1008),
+        num_mel_bins=numbers.num_mel_bins or _ced_mel_bins(inner, frequency.shape[2] * patch[0]),
+        frequency_stride=numbers.frequency_stride or stride[0],
+        time_stride=numbers.time_stride or stride[1],
     )
-    special = None
-    if "cls_token" in inner:
-        special = inner["token_pos_embed"][None]  # (1, 1, D)
-    encoder = timm_to_ast(inner)
-    encoder["embeddings.position_embeddings"] = _fold(time[..., :columns], frequency, special)
-    fields = {
-        **encoder_shape(encoder),
+    special = inner["token_pos_embed"][None] if "cls_token" in inner else None  # (1, 1, D)
+    encoder, fields, notes = _with_summed_positions(
+        inner, time, frequency, special, numbers,
+        strides=(patch[0],), lengths=(settings.get("target_length"), 1012, 1008),
+    )  # fmt: skip
+    fields |= {
         "num_special_tokens": 0 if special is None else 1,
         "pooling": "patches" if special is None else "special_tokens",
-        "num_mel_bins": num_mel_bins,
-        "max_length": max_length,
-        **strides,
         "problem_type": "multi_label_classification",  # the authors' code ends in a sigmoid
     }
-    head = _head(state, "outputlayer.0", "outputlayer.1") if "outputlayer.1.weight" in state else {}
-    features = {**CED_FEATURES, **_ced_features(inner, settings, num_mel_bins)}
+    head = _head(state, "outputlayer.0", "outputlayer.1")
+    features = {**CED_FEATURES, **_ced_features(inner, settings, fields["num_mel_bins"])}
     return _parts(fields, encoder, head, features, notes, settings, numbers)
 
 
@@ -399,7 +386,9 @@ def _ced_features(state: State, settings: dict[str, Any], num_mel_bins: int) -> 
         _, own = LogMel(num_mel_bins=num_mel_bins, **numbers).matrices()
         if own.shape != filters.shape or (own - filters).abs().max() > 1e-4:
             raise ValueError(
-                "Its mel filters differ from those of the published models, 0 to 8000 Hz."
+                f"Its mel filters differ from those of {numbers['frequency_min']:g} to "
+                f"{numbers['frequency_max']:g} Hz. Name it model.safetensors or pytorch_model.bin "
+                'and put a config.json beside it that says what they are: {"f_min": …, "f_max": …}.'
             )
     norm = "init_bn.1" if "init_bn.1.weight" in state else "init_bn"
     if f"{norm}.weight" in state:
@@ -442,9 +431,7 @@ def _read_ssast(state: State, settings: dict[str, Any], numbers: Numbers) -> Par
         "pooling": "patches",
         **geometry,
     }
-    head: State = {}
-    if "mlp_head.1.weight" in state:
-        head = _head(state, "mlp_head.0", "mlp_head.1")
+    head = _head(state, "mlp_head.0", "mlp_head.1")
     return _parts(fields, encoder, head, KALDI_FEATURES, notes, settings, numbers)
 
 
@@ -555,14 +542,11 @@ def _patch_shape(projection: Tensor) -> tuple[int, int]:
 
 
 def _head(state: State, norm: str, dense: str) -> State:
+    """LayerNorm and linear layer; nothing where there is no head."""
+    if f"{dense}.weight" not in state:
+        return {}
     names = {"layernorm": norm, "dense": dense}
     return {f"{o}.{k}": state[f"{t}.{k}"] for o, t in names.items() for k in ("weight", "bias")}
-
-
-def _fold(time: Tensor, frequency: Tensor, special: Tensor | None) -> Tensor:
-    """(1, D, 1, columns) + (1, D, rows, 1) -> one table (1, special + rows * columns, D)."""
-    patches = (time + frequency).flatten(2).transpose(1, 2)
-    return patches if special is None else torch.cat([special, patches], dim=1)
 
 
 def _head_count(width: int, asked: int | None) -> int:
@@ -575,28 +559,35 @@ def _head_count(width: int, asked: int | None) -> int:
     return _HEADS[width] if asked is None else asked
 
 
-def _summed_geometry(
-    rows: int,
-    columns: int,
-    patch: tuple[int, int],
+def _with_summed_positions(
+    state: State,
+    time: Tensor,
+    frequency: Tensor,
+    special: Tensor | None,
     numbers: Numbers,
-    num_mel_bins: int,
+    *,
     strides: Sequence[int],
     lengths: Sequence[int | None],
-) -> tuple[dict[str, int], int, int, list[str]]:
-    """Strides, length and columns of a model with one table for `rows` and one for `columns`.
+) -> tuple[State, dict[str, Any], list[str]]:
+    """An encoder whose position table is the sum of two, under AST's names and with one table.
 
     The authors' code has `length // stride` rows and columns; those that no patch reaches are
     unused and dropped here.
 
     Args:
-        patch: mel bins and frames.
+        state: the encoder's tensors under timm's names.
+        time: (1, D, 1, columns).
+        frequency: (1, D, rows, 1).
+        special: (1, special tokens, D); None: there are none.
+        numbers: with the number of mel bins.
         strides: the published ones, in order of preference, if several fit the rows.
         lengths: likewise for lengths.
 
     Returns:
-        stride fields, max_length, columns in use, notes.
+        its tensors, config fields, notes.
     """
+    patch = _patch_shape(state["patch_embed.proj.weight"])
+    num_mel_bins, rows, columns = numbers.num_mel_bins or 0, frequency.shape[2], time.shape[3]
     notes = []
     frequency_stride = numbers.frequency_stride
     if frequency_stride is None:
@@ -624,20 +615,34 @@ def _summed_geometry(
         notes.append(f"time_stride={time_stride}, as in the published models.")
     shortest = (columns - 1) * time_stride + patch[1]
     longest = shortest + time_stride - 1
+
+    def fits(length: int | None) -> bool:
+        return length is not None and (
+            shortest <= length <= longest or length // time_stride == columns
+        )
+
     max_length = numbers.max_length
     if max_length is None:
-        hundreds = longest - longest % 100
-        known = [n for n in (*lengths, hundreds) if n is not None and shortest <= n <= longest]
-        max_length = known[0] if known else longest
-    elif max_length // time_stride == columns and max_length < shortest:
-        columns = (max_length - patch[1]) // time_stride + 1
-    elif not shortest <= max_length <= longest:
+        max_length = next(filter(fits, (*lengths, longest - longest % 100)), longest) or longest
+    elif not fits(max_length):
         raise ValueError(
             f"Its position table has {columns} columns: with time_stride={time_stride}, "
             f"max_length={shortest} to {longest} would fit; got {max_length}."
         )
-    fields = {"frequency_stride": frequency_stride, "time_stride": time_stride}
-    return fields, max_length, columns, notes
+    columns = min(columns, (max_length - patch[1]) // time_stride + 1)
+    encoder = timm_to_ast(state)
+    table = (time[..., :columns] + frequency).flatten(2).transpose(1, 2)
+    if special is not None:
+        table = torch.cat([special, table], dim=1)
+    encoder["embeddings.position_embeddings"] = table
+    fields = {
+        **encoder_shape(encoder),
+        "num_mel_bins": num_mel_bins,
+        "max_length": max_length,
+        "frequency_stride": frequency_stride,
+        "time_stride": time_stride,
+    }
+    return encoder, fields, notes
 
 
 _LENGTHS = (1024, 512, 128, 1000, 100)  # frames: AudioSet, ESC-50, Speech Commands; round ones
@@ -659,8 +664,10 @@ def _joint_geometry(
     num_mel_bins = numbers.num_mel_bins or 128
     tried = [
         pair
-        for pair in strides
-        if numbers.frequency_stride in (None, pair[0]) and numbers.time_stride in (None, pair[1])
+        for pair in dict.fromkeys((*strides, patch))
+        if (pair[0] <= patch[0] and pair[1] <= patch[1])
+        and numbers.frequency_stride in (None, pair[0])
+        and numbers.time_stride in (None, pair[1])
     ]
     if not tried:
         tried = [
@@ -684,7 +691,11 @@ def _joint_geometry(
         rank = _LENGTHS.index(known[0]) if known else len(_LENGTHS)
         fitting.append((rank, frequency, time, known[0] if known else longest))
     if not fitting:
-        asked = ", ".join(f"{n}={v}" for n, v in vars(numbers).items() if v is not None)
+        asked = ", ".join(
+            f"{name}={value}"
+            for name, value in vars(numbers).items()
+            if value is not None and name != "num_attention_heads"
+        )
         raise ValueError(
             f"It has positions for {patches} patches of {patch[0]} mel bins x {patch[1]} frames, "
             "which do not fit "
@@ -852,7 +863,7 @@ def read_vision_checkpoint(path: str | os.PathLike, config: ASTConfig) -> State:
     return _image_to_ast(state, config)
 
 
-def vision_config(path: str | os.PathLike, **fields) -> ASTConfig:
+def vision_config(path: str | os.PathLike, **fields: Any) -> ASTConfig:
     """The config of an AST that starts from these DeiT or ViT weights.
 
     Args:
@@ -874,7 +885,7 @@ def _image_state(path: str | os.PathLike) -> State:
     return state
 
 
-def _vision_config(state: State, **fields) -> ASTConfig:
+def _vision_config(state: State, **fields: Any) -> ASTConfig:
     shape = encoder_shape(_image_encoder(state))
     defaults = {
         "num_attention_heads": max(1, shape["hidden_size"] // 64),

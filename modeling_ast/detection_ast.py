@@ -133,7 +133,7 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
         labels: Tensor | None = None,
         clip_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> TokenClassifierOutput:
         """
         Args:

@@ -5,7 +5,6 @@ scores    (windows, labels)                                          the same, a
 events    [Event(start, end, label, score), …]                       seconds, in order of time
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,40 +147,110 @@ def events_from_scores(
     if rules.median_filter_s > step_s > 0:
         length = round(rules.median_filter_s / step_s)
         scores = median_filter(scores, length + 1 - length % 2)
-    start_at, continue_at = rules.of_labels(label_names)
-    # A gap between windows also ends an event.
-    is_gap = np.array([True, *(b[0] > a[1] for a, b in itertools.pairwise(spans))])
-    is_followed_by_window = np.concatenate([~is_gap[1:], [False]])
+    stream = EventStream(label_names, rules)
     events = []
-    for column in np.flatnonzero((scores >= start_at).any(axis=0)):
-        of_label = scores[:, column]
-        is_heard = of_label >= continue_at[column]
-        was_heard = np.concatenate([[False], is_heard[:-1]])
-        first = np.flatnonzero(is_heard & (~was_heard | is_gap))
-        goes_on = np.concatenate([is_heard[1:], [False]]) & is_followed_by_window
-        last = np.flatnonzero(is_heard & ~goes_on)
-        for begin, end in zip(first.tolist(), last.tolist(), strict=True):
-            best = of_label[begin : end + 1].max()
-            start, stop = spans[begin][0], spans[end][1]
-            if not is_gap[begin]:
-                start = _crossing(spans, of_label, begin - 1, begin, continue_at[column])
-            if is_followed_by_window[end]:
-                stop = _crossing(spans, of_label, end, end + 1, continue_at[column])
-            event = Event(float(start), float(stop), label_names[int(column)], float(best))
-            if best >= start_at[column] and event.end - event.start >= rules.minimum_length_s:
-                events.append(event)
-    return sorted(events, key=lambda event: (event.start, event.label))
+    for span, of_window in zip(spans, scores, strict=True):
+        events += stream.add(span, of_window)[1]
+    return sorted([*events, *stream.close()], key=lambda event: (event.start, event.label))
+
+
+@dataclass
+class _Run:
+    """Neighbouring windows in which a label scores enough to continue an event."""
+
+    start: float  # seconds
+    best: float
+    is_told: bool = False  # that it is an event
+
+
+class EventStream:
+    """Events while the sound goes on, window by window: those of `find_events`, without its filter.
+
+    Holds one window, however long the sound is.
+
+    Args:
+        label_names: in the order of the scores.
+        rules: thresholds and the shortest length; `median_filter_s` is not looked at, as it needs
+            the windows to come.
+    """
+
+    def __init__(self, label_names: Sequence[str], rules: EventRules):
+        self.label_names = label_names
+        self.rules = rules
+        self._start_at, self._continue_at = rules.of_labels(label_names)
+        self._runs: dict[int, _Run] = {}  # by label
+        self._span: tuple[float, float] | None = None  # of the last window
+        self._scores = np.empty(0)
+
+    def add(self, span: tuple[float, float], scores: np.ndarray) -> tuple[list[Event], list[Event]]:
+        """One more window.
+
+        Args:
+            span: from when to when, in seconds; windows come in order.
+            scores: (labels,).
+
+        Returns:
+            The events that begin with it, up to its end, and those that are over.
+        """
+        is_gap = self._span is None or span[0] > self._span[1]
+        heard = set(np.flatnonzero(scores >= self._continue_at).tolist())
+        ended = []
+        for label in [label for label in self._runs if is_gap or label not in heard]:
+            end = None if is_gap else self._crossing(label, span, scores)
+            ended += self._end(label, end)
+        begun = []
+        for label in sorted(heard):
+            score = float(scores[label])
+            run = self._runs.get(label)
+            if run is None:
+                start = span[0] if is_gap else self._crossing(label, span, scores)
+                run = self._runs[label] = _Run(float(start), score)
+            run.best = max(run.best, score)
+            # An event never ends before the middle of a window in which it is heard.
+            surely = sum(span) / 2 - run.start
+            if not run.is_told and self._is_event(label, run, surely):
+                run.is_told = True
+                begun.append(Event(run.start, span[1], self.label_names[label], run.best))
+        self._span, self._scores = span, scores
+        return begun, ended
+
+    def close(self) -> list[Event]:
+        """The sound is over, and all events with it."""
+        return [event for label in list(self._runs) for event in self._end(label, None)]
+
+    def _is_event(self, label: int, run: _Run, length: float) -> bool:
+        return run.best >= self._start_at[label] and length >= self.rules.minimum_length_s
+
+    def _end(self, label: int, end: float | None) -> list[Event]:
+        """A run is over, at the end of the last window unless it is said when."""
+        assert self._span is not None
+        run = self._runs.pop(label)
+        end = float(self._span[1] if end is None else end)
+        if not self._is_event(label, run, end - run.start):
+            return []
+        return [Event(run.start, end, self.label_names[label], run.best)]
+
+    def _crossing(self, label: int, span: tuple[float, float], scores: np.ndarray) -> float:
+        """When the score goes through the release threshold on its way to this window."""
+        assert self._span is not None
+        return _crossing(
+            self._span, self._scores[label], span, scores[label], self._continue_at[label]
+        )
 
 
 def _crossing(
-    spans: Sequence[tuple[float, float]], scores: np.ndarray, left: int, right: int, level: float
+    left: tuple[float, float],
+    left_score: float,
+    right: tuple[float, float],
+    right_score: float,
+    level: float,
 ) -> float:
     """When the score crosses a level between two successive windows, within their overlap."""
-    begin, end = spans[right][0], spans[left][1]
-    if np.isinf(scores[left]) or np.isinf(scores[right]):  # missing: its score is unknown
+    begin, end = right[0], left[1]
+    if np.isinf(left_score) or np.isinf(right_score):  # missing: its score is unknown
         return (begin + end) / 2
-    middles = [(spans[window][0] + spans[window][1]) / 2 for window in (left, right)]
-    share = (level - scores[left]) / (scores[right] - scores[left])
+    middles = sum(left) / 2, sum(right) / 2
+    share = (level - left_score) / (right_score - left_score)
     return min(max(middles[0] + share * (middles[1] - middles[0]), begin), end)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import fold
 
-from feature_extraction.fbank_ast import mel_bin
+from feature_extraction.fbank_ast import LogMel
 
 from .patch_grid_ast import count_valid_columns, patch_mask
 
@@ -101,12 +101,19 @@ def plot_relevance(
     relevance: Tensor,
     path: str | Path,
     title: str = "",
-    sampling_rate: int = 16000,
+    filterbank: LogMel | None = None,
 ) -> None:
-    """Draw one clip's log-mel spectrogram (T, F) above its relevance map (F, T), into a file."""
+    """Draw one clip's log-mel spectrogram (T, F) above its relevance map (F, T), into a file.
+
+    Args:
+        filterbank: what made the spectrogram, for both axes: `feature_extractor.filterbank`;
+            default: AST's, at 16 kHz.
+    """
     from matplotlib.figure import Figure
 
-    seconds, mel_bins = len(input_values) / 100, len(relevance)
+    mel_bins = len(relevance)
+    bank = filterbank or LogMel(num_mel_bins=mel_bins)
+    seconds = len(input_values) * bank.frame_shift / bank.sampling_rate
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots(2, sharex=True)
     for axis, image, name, colours in (
@@ -120,8 +127,8 @@ def plot_relevance(
             extent=(0, seconds, -0.5, mel_bins - 0.5),
             cmap=colours,
         )
-        ticks = [hz for hz in _TICKS_HZ if hz <= sampling_rate / 2]
-        places = [mel_bin(hz, sampling_rate, mel_bins) for hz in ticks]
+        ticks = [hz for hz in _TICKS_HZ if hz <= bank.highest_frequency]
+        places = [bank.mel_bin(hz) for hz in ticks]
         axis.set_yticks(places, [f"{hz:g}" for hz in ticks])
         axis.set(ylabel="frequency (Hz)", title=name, ylim=(-0.5, mel_bins - 0.5))
     axes[1].set_xlabel("time (s)")

@@ -12,6 +12,8 @@ B, samples and T are free at run time. Each file's metadata tell its user:
 
     labels                  JSON list of the label names, in order
     sampling_rate           of the waveform, in Hz
+    window_samples          length of the model's windows
+    frame_shift             samples from one frame to the next: a shorter rest is no window
     config                  the checkpoint's config.json
     preprocessor_config     the checkpoint's preprocessor_config.json
 
@@ -20,7 +22,6 @@ onnxruntime: `pip install '.[export]'` in this project's folder.
 """
 
 import copy
-import importlib
 import json
 import logging
 import math
@@ -36,6 +37,7 @@ from feature_extraction import ASTFeatureExtractor
 
 from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification
+from .onnx_file_ast import import_optional
 from .scores_ast import scores_from_logits
 
 # What can be written, and the file names.
@@ -194,26 +196,13 @@ class WaveformClassifier(nn.Module):
         return pad(features, (0, 0, 0, missing), value=value)
 
 
-def import_optional(name: str) -> Any:
-    """Import a package of the extra `export`.
-
-    Raises:
-        ValueError: if it is missing; says how to install it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            f"ONNX files need the package {name.split('.')[0]}, which is not installed. In this "
-            "project's folder, run: pip install '.[export]'"
-        ) from error
-
-
 def _metadata(config: ASTConfig, feature_extractor: ASTFeatureExtractor) -> dict[str, str]:
     labels = [config.id2label[index] for index in range(config.num_labels)]
     return {
         "labels": json.dumps(labels, ensure_ascii=False),
         "sampling_rate": str(feature_extractor.sampling_rate),
+        "window_samples": str(feature_extractor.filterbank.num_samples(config.max_length)),
+        "frame_shift": str(feature_extractor.filterbank.frame_shift),
         "config": config.to_json_string(),
         "preprocessor_config": feature_extractor.to_json_string(),
     }

@@ -21,6 +21,8 @@ To save work, patchout drops some of the N patches in training, and token mergin
 between attention and MLP of each layer at inference. Both are off by default.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -123,7 +125,7 @@ def eager_attention_forward(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention written out: the one that can return its weights (B, heads, S, S)."""
     weights = query @ key.transpose(2, 3) * scaling
@@ -148,7 +150,7 @@ class ASTSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs
+        self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """(B, S, D) -> context (B, S, D), weights (B, heads, S, S) or None, keys."""
         heads = (self.config.num_attention_heads, self.head_size)
@@ -193,7 +195,7 @@ class ASTAttention(nn.Module):
         self.output = ASTOutput(config.hidden_size, config)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs
+        self, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         context, weights, keys = self.attention(hidden_states, attention_mask, **kwargs)
         return self.output(context), weights, keys
@@ -228,7 +230,7 @@ class ASTLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None,
         sizes: Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """`sizes` (B, S), patches per token, replaces the mask while tokens are merged."""
         if sizes is not None:
@@ -288,7 +290,7 @@ class ASTModel(ASTPreTrainedModel):
         attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -421,7 +423,7 @@ class ASTForAudioClassification(ConvertibleMixin, ASTPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """
         Args:

@@ -4,9 +4,7 @@ classifier = OnnxClassifier("model_int8.onnx")
 classifier("recording.mp3", return_timestamps=True)
 """
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from feature_extraction import ASTFeatureExtractor
 
 from .configuration_ast import ASTConfig
 from .detection_ast import ASTFrameConfig
-from .export_ast import import_optional
+from .onnx_file_ast import OnnxFile
 from .pipeline_ast import ASTAudioClassificationPipeline
 
 
@@ -39,39 +37,17 @@ class OnnxModel:
     input_modalities = "audio"
 
     def __init__(self, path: str | os.PathLike):
-        onnxruntime = import_optional("onnxruntime")
-        self.path = path
-        if not Path(path).is_file():
-            raise ValueError(f"No such file: {path}")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors only: it warns about half precision, then casts it
+        self.file = OnnxFile(path, torch.get_num_threads())
+        self.input_name = self.file.input_name
         try:
-            self.session = onnxruntime.InferenceSession(
-                path, options, providers=onnxruntime.get_available_providers()
-            )
-        # Its errors have no common class.
-        except Exception as error:
-            raise ValueError(f"ONNX Runtime cannot read {path}: {error}") from error
-        try:
-            metadata = self.session.get_modelmeta().custom_metadata_map
-            missing = {"config", "preprocessor_config"} - set(metadata)
-            if missing:
-                raise ValueError(f"it has no {' and no '.join(sorted(missing))} in its metadata")
-            if "logits" not in [output.name for output in self.session.get_outputs()]:
-                raise ValueError("it has no output named logits")
-            self.input_name = self.session.get_inputs()[0].name
             extractor_class = _Waveforms if self.input_name == "waveform" else ASTFeatureExtractor
-            config = json.loads(metadata["config"])
+            config = self.file.config
             is_frame_model = config.get("model_type") == ASTFrameConfig.model_type
             self.config = (ASTFrameConfig if is_frame_model else ASTConfig).from_dict(config)
-            self.feature_extractor = extractor_class(**json.loads(metadata["preprocessor_config"]))
+            self.feature_extractor = extractor_class(**self.file.preprocessor_config)
         # Configs fail in many ways on invalid values.
         except Exception as error:
-            raise ValueError(f"{self._damaged()}: {error}") from error
-
-    def _damaged(self) -> str:
-        return f"{self.path} is damaged, or was not written by ast-export-onnx"
+            raise ValueError(f"{self.file.damaged}: {error}") from error
 
     def __call__(
         self, input_values: Tensor, attention_mask: Tensor | None = None
@@ -94,11 +70,8 @@ class OnnxModel:
         for length in np.unique(lengths):
             rows = lengths == length
             clips = np.ascontiguousarray(inputs[rows, :length], np.float32)
-            try:
-                (found,) = self.session.run(["logits"], {self.input_name: clips})
-            except Exception as error:
-                raise ValueError(f"{self._damaged()}: {' '.join(str(error).split())}") from error
-            logits.update(zip(np.flatnonzero(rows), torch.from_numpy(found), strict=True))
+            found = torch.from_numpy(self.file.run(clips))
+            logits.update(zip(np.flatnonzero(rows), found, strict=True))
         in_order = [logits[row] for row in range(len(inputs))]
         return SequenceClassifierOutput(logits=pad_sequence(in_order, batch_first=True))
 
@@ -126,9 +99,6 @@ class OnnxClassifier(ASTAudioClassificationPipeline):
             device=-1,
             **kwargs,
         )
-
-    def check_model_type(self, supported_models: Any) -> None:
-        """The stock pipeline wants one of `transformers`' model classes."""
 
 
 class _Waveforms(ASTFeatureExtractor):

@@ -10,29 +10,34 @@ part should agree (mean). A bark is in one part of a hundred: one suffices (max)
 weights each part by its own score, so it is close to the mean if all are alike and to the maximum
 if a few stand out; unlike the maximum, it has a gradient in every part. Wang, Li and Metze
 (arXiv 1810.09050) compare these and attention.
+
+Needs no torch: what is said of tensors also holds for numpy's arrays.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SMALLEST = 1e-6  # a pooled score is clamped to this before its logarithm is taken
 
 
-def _mean(scores: Tensor, weights: Tensor) -> Tensor:
-    return (scores * weights).sum(dim=-2) / weights.sum(dim=-2)
+def _mean(scores: Any, weights: Any) -> Any:
+    return (scores * weights).sum(-2) / weights.sum(-2)
 
 
-def _max(scores: Tensor, weights: Tensor) -> Tensor:
-    return scores.masked_fill(weights == 0, -1e30).amax(dim=-2)
+def _max(scores: Any, weights: Any) -> Any:
+    of_some = scores - (weights == 0) * 1e30
+    return of_some.amax(-2) if hasattr(of_some, "amax") else of_some.max(-2)
 
 
-def _linear_softmax(scores: Tensor, weights: Tensor) -> Tensor:
+def _linear_softmax(scores: Any, weights: Any) -> Any:
     weighed = scores * weights
-    return (scores * weighed).sum(dim=-2) / weighed.sum(dim=-2).clamp(min=1e-6)
+    return (scores * weighed).sum(-2) / weighed.sum(-2).clip(min=1e-6)
 
 
-WINDOW_POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+WINDOW_POOLINGS: dict[str, Callable[[Any, Any], Any]] = {
     "mean": _mean,
     "max": _max,
     "linear_softmax": _linear_softmax,
@@ -47,7 +52,7 @@ def check_pooling(pooling: str) -> None:
         )
 
 
-def pool_scores(scores: Tensor, pooling: str, weights: Tensor | None = None) -> Tensor:
+def pool_scores(scores: Any, pooling: str, weights: Any = None) -> Any:
     """A clip's scores from its parts' scores.
 
     Args:
@@ -64,13 +69,14 @@ def pool_scores(scores: Tensor, pooling: str, weights: Tensor | None = None) -> 
     """
     check_pooling(pooling)
     if weights is None:
-        weights = scores.new_ones(scores.shape[:-1])
-    return WINDOW_POOLINGS[pooling](scores, weights.to(scores)[..., None])
+        weights = scores[..., 0] * 0 + 1
+    weights = weights.to(scores) if hasattr(weights, "to") else weights.astype(scores.dtype)
+    return WINDOW_POOLINGS[pooling](scores, weights[..., None])
 
 
 def pool_logits(
-    logits: Tensor, problem_type: str | None, pooling: str, weights: Tensor | None = None
-) -> Tensor:
+    logits: "Tensor", problem_type: str | None, pooling: str, weights: "Tensor | None" = None
+) -> "Tensor":
     """A clip's logits from its parts' logits, such that their scores are the parts' pooled scores.
 
     If labels exclude each other, pooled scores need not add up to 1; the softmax of these logits

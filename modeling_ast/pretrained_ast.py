@@ -66,7 +66,7 @@ class ASTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def __init__(self, config, *args, **kwargs):
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(self._with_our_fields(config), *args, **kwargs)
         self.register_load_state_dict_pre_hook(rename_state_dict)
 
@@ -112,7 +112,9 @@ class ASTPreTrainedModel(PreTrainedModel):
                 initialization.trunc_normal_(parameter, std=self.config.initializer_range)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any
+    ) -> Any:
         """Load a checkpoint, ours or `transformers`' AST, optionally fitted to another geometry.
 
         Args:
@@ -219,7 +221,7 @@ class ASTPreTrainedModel(PreTrainedModel):
             )
             embeddings.position_embeddings = nn.Parameter(table)
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save weights, config and a copy of this code, so that the folder runs anywhere."""
         # transformers adds the class being saved; the other one must be found, too.
         self.config.auto_map = dict(self.auto_classes)

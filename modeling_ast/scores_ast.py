@@ -4,15 +4,20 @@ logits  (..., labels)
 scores  (..., labels)       softmax: sum to 1; sigmoid: each label by itself; or the logits
         (windows, labels)   of a sound in windows -> (labels,) of the whole sound
 labels  [LabelScore(score, label), ...], best first
+
+Needs no torch: logits and scores are tensors, or arrays where a function says so.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
+import numpy as np
 
 from .pooling_ast import pool_scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FUNCTIONS = {
     None: "softmax",  # as in `transformers`
@@ -44,8 +49,8 @@ def activation(problem_type: str | None) -> str:
 
 
 def scores_from_logits(
-    logits: Tensor, problem_type: str | None, function_to_apply: str | None = None
-) -> Tensor:
+    logits: "Tensor", problem_type: str | None, function_to_apply: str | None = None
+) -> "Tensor":
     """A score for each label.
 
     Args:
@@ -69,12 +74,12 @@ def scores_from_logits(
     )
 
 
-def pool_windows(scores: Tensor, lengths: Tensor, pooling: str | None = None) -> Tensor:
+def pool_windows(scores: Any, lengths: Any, pooling: str | None = None) -> Any:
     """A sound's scores from its windows'.
 
     Args:
-        scores: (windows, labels).
-        lengths: (windows,), how much sound is in each, in any unit.
+        scores: (windows, labels), tensor or array.
+        lengths: (windows,), of the same kind: how much sound is in each, in any unit.
         pooling: one of `WINDOW_POOLINGS`; None: the mean weighted by the lengths.
 
     Returns:
@@ -84,10 +89,10 @@ def pool_windows(scores: Tensor, lengths: Tensor, pooling: str | None = None) ->
 
 
 def top_labels(
-    scores: Tensor,
+    scores: np.ndarray,
     label_names: Sequence[str],
     top_k: int | None = None,
-    thresholds: Tensor | None = None,
+    thresholds: np.ndarray | None = None,
 ) -> list[LabelScore]:
     """The highest-scoring labels, best first.
 
@@ -98,10 +103,10 @@ def top_labels(
         thresholds: (labels,) or one number; labels that score less are dropped.
     """
     if thresholds is not None:
-        scores = scores.masked_fill(scores < thresholds, -math.inf)
-    best = scores.topk(len(label_names) if top_k is None else min(top_k, len(label_names)))
+        scores = np.where(scores < thresholds, -math.inf, scores)
+    best = np.argsort(-scores, kind="stable")[:top_k]
     return [
         LabelScore(score, label_names[index])
-        for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        for score, index in zip(scores[best].tolist(), best.tolist(), strict=True)
         if score > -math.inf
     ]

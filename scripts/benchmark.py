@@ -5,13 +5,19 @@
     ast-benchmark lengths --plot lengths.png
     ast-benchmark cold
     ast-benchmark pipeline --clip_length_s 5 --hidden_size 192 --max_length 512
+    ast-benchmark hours --json hours.json
+    ast-benchmark processes CHECKPOINT --speed fast
+    ast-benchmark speed CHECKPOINT DATASET --fold_column fold --evaluation_fold 5
     ast-benchmark train
     ast-benchmark descendants --threads 1
     ast-benchmark merging CHECKPOINT DATASET --plot merging.png
+    ast-benchmark agreement CHECKPOINT DATASET --sources SOURCE
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
     ast-benchmark calibration CHECKPOINT DATASET --fold_column fold
     ast-benchmark loop --threads 2
+    ast-benchmark detection DATASET
+    ast-benchmark weak CHECKPOINT DATASET --events events.csv
 
 After a warm-up the cases alternate, so a machine that gets busier slows all of them alike. The
 table gives medians, the spread, and how much faster each case is than the first.
@@ -49,6 +55,21 @@ BENCHMARKS = {
         'files to labels: pipeline("audio-classification"), stock and ours',
         "benchmarks.pipeline:benchmark_pipeline",
     ),
+    "hours": Subcommand(
+        options.HoursOptions,
+        "hours of sound per hour: sizes, mel bins, strides, precision, hops; stock pipeline",
+        "benchmarks.hours:benchmark_hours",
+    ),
+    "processes": Subcommand(
+        options.ProcessesOptions,
+        "ast-classify with one process and with several",
+        "benchmarks.hours:benchmark_processes",
+    ),
+    "speed": Subcommand(
+        options.SpeedOptions,
+        "ways to run a checkpoint here: PyTorch, compiled, ONNX Runtime, 8 bits, OpenVINO",
+        "benchmarks.speed:benchmark_speed",
+    ),
     "train": Subcommand(
         options.TrainOptions,
         "a training step: native AST, ours, ours with PaSST's patchout",
@@ -69,6 +90,11 @@ BENCHMARKS = {
         "token merging: speed and accuracy on a dataset",
         "benchmarks.merging:benchmark_merging",
     ),
+    "agreement": Subcommand(
+        options.AgreementOptions,
+        "how far a student says what its teacher says, by group of labels",
+        "benchmarks.agreement:benchmark_agreement",
+    ),
     "few": Subcommand(
         options.FewOptions,
         "accuracy with a few marked clips per class",
@@ -88,6 +114,16 @@ BENCHMARKS = {
         options.LoopOptions,
         "an index: seconds for a search, and for teaching",
         "benchmarks.loop:benchmark_loop",
+    ),
+    "detection": Subcommand(
+        options.DetectionOptions,
+        "sounds found in soundscapes: a frame model against a window classifier",
+        "benchmarks.detection:benchmark_detection",
+    ),
+    "weak": Subcommand(
+        options.WeakOptions,
+        "long recordings with one label each: windows, bags and their poolings, an oracle",
+        "benchmarks.weak:benchmark_weak",
     ),
 }
 

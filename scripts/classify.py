@@ -2,6 +2,7 @@
 
     ast-classify rec.wav other.mp3
     ast-classify recordings/ --output results --formats csv audacity --plot
+    ast-classify recordings/ --output results --processes 2
     torchrun --nproc_per_node 8 -m ast_scripts.classify recordings/ --output results
 
 Without --output, the most likely labels are printed; for a long recording, a timetable of what was
@@ -16,17 +17,18 @@ import sys
 from collections.abc import Sequence
 
 from .common.checkpoints import check_checkpoints
+from .common.lean import quiet_libraries
 from .common.options import run_command
 from .inference.options import ClassifyOptions
+from .inference.speed import sped_up
 
 
 def classify(options: ClassifyOptions) -> int:
     check_checkpoints(options.model)
-    from transformers.utils import logging
-
+    options = sped_up(options)
+    quiet_libraries(options.model)
     from .inference import run
 
-    logging.disable_progress_bar()
     return run.classify(options)
 
 

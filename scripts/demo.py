@@ -24,11 +24,16 @@ from pathlib import Path
 from .common.checkpoints import check_checkpoints
 from .common.options import run_command
 from .inference.options import DemoOptions
+from .inference.speed import sped_up
 
 
 def demo(options: DemoOptions) -> None:
     if not options.write_space:
         check_checkpoints(options.model)
+    if options.index is not None and options.speed != "exact":
+        raise ValueError("--speed goes without --index: teaching needs the checkpoint itself.")
+    if not options.write_space:
+        options = sped_up(options)
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -11,12 +11,18 @@ be read are reported and skipped. Several processes share the clips, each counte
 
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m ast_scripts.evaluate …
 
+With `--annotations` it also measures when sounds are heard, for a detector or a classifier: PSDS,
+event-based and segment-based F1, onsets. Events are made as by ast-classify, with the same options:
+
+    ast-evaluate runs/detector/checkpoint recordings/ --annotations raven/ --median_filter_s 0.3
+
 It prints a table and writes into `--output`:
 
     evaluation.json       everything below; see `evaluate_checkpoints` for the fields
     per_class.csv         label, positives, precision, recall, f1, average_precision, roc_auc
     mistakes.csv          the most confident ones, with their files
     confusion_matrix.png  one label per clip;  average_precision.png  any number of labels
+    detection_per_class.csv, onset_errors.png   with --annotations
 """
 
 import json

@@ -23,9 +23,10 @@ from transformers.utils import logging
 
 from feature_extraction import kaldi_fbank, load_audio
 
+from .common.checkpoints import DEFAULT_MODEL
 from .common.options import Options, run_command, setting
 from .data.synthetic import RATE, SECONDS, SOUNDS, synthesise
-from .inference.classifier import DEFAULT_MODEL, load_classifier
+from .inference.torch_engine import load_classifier
 
 TRAIN_CLIPS_PER_CLASS = 60
 HELD_OUT_CLIPS_PER_CLASS = 15
@@ -114,7 +115,7 @@ def tour(options: TourOptions) -> None:
     draw(clips, picture)
 
     bundled = load_classifier(DEFAULT_MODEL)
-    print("4. The same sounds, by the bundled model, which learned ten real sounds (ESC-10):")
+    print("4. The same sounds, by the bundled model, which knows AudioSet's 527 labels:")
     for name in ("tick", "engine", "noise burst"):
         label = bundled(str(folder / f"unseen_{name.replace(' ', '_')}.flac"))[0]
         print(f"   {name:<12} -> {label['label']:<12} {100 * label['score']:5.1f} %")

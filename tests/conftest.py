@@ -14,7 +14,9 @@ import pytest
 import torch
 import transformers
 
+from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast.export_ast import export_onnx
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,7 +25,7 @@ SHARED = Path(os.environ.get("AST_SHARED", REPOSITORY.parent / "shared"))
 
 
 def shared(path: str) -> Path:
-    """A file or folder of the shared data; skips the test, visibly, where it is absent."""
+    """A file or folder of the shared data; skips the test, visibly, if it is missing."""
     if not (SHARED / path).exists():
         pytest.skip(f"{SHARED / path} is not here (set AST_SHARED)")
     return SHARED / path
@@ -98,6 +100,17 @@ def native_folder(tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     native_features.ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(tmp_path_factory) -> Path:
+    """A tiny model as a waveform-in ONNX file: exporting takes seconds."""
+    pytest.importorskip("onnxscript")
+    folder = tmp_path_factory.mktemp("onnx")
+    torch.manual_seed(0)
+    model = tiny_model(id2label={0: "a_dog", 1: "b", 2: "c", 3: "d", 4: "e"})
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128, return_attention_mask=True)
+    return export_onnx(model, extractor, folder, ["fp32"])["fp32"]
 
 
 @pytest.fixture

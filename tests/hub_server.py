@@ -65,7 +65,7 @@ class Repository:
 
 
 class RefusedError(Exception):
-    """An answer that is no success."""
+    """An unsuccessful response."""
 
     def __init__(self, status: int, code: str = "", message: str = ""):
         self.status, self.code, self.message = status, code, message
@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def _user(self) -> str | None:
-        """Who asks; a token that nobody has is refused."""
+        """The user of a token; unknown tokens are refused."""
         header = self.headers.get("Authorization")
         if header is None:
             return None

@@ -1,4 +1,4 @@
-"""Small labelled sounds for tests: tones whose pitch tells the class, as any kind of dataset."""
+"""Small labelled sounds for tests: tones whose pitch is the class, as any kind of dataset."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Annotated recordings train a detector: rows, targets of the columns, runs of both doors."""
+"""Annotated recordings train a detector: rows, column targets, runs of both commands."""
 
 import json
 import logging
@@ -9,14 +9,16 @@ import soundfile
 import torch
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTForAudioFrameClassification
+from modeling_ast import ASTForAudioFrameClassification, ASTFrameConfig
 from modeling_ast.frames_ast import column_spans
+from modeling_ast.pooling_ast import pool_logits
 from scripts.data.annotated import open_annotated_audio
 from scripts.data.batches import Collator, FrameGrid
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.options import FinetuneOptions
+from scripts.training.steps import training_loss
 
-from .conftest import TINY_RECIPE
+from .conftest import TINY_MODEL, TINY_RECIPE
 from .sounds import encode, tone
 
 RATE = 16000
@@ -25,7 +27,7 @@ GRID = FrameGrid(time_stride=10, patch_frames=16)
 
 
 def write_recordings(folder, count: int = 8, seconds: float = 3.0):
-    """Soft noise with a tone of half a second, and a Raven table beside each."""
+    """Soft noise with a half-second tone, and a Raven table for each recording."""
     random = np.random.default_rng(0)
     folder.mkdir()
     for number in range(count):
@@ -86,25 +88,64 @@ def test_what_nobody_annotated_is_left_out_unless_it_has_a_label(recordings, tmp
     assert rows["0.flac"]["events"] == [[0.5, 1.0, data.label_names.index("low")]]
 
 
-def test_targets_follow_the_window():
-    """Wherever the window is drawn, marked columns are where the tone is."""
+@pytest.mark.parametrize("windows", [1, 3])
+def test_targets_follow_the_windows(windows):
+    """Wherever the windows are, the marked columns are where the tone is."""
     sound = 0.001 * np.random.default_rng(0).standard_normal(4 * RATE)
     sound[2 * RATE : 3 * RATE] += tone(1000.0, 0, seconds=1.0)
     row = {"audio": {"bytes": encode(sound)}, "label": [1], "name": "x", "events": [[2.0, 3.0, 1]]}
-    collator = Collator(EXTRACTOR, 2, frames=GRID)
+    collator = Collator(EXTRACTOR, 2, frames=GRID, windows_per_clip=windows)
     generator, marked = torch.Generator().manual_seed(0), 0
-    for _ in range(30):
+    for _ in range(30 // windows):
         clip = collator.decode(row, generator)
-        columns = len(clip.label) - 1
-        spans = column_spans(columns, 10, duration=len(clip.waveform) / RATE)
-        for (start, end), target in zip(spans, clip.label[:-1], strict=True):
-            part = clip.waveform[int(start * RATE) : int(end * RATE)].numpy()
-            is_loud = np.mean(np.abs(part) > 0.01) > 0.25
-            if np.mean(np.abs(part) > 0.01) < 0.1 or np.mean(np.abs(part) > 0.01) > 0.7:
-                assert bool(target[1]) == is_loud
-            marked += int(target[1])
+        pieces = clip.waveform.chunk(windows)
+        for piece, label in zip(pieces, clip.label[:-1].chunk(windows), strict=True):
+            spans = column_spans(len(label), 10, duration=len(piece) / RATE)
+            for (start, end), target in zip(spans, label, strict=True):
+                part = piece[int(start * RATE) : int(end * RATE)].numpy()
+                is_loud = np.mean(np.abs(part) > 0.01) > 0.25
+                if np.mean(np.abs(part) > 0.01) < 0.1 or np.mean(np.abs(part) > 0.01) > 0.7:
+                    assert bool(target[1]) == is_loud
+                marked += int(target[1])
         assert clip.label[-1].tolist() == [-1, -1]
     assert marked > 10
+
+
+def test_loss_of_a_bag_of_windows():
+    """Strong labels: the mean of its windows' losses. Weak ones: all columns pooled together."""
+    long = {"bytes": encode(tone(300.0, 0, seconds=1.5))}
+    strong = {"audio": long, "label": [0], "name": "a", "events": [[0.2, 0.9, 0]]}
+    weak = {"audio": long, "label": [1], "name": "b", "events": None}
+    short = {"audio": {"bytes": encode(tone(300.0, 0, seconds=0.4))}, "label": [1], "name": "c",
+             "events": [[0.0, 0.2, 1]]}  # fmt: skip
+    torch.manual_seed(0)
+    config = ASTFrameConfig(
+        **{**TINY_MODEL, "num_labels": 2, "num_mel_bins": 32, "initializer_range": 0.5}
+    )
+    model = ASTForAudioFrameClassification(config).eval()
+    collator = Collator(EXTRACTOR, 2, frames=GRID, windows_per_clip=3)
+
+    batch = collator([strong])
+    assert batch["input_values"].shape[:2] == (1, 3)
+    labels = batch["labels"].unflatten(1, (3, -1))[0]  # (3, columns, classes)
+    assert labels[:, :, 0].sum() > 3
+    assert (labels >= 0).all()
+    of_windows = model(batch["input_values"][0], labels=labels).loss
+    assert training_loss(model, batch, "mean", None).item() == pytest.approx(of_windows.item())
+
+    batch = collator([weak])
+    logits = model(batch["input_values"][0]).logits.flatten(0, 1)
+    pooled = pool_logits(logits[None], "multi_label_classification", "linear_softmax")
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        pooled, torch.tensor([[0.0, 1.0]])
+    )
+    assert training_loss(model, batch, "mean", None).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+
+    alone = [training_loss(model, collator([row]), "mean", None) for row in (strong, weak, short)]
+    together = training_loss(model, collator([strong, weak, short]), "mean", None)
+    assert together.item() == pytest.approx(sum(alone).item() / 3, rel=1e-5)
 
 
 def test_batches_of_strong_and_weak_labels():
@@ -130,9 +171,10 @@ def test_batches_of_strong_and_weak_labels():
 def test_a_detector_is_trained(door, recordings, tmp_path, capsys):
     options = options_for(
         recordings, output=str(tmp_path / "run"), num_epochs=1, batch_size=2,
-        gradient_accumulation_steps=2, mixup_rate=0.3,
+        gradient_accumulation_steps=2, mixup_rate=0.3, windows_per_clip=2,
     )  # fmt: skip
     record = door.finetune(options)
+    assert "each epoch uses 2 random windows of each, together" in capsys.readouterr().out
     assert 0 <= record["evaluation_mean_average_precision"] <= 1
     assert record["evaluation_clips"] < 8  # recordings, not windows or columns
     checkpoint = tmp_path / "run" / "checkpoint"
@@ -144,9 +186,6 @@ def test_a_detector_is_trained(door, recordings, tmp_path, capsys):
 
 
 def test_options_that_move_sound_away_from_its_labels_are_refused(recordings):
-    for option, value in (
-        ("time_roll", 5), ("speed_perturbation", 0.1),
-        ("windows_per_clip", 4), ("time_patchout", 1),
-    ):  # fmt: skip
+    for option, value in (("time_roll", 5), ("speed_perturbation", 0.1), ("time_patchout", 1)):
         with pytest.raises(ValueError, match=f"With --annotations, --{option} must be"):
             options_for(recordings, **{option: value})

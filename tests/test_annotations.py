@@ -1,4 +1,4 @@
-"""Annotations in every format that people have them in, and what is wrong with their rows."""
+"""Annotations in every common format, and what is wrong with their rows."""
 
 import pytest
 

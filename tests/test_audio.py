@@ -268,7 +268,7 @@ print(sum(len(block) for _, block in stream_audio(sys.argv[1])), peak() - before
 
 
 def sparse_wav(path, rate: int, seconds: int):
-    """A file of silence that takes no disk: a header and a hole."""
+    """A sparse file of silence: a header and a hole."""
     size = rate * seconds * 2
     header = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt "
     header += struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2, 2, 16)
@@ -323,7 +323,7 @@ def stand_in_for_ffmpeg(folder, monkeypatch, script: str) -> None:
 
 @STAND_IN
 def test_through_a_stand_in_for_ffmpeg(monkeypatch, tmp_path):
-    """The stand-in shows that the program is asked, with what, and that its answer is read."""
+    """The stand-in shows that the program is called, with which arguments, and its output read."""
     sound = noise(4800, 2)
     soundfile.write(tmp_path / "answer.au", sound, 48000, subtype="FLOAT")
     stand_in_for_ffmpeg(
@@ -355,7 +355,7 @@ def test_through_a_stand_in_for_ffmpeg(monkeypatch, tmp_path):
 
 @STAND_IN
 def test_what_ffmpeg_decodes_is_bounded(monkeypatch, tmp_path):
-    """A stand-in that never ends, as a small file that holds days of silence seems to do."""
+    """A stand-in that never ends, like a small file with days of silence."""
     soundfile.write(tmp_path / "answer.au", noise(16000), 16000, subtype="FLOAT")
     script = f"/bin/cat {tmp_path}/answer.au; exec /bin/cat /dev/zero"
     stand_in_for_ffmpeg(tmp_path, monkeypatch, script)
@@ -366,7 +366,7 @@ def test_what_ffmpeg_decodes_is_bounded(monkeypatch, tmp_path):
     monkeypatch.setattr(audio_ast, "_MAX_LOADED", 1 << 20)
     with pytest.raises(
         AudioDecodingError,
-        match=r"longer than 65\.536 s, which is all that load_audio holds.*\(stream_audio\)",
+        match=r"longer than 65\.536 s, the most that load_audio reads.*\(stream_audio\)",
     ):
         load_audio(M4A)
 
@@ -376,7 +376,7 @@ def test_the_limit_is_for_any_format_and_both_rates(monkeypatch):
     sound = encode(noise(3000), 8000)
     assert len(load_audio(sound, 8000)) == 3000
     for source, rate in ((sound, 16000), (encode(noise(5000), format="FLAC"), 8000)):
-        with pytest.raises(AudioDecodingError, match="which is all that load_audio holds at once"):
+        with pytest.raises(AudioDecodingError, match="the most that load_audio reads at once"):
             load_audio(source, rate)
         assert load_audio(source, rate, duration=0.1).shape == (0.1 * rate,)
         assert sum(len(block) for _, block in stream_audio(source, rate)) > 4000 / 2
@@ -485,7 +485,7 @@ def test_damage_in_the_middle():
 
 
 def test_mp3_that_does_not_say_how_long_it_is():
-    """Of variable bit rate, without its first frame, which holds the length."""
+    """A variable-bit-rate MP3 without its first frame, which has the length."""
     buffer = io.BytesIO()
     sound = np.concatenate([noise(32000), np.zeros((320_000, 1), np.float32)])
     mp3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE"}
@@ -493,7 +493,7 @@ def test_mp3_that_does_not_say_how_long_it_is():
     encoded = buffer.getvalue()
     assert len(load_audio(encoded)) == len(sound)
     headless = encoded[encoded.index(b"\xff\xf3", 4) :]
-    with pytest.raises(AudioDecodingError, match=r"stopped after .* does not say how long it is"):
+    with pytest.raises(AudioDecodingError, match=r"stopped after .* does not state its length"):
         load_audio(headless)
 
 
@@ -519,9 +519,7 @@ def test_absurd_values_are_the_file_s_error(value, tmp_path):
     for rate in (16000, 44100):  # also before it is resampled
         path = tmp_path / f"{rate}.wav"
         path.write_bytes(encode(waveform, rate, subtype="FLOAT"))
-        message = (
-            rf"{rate}\.wav holds values up to .*, and full scale is 1, the first at sample 20000"
-        )
+        message = rf"{rate}\.wav holds values up to .*; full scale is 1, the first at sample 20000"
         with pytest.raises(AudioDecodingError, match=message):
             load_audio(path)
         with pytest.raises(AudioDecodingError, match=message):
@@ -572,7 +570,7 @@ def test_integers_of_64_bits_are_no_sound(dtype):
 
 
 class BadDisk(io.BytesIO):
-    """Reads up to a place, and then fails as a broken disk does."""
+    """Reads up to a position, then fails like a broken disk."""
 
     def __init__(self, content: bytes, good: int):
         super().__init__(content)

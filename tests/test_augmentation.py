@@ -93,7 +93,7 @@ def test_mixup_keeps_lengths_label_sums_and_a_mean_of_zero(sizes, rate, seed):
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=2, max_size=5, unique=True), seeds)
 def test_mixup_is_the_originals_formula(sizes, seed):
-    """λ and the partner are read off the labels; the sum is made by hand, clip by clip."""
+    """λ and the partner follow from the labels; the sum is computed by hand, clip by clip."""
     clips = clips_of(sizes)
     mixed, labels = mixup(clips, torch.eye(len(sizes)), 1.0, generator=seeded(seed))
     for index, row in enumerate(labels):

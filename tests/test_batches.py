@@ -20,7 +20,7 @@ MASKING = ASTFeatureExtractor(num_mel_bins=8, max_length=64, return_attention_ma
 
 
 def sound_of(number: int, samples: int = 800) -> dict:
-    """A sound that tells its number by its level."""
+    """A sound whose level encodes its number."""
     array = np.zeros(samples, np.float32)
     array[::2] = 0.01 * (number + 1)
     return {"array": array, "sampling_rate": RATE}
@@ -89,7 +89,7 @@ def test_all_ranks_together_have_every_clip_once(
     ("shards", "world_size", "num_workers"), [(7, 2, 2), (5, 1, 3), (2, 3, 2), (9, 4, 1)]
 )
 def test_all_workers_together_have_every_clip_once(tmp_path, shards, world_size, num_workers):
-    """Also where shards cannot be divided evenly; nothing is read twice while they suffice."""
+    """Even if shards cannot be divided evenly; with enough shards nothing is read twice."""
     sizes = [3 + shard for shard in range(shards)]
     log = tmp_path / "read.txt"
     found: list[int] = []
@@ -113,7 +113,7 @@ def test_all_workers_together_have_every_clip_once(tmp_path, shards, world_size,
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_are_a_function_of_the_key(num_workers):
-    """With shuffling, mixup, buckets and balanced draws: what skipping to go on relies on."""
+    """With shuffling, mixup, buckets and balanced draws: resuming relies on it."""
     sizes = [5, 4, 6, 5]
 
     def one_pass(seed, epoch, rank):
@@ -196,7 +196,7 @@ def labelled(labels: list, classes: int) -> LabelledAudio:
     ids=["single", "multi"],
 )
 def test_draws_follow_the_original_weights(labels):
-    """Each clip's share of the draws is that of its weight, sum of 1000 / (count + 0.01)."""
+    """Each clip's share of the draws equals its weight's, the sum of 1000 / (count + 0.01)."""
     data = labelled(labels, 4)
     weights = np.zeros(len(labels))
     for clip, row in enumerate(labels):
@@ -251,7 +251,7 @@ def test_copies_are_spread_over_the_buffer():
 
 
 def test_partners_come_from_the_stream_not_the_batch():
-    """Uniform over the buffer: partners are in other batches most of the time."""
+    """Uniform over the buffer: partners are usually in other batches."""
     clips = 60
     own: list[set[int]] = []
     partners: list[int] = []
@@ -278,7 +278,7 @@ def test_partners_come_from_the_stream_not_the_batch():
 
 
 def test_sound_and_labels_are_mixed_with_the_same_weight():
-    """The level of a clip tells its number, so the mixed sound tells λ."""
+    """A clip's level encodes its number, so the mixed sound reveals λ."""
 
     class Waveforms(Collator):
         def batch(self, clips):
@@ -345,7 +345,7 @@ def test_buckets_hold_clips_of_similar_length_and_pad_to_the_longest():
 
 
 def test_a_window_of_bounded_size_is_held():
-    """Reading stops a buffer and a window ahead of what was handed out."""
+    """Reading stops a buffer and a window ahead of what was delivered."""
     read = []
 
     def rows():
@@ -371,7 +371,7 @@ def test_clips_shorter_than_a_patch_are_extended_when_unpadded():
 
 @pytest.mark.parametrize("samples", [8000, 500_000])
 def test_speed_perturbation_changes_length_and_pitch_alike(samples):
-    """Of a short sound; of a long one as much as is used, whatever its speed."""
+    """For a short sound; from a long one, as much as is used, at any speed."""
     pitch, tenth = 440.0, 0.1
     sound = np.sin(2 * np.pi * pitch / RATE * np.arange(samples)).astype(np.float32)
     row = {"audio": {"array": sound, "sampling_rate": RATE}, "label": 0}

@@ -1,4 +1,4 @@
-"""What transformers, torch and PEFT expect of a model."""
+"""What transformers, torch and PEFT expect from a model."""
 
 import copy
 
@@ -26,7 +26,8 @@ def masked_batch(frames: int = 128, valid: int = 100) -> tuple[torch.Tensor, tor
     return torch.randn(2, frames, 64), mask
 
 
-@pytest.mark.parametrize("masked", [True, False])
+# Without a mask it is the same graph, less the mask.
+@pytest.mark.parametrize("masked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compiles_whole_and_not_for_every_length(masked):
     torch._dynamo.reset()
     model = tiny_model()
@@ -157,7 +158,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 def kept_for_gradients(model, spectrogram) -> int:
-    """Bytes that autograd keeps, without the weights."""
+    """Bytes kept by autograd, without the weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept = {}
 

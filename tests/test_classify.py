@@ -40,9 +40,9 @@ def noise(seconds: float, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Sounds of 0.3 to 5 s at several depths, one that is damaged after a while, one that is none.
+    """Sounds of 0.3 to 5 s at several depths, one damaged in the middle, one not a sound at all.
 
-    The tiny model hears 1.3 s: the longest are several windows.
+    The tiny model takes 1.3 s: the longest are several windows.
     """
     folder = tmp_path_factory.mktemp("recordings")
     (folder / "a" / "b").mkdir(parents=True)
@@ -79,7 +79,7 @@ def run(native_folder, capsys):
 
 @pytest.fixture(scope="module")
 def reference(native_folder, folder):
-    """What the pipeline says of every readable sound, all labels of all windows."""
+    """The pipeline's answer for every readable sound, all labels of all windows."""
     classifier = pipeline("audio-classification", model=str(native_folder), top_k=None)
     return {
         str(folder / name): classifier(str(folder / name), return_timestamps=True)
@@ -93,9 +93,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def test_without_a_model_it_is_the_bundled_one(capsys, tmp_path):
-    """Real sounds that it was not trained on, with no network (conftest.py)."""
+    """Real sounds that it was not trained on, without a network (conftest.py)."""
     rows = pq.read_table(shared("data/esc10/data/fold5.parquet")).to_pylist()
-    wanted = {0: "dog_bark", 4: "clock_tick", 8: "rooster"}
+    wanted = {1: "Rain", 6: "Helicopter", 8: "Chicken, rooster"}
     for label, name in wanted.items():
         clip = next(row for row in rows if row["label"] == label)
         (tmp_path / f"{name}.ogg").write_bytes(clip["audio"]["bytes"])
@@ -105,9 +105,14 @@ def test_without_a_model_it_is_the_bundled_one(capsys, tmp_path):
     signal.signal(signal.SIGTERM, before)
     assert not ending.value.code
     output, error = capsys.readouterr()
-    answers = {Path(row["file"]).stem: row["labels"][0]["label"] for row in json.loads(output)}
-    assert answers == {name: name for name in wanted.values()}
-    assert "Classified by the bundled ast-tiny-esc10, which knows ten sounds." in error
+    best = {
+        Path(row["file"]).stem: [label["label"] for label in row["labels"][:3]]
+        for row in json.loads(output)
+    }
+    assert best.keys() == set(wanted.values())
+    for name, labels in best.items():
+        assert name in labels
+    assert "Classified by the bundled ast-tiny-audioset, a small model." in error
 
 
 def test_what_is_written_is_what_the_pipeline_says(run, folder, reference, tmp_path):
@@ -169,7 +174,7 @@ def test_what_is_written_is_what_the_pipeline_says(run, folder, reference, tmp_p
 
 
 def test_rows_and_embeddings_per_window_and_per_file(run, native_folder, folder, tmp_path):
-    """The second run classifies nothing: it writes what is there in another way."""
+    """The second run classifies nothing: it only writes other formats."""
     output = tmp_path / "out"
     sound = folder / "0.wav"
     assert run(sound, "--output", output, "--embeddings", "--per", "window")[0] == 0
@@ -197,7 +202,7 @@ def test_rows_and_embeddings_per_window_and_per_file(run, native_folder, folder,
 
 
 def test_answers_that_a_student_learns_from(run, native_folder, folder, tmp_path):
-    """Each window's logits, of which its scores are made, and what a fine-tuning reads of them."""
+    """Each window's logits, the source of its scores, and how fine-tuning reads them."""
     output = tmp_path / "out"
     options = ["--logits", "--embeddings", "--per", "window", "--formats", "parquet"]
     status, _, _ = run(folder, "--output", output, "--top_k", "5", *options)
@@ -224,7 +229,7 @@ def test_answers_that_a_student_learns_from(run, native_folder, folder, tmp_path
 
 @pytest.mark.parametrize("stop_after", [1, 4])
 def test_interrupted_and_started_again(run, folder, tmp_path, monkeypatch, stop_after):
-    """Nothing twice, nothing lost: both runs together read each sound once."""
+    """Nothing twice, nothing lost: together, both runs read each sound once."""
     files = [str(folder / name) for name in READABLE]
     read = []
     windows = Classifier.windows
@@ -351,7 +356,7 @@ def test_shares_are_all_once(tmp_path, count):
 
 @given(st.lists(st.text("ab./:?_\\root", max_size=6), min_size=2, max_size=8, unique=True))
 def test_paths_are_apart_and_short(names):
-    """Whatever sounds are called, no two share a file."""
+    """Whatever their names, no two sounds share a file."""
     paths = [path_of(f"{name}.wav") for name in names]
     assert len({str(path) for path in paths}) == len(names)
     for path in paths:
@@ -386,7 +391,7 @@ def test_mistakes(run, folder, tmp_path, options, message):
 
 
 def test_the_best_of_some_labels_are_cut_out(run, folder, reference, tmp_path):
-    """`--labels` keeps the scores of those labels as they are; `--clips` cuts out their best."""
+    """`--labels` does not change the labels' scores; `--clips` cuts out their best events."""
     names = tmp_path / "labels.txt"
     names.write_text("LABEL_3\n\nLABEL_1\n", encoding="utf-8")
     options = ["--labels", names, "--clips", tmp_path / "clips", "--best", 2, "--threshold", 0]
@@ -453,7 +458,7 @@ def test_other_models_are_refused(run, folder, tmp_path):
 
 
 def test_a_long_recording_is_told_by_time(run, folder, reference):
-    """Its mean over everything comes last."""
+    """The mean over everything comes last."""
     name = str(folder / "0.wav")
     status, table, _ = run(name, "--threshold", "0.2")
     assert status == 0
@@ -474,7 +479,7 @@ def test_a_long_recording_is_told_by_time(run, folder, reference):
 
 
 def test_resumed_within_a_recording(run, folder, tmp_path, monkeypatch):
-    """Windows that were heard before an interruption are not heard again."""
+    """Windows done before an interruption are not done again."""
     sound = folder / "0.wav"
     score, heard = Classifier.score, []
 
@@ -530,7 +535,7 @@ def test_half_heard_sounds_that_changed_begin_again(native_folder, folder, tmp_p
 
 
 def test_changed_sounds_are_heard_again(run, tmp_path):
-    """Their old rows go; those of sounds that did not change stay."""
+    """Their old rows go; those of unchanged sounds stay."""
     sounds = tmp_path / "sounds"
     sounds.mkdir()
     for number, seconds in enumerate((1.0, 2.0)):
@@ -675,7 +680,7 @@ def test_what_killed_runs_left_half_written_goes(run, folder, tmp_path):
 
 
 def test_progress_within_a_recording(folder, capsys):
-    """By sound heard of sound there is; what an earlier run has heard counts, but not as speed."""
+    """Measured in duration; what an earlier run has done counts, but not as speed."""
     files = [str(folder / "0.wav"), str(folder / "2.wav"), "https://example.org/unknown.wav"]
     with Progress(files) as progress:
         assert progress.total_s == pytest.approx(10.5)  # an unknown one is as long as the mean
@@ -722,7 +727,7 @@ classify.main()
 
 @pytest.mark.slow
 def test_two_processes_one_killed(native_folder, run, tmp_path):
-    """What the killed one had not done is done by a restart; no sound twice, none lost."""
+    """A restart does what the killed process had not; no sound twice, none lost."""
     data = tmp_path / "data"
     for number in range(4):
         write_parquet(data / f"{number}.parquet", 3, seed=10 * number)

@@ -1,4 +1,4 @@
-"""Reliability diagrams and precision-recall curves: their numbers, and that they are drawn."""
+"""Reliability diagrams and precision-recall curves: their numbers and their drawing."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def measured(request) -> ScoredClips:
 
 
 def test_reliability_holds_the_calibration_error(measured):
-    """The gaps between promise and truth, weighted by answers, are the expected error."""
+    """The gaps between prediction and truth, weighted by answers, are the expected error."""
     promised, true, count = reliability(measured)
     assert count.sum() == (300 * 4 if measured.is_multi_label else 300)
     gaps = np.nansum(np.abs(promised - true) * count) / count.sum()

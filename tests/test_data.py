@@ -34,7 +34,7 @@ def test_class_folders(tmp_path):
 
 
 def test_names_that_are_not_utf8(tmp_path, caplog):
-    """A sound with such a name is left out and named; a class cannot be."""
+    """A sound with such a name is skipped and reported; a class cannot be."""
     folder = write_class_folders(tmp_path / "sounds", 3)
     odd = os.fsencode(folder / "low") + b"/caf\xe9.flac"
     os.rename(folder / "low" / "low0_0.flac", odd)
@@ -119,7 +119,7 @@ def test_string_labels(tmp_path):
 
 
 def test_counting_reads_no_sound(tmp_path):
-    """Of Parquet only the columns that are needed: counting labels must not read all sound."""
+    """Only the needed columns of Parquet: counting labels must not read all the sound."""
     parquet = str(write_parquet(tmp_path / "train.parquet", 2, fold=1))
     stream = open_stream(parquet, "train", columns=["fold", "label"])
     assert set(stream.features) == {"label", "fold"}
@@ -288,15 +288,17 @@ def test_labels_of_no_class(tmp_path, caplog):
     for split, label in (("train", "dog"), ("train", "cat"), ("test", "Dog")):
         rows = [clip(number, label=label) for number in range(2)]
         write_rows(tmp_path / f"{split}-{label}.parquet", rows)
-    with pytest.raises(ValueError, match=r"evaluation part .* no class .*: Dog\. The .* cat, dog"):
+    with pytest.raises(
+        ValueError, match=r"evaluation part .* not classes .*: Dog\. The .* cat, dog"
+    ):
         open_labelled_audio(str(tmp_path), evaluation_split="test")
-    # Within one split it is bad luck of the division, no other class; that is said.
+    # Within one split it is just bad luck, not another class; a warning says so.
     rows = [clip(number, label=label, fold=number) for number, label in enumerate(["a", "b", "c"])]
     folds = {"fold_column": "fold", "evaluation_fold": "1"}
     data = open_labelled_audio(write_rows(tmp_path / "folds.parquet", rows), **folds)
     assert data.train_counts == [1, 0, 1]
     assert "Classes without a clip to train on: b." in caplog.text
-    # A declared class without training clips may stay; it is said.
+    # A declared class without training clips is allowed, with a warning.
     write_class_folders(tmp_path / "f" / "test", 1)
     write_class_folders(tmp_path / "f" / "train", 1)
     shutil.rmtree(tmp_path / "f" / "train" / "mid")

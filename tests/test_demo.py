@@ -17,9 +17,10 @@ import pytest
 import soundfile
 
 from feature_extraction import AudioDecodingError
-from modeling_ast.events_ast import EventRules
+from modeling_ast.events_ast import Event, EventRules
 from scripts import demo
 from scripts.inference.classifier import Classifier
+from scripts.inference.live import Line, Listener
 from scripts.inference.page import (
     build_app,
     can_explain,
@@ -126,6 +127,31 @@ def test_page_functions(classifier, recording, tmp_path):
     assert message["value"].startswith("Cannot read broken.wav as audio")
     assert hint["visible"] is False
     assert others == cleared[2:]
+
+
+def test_live_rows_appear_and_are_over(classifier, tmp_path):
+    """Chunks as a browser's microphone sends them: whole numbers, two channels, any rate."""
+    pytest.importorskip("gradio")
+    hear_live = function(build_app(classifier, tmp_path), "hear_live")
+    assert hear_live(None, None)[0] is None
+    session = None
+    for seed in range(4):
+        sound = np.stack([tone(1000.0, seed=seed, seconds=1)] * 2, axis=1).repeat(3, axis=0)
+        chunk = (48000, (sound * 32767).astype(np.int16))
+        session, rows, figures = hear_live(chunk, session)
+    heard = session._listener.figures
+    assert heard.heard_s == pytest.approx(4, abs=1.1)
+    assert figures == str(heard)
+    assert rows == session.rows
+    loud = [Event(0.0, 1.0, "a_b", 0.5), Event(0.0, 2.0, "a_b", 0.75)]
+    lines = iter([[Line(False, loud[0], 0.1)], [Line(True, loud[1], 0.1)]])
+    session.events.clear()
+    ready = iter([True, True, False])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Listener, "is_ready", property(lambda _: next(ready)))
+        patch.setattr(Listener, "step", lambda _: next(lines))
+        session.hear(sound)
+    assert session.rows == [["0:00.0 – 0:02.0", "a b", "75%"]]
 
 
 def test_page_says_what_it_knows_and_has_an_example(classifier, tmp_path):
@@ -301,7 +327,7 @@ def browser(tmp_path):
 
 
 def wait_for(condition, seconds=120):
-    """What `condition` returns once it is true."""
+    """The result of `condition` once it is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()

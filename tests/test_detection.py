@@ -230,7 +230,7 @@ def test_pooling_values():
     ["mean", "max", "linear_softmax"]
 ))  # fmt: skip
 def test_pooling_laws(parts, seed, pooling):
-    """Between the lowest and the highest part; no order; alike parts are what they are."""
+    """Between the lowest and the highest part; order does not matter; equal parts stay the same."""
     scores = torch.rand(parts, 3, generator=torch.Generator().manual_seed(seed))
     pooled = pool_scores(scores, pooling)
     assert (pooled <= scores.amax(dim=0) + 1e-6).all()
@@ -270,7 +270,7 @@ def test_frame_targets():
 @settings(max_examples=40, deadline=None)
 @given(columns=st.integers(2, 12), total=st.integers(1, 40), data=st.data())
 def test_stitching_laws(columns, total, data):
-    """Windows that agree give what they say; every column of the sound is there once."""
+    """Windows that agree keep their value; every column of the sound occurs once."""
     hop = data.draw(st.integers(1, columns))
     truth = np.random.default_rng(0).random((total, 2)).astype(np.float32)
     windows, start = [], 0
@@ -282,7 +282,7 @@ def test_stitching_laws(columns, total, data):
 
 
 def test_stitching_leaves_no_seams():
-    """Windows that disagree, each at its own level: no step is larger than blending makes it."""
+    """Windows that disagree, each at its own level: steps are no larger than blending allows."""
     columns, hop = 100, 50
     levels = np.random.default_rng(0).random(20)
     windows = [np.full((columns, 1), level, np.float32) for level in levels]

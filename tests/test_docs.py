@@ -61,6 +61,7 @@ SHORTER = {
     "ast-finetune-accelerate": SHORT,
     "ast-benchmark": f"--plain_epochs 1 --ours='--num_epochs 1 {TINY_INPUT} --time_patchout 0'",
     "ast-dataset-stats": "--num_workers 0",
+    "scripts.mix_clips": "--mixtures_per_fold 2",
     "ast-export-onnx": "--variants int8",
     "ast-push-to-hub": "--dry_run",
 }
@@ -99,7 +100,7 @@ def commands() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Path:
-    """What the pages speak of."""
+    """What the pages refer to."""
     folder = tmp_path_factory.mktemp("docs")
     recording = tone(1000.0, seed=0, seconds=2)
     soundfile.write(folder / "recording.mp3", recording, 16000)
@@ -316,7 +317,7 @@ def test_site_has_every_public_name_and_command(site, commands):
 
 
 def test_site_asks_no_other_host(site):
-    """Pictures, styles, scripts and fonts all come with it; only a reader's click leads away."""
+    """Pictures, styles, scripts and fonts come with it; only a reader's click leads elsewhere."""
     for page in [*site.rglob("*.html"), *site.rglob("*.css"), *site.rglob("*.svg")]:
         text = page.read_text(encoding="utf-8")
         asked = re.findall(

@@ -33,7 +33,7 @@ WHOLE = {"evaluation_split": "train", "num_workers": 0, "bootstrap_resamples": 2
 
 
 def write_checkpoint(folder, labels=LABELS, seed=0, problem_type="single_label_classification"):
-    """A tiny model with random weights that hears 0.5 s; its scores depend on the sound."""
+    """A tiny model for 0.5 s with random weights; its scores depend on the sound."""
     torch.manual_seed(seed)
     config = ASTConfig(
         hidden_size=16,
@@ -65,7 +65,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    """18 clips in class folders, one of them long, and one that is no sound."""
+    """18 clips in class folders, one of them long, and one file that is not a sound."""
     folder = write_class_folders(tmp_path_factory.mktemp("data") / "sounds", 6)
     (folder / "low" / "broken.flac").write_text("no sound")
     (folder / "mid" / "mid0_0.flac").write_bytes(encode(tone(1000.0, seed=0, seconds=1.3)))
@@ -252,7 +252,7 @@ def test_a_class_without_clips_is_said(sounds, tmp_path):
 
 
 def test_sounds_of_one_class(checkpoint, sounds, tmp_path):
-    """As with recordings of the one species that one looks for: recall is what they tell."""
+    """Like recordings of the only species of interest: they only tell the recall."""
     shutil.copytree(sounds / "low", tmp_path / "sounds" / "low")
     report = evaluate(checkpoint, tmp_path / "sounds", tmp_path / "report")
     assert report["clips"] == 6
@@ -282,7 +282,7 @@ def test_folds_and_fractions_are_those_of_fine_tuning(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", None])
 def test_multi_label(tmp_path, problem_type):
-    """Also by a checkpoint that, as the published AudioSet ones, does not say what it is."""
+    """Also with a checkpoint that, like the published AudioSet ones, does not say what it is."""
     checkpoint = write_checkpoint(tmp_path / "checkpoint", problem_type=problem_type)
     random = np.random.default_rng(0)
     rows, files = [], []
@@ -359,7 +359,7 @@ def test_pictures_of_many_classes_stay_readable(tmp_path):
 
 
 def test_perfect_scores_leave_valid_json(tmp_path):
-    """d′ of a perfect ranking is infinite, which JSON cannot say."""
+    """d′ of a perfect ranking is infinite, which JSON cannot express."""
     report = finite({"a": [1.5, float("inf")], "b": {"c": float("nan")}})
     assert report == {"a": [1.5, None], "b": {"c": None}}
 

@@ -41,7 +41,7 @@ def test_neighbours_are_one_event_with_the_highest_score():
 
 
 def test_hysteresis():
-    """The release threshold bridges a dip and reaches both ways, and makes no event by itself."""
+    """The release threshold bridges dips and extends events, but makes none by itself."""
     dip = windows(dog=[0.4, 0.6, 0.4, 0.6, 0.1, 0.4, 0.1])
     apart = find_events(dip, 0.5, release_threshold=0.5)
     assert spans(apart) == [("dog", 1.5, 2.5), ("dog", 3.5, 4.2)]
@@ -92,8 +92,8 @@ def test_mistakes(options, message):
     st.sampled_from([0.25, 0.5, 1.0, 2.0]),
 )
 def test_laws(scores, threshold, hop):
-    """Events of a label are in order and apart, inside the sound, and around a window that is
-    heard; the middle of every such window is in one."""
+    """A label's events are in order and apart, inside the sound, and around a window with the
+    label; the middle of every such window is in one."""
     curve = windows(length=2.0, hop=hop, dog=scores)
     found = find_events(curve, threshold)
     assert all(event["start"] <= event["end"] for event in found)
@@ -109,7 +109,7 @@ def test_laws(scores, threshold, hop):
 
 @pytest.mark.slow
 def test_real_sounds_one_after_the_other():
-    """The bundled model on fold 5 of ESC-10, which it did not learn from, 80 clips joined in a
+    """The bundled model on ESC-10's held-out fold 5, 80 clips joined in a
     random order, with the default settings (`pytest -m slow -s tests/test_events.py`)."""
     from scripts.inference.classifier import Classifier
 

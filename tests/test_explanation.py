@@ -1,15 +1,19 @@
-"""Explanations of a model that has learnt where the sound is."""
+"""Explanations of a model that has learned where the sound is."""
+
+import math
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from feature_extraction import ASTFeatureExtractor
 from modeling_ast import (
     ASTForAudioClassification,
     attention_rollout,
     class_relevance,
     plot_relevance,
 )
+from modeling_ast.conversion_ast import CED_FEATURES, PASST_FEATURES
 
 from .conftest import tiny_model
 
@@ -115,3 +119,23 @@ def test_plot(trained, tmp_path):
     relevance = class_relevance(trained, spectrograms, labels)
     plot_relevance(spectrograms[0], relevance[0], tmp_path / "map.png", title="a burst")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["ced", "passt", "ast"])
+def test_ticks_are_where_the_front_end_hears_a_tone(name, trained, tmp_path, monkeypatch):
+    """With each family's mel range and scale, and its hop on the time axis."""
+    from matplotlib.figure import Figure
+
+    features = {"ced": {**CED_FEATURES, "num_mel_bins": 64}, "passt": PASST_FEATURES, "ast": {}}
+    bank = ASTFeatureExtractor(**features[name]).filterbank
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    log_mel = bank(torch.zeros(bank.sampling_rate))
+    plot_relevance(log_mel, log_mel.T, tmp_path / "map.png", filterbank=bank)
+    axis = drawn[0].axes[0]
+    assert axis.get_xlim()[1] == pytest.approx(1, abs=0.03)
+    for place, text in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True):
+        hz = float(text.get_text())
+        if 500 <= hz < bank.highest_frequency:
+            tone = torch.sin(2 * math.pi * hz * torch.arange(8000) / bank.sampling_rate)
+            assert bank(tone).mean(dim=0).argmax() == pytest.approx(place, abs=1)

@@ -67,7 +67,7 @@ def expected_logits(model, extractor, waveforms) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A checkpoint, the files that the command made of it, and what the command printed."""
+    """A checkpoint, the files that the command made from it, and what it printed."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     folder = tmp_path_factory.mktemp("export")
@@ -174,7 +174,7 @@ def test_command_prints_differences_accuracy_and_speed(exported):
     assert re.search(r"accuracy drops by -?[\d.]+ points, [\d.]+ x as fast", printed)
 
 
-# Whether a waveform-in file pads or masks is settled when it is written.
+# Whether a waveform-in file pads or masks is fixed on export.
 @pytest.mark.parametrize(
     ("variant", "masked"), [("fp32", False), ("spectrogram", False), ("spectrogram", True)]
 )
@@ -257,7 +257,7 @@ def test_wrong_files(tmp_path, exported):
 
 
 def test_damaged_files_are_one_line(tmp_path, exported):
-    """Whatever is wrong: an answer or a ValueError that names the file."""
+    """Whatever is wrong: an answer, or a ValueError that names the file."""
     import onnx
 
     folder, _ = exported
@@ -303,7 +303,7 @@ def test_damaged_files_are_one_line(tmp_path, exported):
 
 
 def complaint(path, clip) -> str | None:
-    """What is said of a file that cannot be used."""
+    """The error about a file that cannot be used."""
     try:
         OnnxClassifier(path)(clip)
     except ValueError as error:

@@ -3,13 +3,16 @@
 import argparse
 import json
 import math
+import time
 import urllib.request
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -34,10 +37,11 @@ from modeling_ast import (
 )
 from modeling_ast.conversion_ast import CED_FEATURES, FAMILIES, KALDI_FEATURES, PASST_FEATURES
 from modeling_ast.token_merging_ast import merge_tokens
-from scripts.common.checkpoints import checkpoint_folder
+from scripts.common.checkpoints import DEFAULT_MODEL, checkpoint_folder
+from scripts.common.descendants import published_descendants
 from scripts.convert import main
 from scripts.publishing import fetching
-from scripts.publishing.descendants import descendant_config, published_descendants
+from scripts.publishing.descendants import descendant_config
 from scripts.training.options import FinetuneOptions
 from scripts.training.with_accelerate import finetune
 
@@ -98,9 +102,13 @@ def test_computes_what_the_authors_code_does(name):
     for samples in lengths or {len(waveform)}:
         suffix = f"_{samples}" if lengths else ""
         inputs = extractor(waveform[:samples], extractor.sampling_rate, return_tensors="pt")
-        if f"features{suffix}" in kept:
-            theirs = kept[f"features{suffix}"][: model.config.max_length]
-            close(inputs["input_values"][0, : len(theirs)], theirs, atol=1e-5)
+        # The three PaSSTs hear the same sounds: one file has the spectrograms.
+        spectrograms = golden("passt_s10") if family == "PaSST" else kept
+        if f"features{suffix}" in spectrograms:
+            theirs = spectrograms[f"features{suffix}"][: model.config.max_length]
+            close(inputs["input_values"][0, : len(theirs)], theirs, atol=1e-4)
+            # Another processor's FFT rounds differently; from here on, theirs.
+            inputs["input_values"][0, : len(theirs)] = torch.from_numpy(theirs)
         encoded = encoder_of(model)(**inputs)
         if f"logits{suffix}" in kept:
             close(model(**inputs).logits, kept[f"logits{suffix}"], atol=1e-5)
@@ -157,6 +165,48 @@ def test_ceds_hub_layout_and_wrappers_of_names_change_nothing(tmp_path):
         for name, tensor in expected.model.state_dict().items():
             assert torch.equal(result.model.state_dict()[name], tensor), name
         assert result.feature_extractor.bin_scale == expected.feature_extractor.bin_scale
+
+
+def changed(path: Path, name: str, change) -> Path:
+    """A golden model's weights after a change, in a file."""
+    with torch.serialization.safe_globals([argparse.Namespace, type(path)]):
+        content = torch.load(FAMILIES_GOLDEN / f"{name}.pth", weights_only=True)
+    state = content.get("model", content)
+    change(state)
+    torch.save(state, path)
+    return path
+
+
+def test_geometries_that_no_published_model_has(tmp_path):
+    def small_patches(state):
+        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][..., :8, :8].clone()
+
+    path = changed(tmp_path / "small.pth", "audiomae", small_patches)
+    config = convert_checkpoint(path, **HEADS).model.config
+    assert (config.trained_grid, config.patch_shape, config.time_stride) == ((16, 4), (8, 8), 8)
+
+    def twenty_seconds(state):
+        state["time_new_pos_embed"] = torch.randn(1, 24, 1, 200)
+
+    path = changed(tmp_path / "long.pth", "passt_s10", twenty_seconds)
+    result = convert_checkpoint(path, **HEADS)  # their 200 columns, of which the last is not used
+    assert (result.model.config.max_length, result.model.config.trained_grid[1]) == (2000, 199)
+    assert "Taken for 20 s, a spectrum every 10 ms; for a file with stfthop" in result.notes[-1]
+
+
+def test_what_a_config_beside_the_weights_says_counts(tmp_path):
+    path = changed(tmp_path / "pytorch_model.bin", "ced", lambda _: None)
+    config = {"num_heads": 3, "patch_stride": [16, 8]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert convert_checkpoint(path).model.config.time_stride == 8
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pooling": "dm"}))
+    with pytest.raises(ValueError, match="Its pooling is 'dm', a mean of probabilities over time"):
+        convert_checkpoint(path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "f_max": 7000}))
+    with pytest.raises(
+        ValueError, match=r"differ from those of 0 to 7000 Hz.* config\.json beside it"
+    ):
+        convert_checkpoint(path)
 
 
 def test_training_state_beside_the_weights_is_not_run(tmp_path):
@@ -217,7 +267,7 @@ def test_says_what_does_not_fit(tmp_path):
     state = torch.load(FAMILIES_GOLDEN / "ced.pth", weights_only=True)
     state["front_end.0.mel_scale.fb"] *= 2
     torch.save(state, path)
-    with pytest.raises(ValueError, match=r"mel filters differ from .*, 0 to 8000 Hz"):
+    with pytest.raises(ValueError, match=r"mel filters differ from those of 0 to 8000 Hz"):
         convert_checkpoint(path, **HEADS)
 
 
@@ -227,7 +277,7 @@ def test_says_what_does_not_fit(tmp_path):
 @pytest.mark.parametrize("name", ["passt_s10", "ced", "ssast_frame", "audiomae"])
 @torch.no_grad()
 def test_the_command_writes_what_the_pipeline_reads(name, tmp_path, capsys):
-    """ast-convert, Auto classes, pipeline: the weights bit-equal to those that were converted."""
+    """ast-convert, Auto classes, pipeline: weights bit-equal to the converted ones."""
     source, folder = FAMILIES_GOLDEN / f"{name}.pth", tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
         main([str(source), "--output", str(folder), "--num-attention-heads", "3"])
@@ -283,7 +333,7 @@ def test_weights_without_a_head_are_a_start(tmp_path, capsys):
     source = FAMILIES_GOLDEN / "ssast_frame_pretrained.pth"
     with pytest.raises(SystemExit):
         main([str(source), str(tmp_path / "out"), "--num-attention-heads=3"])
-    assert "no classification head: it is a start for fine-tuning" in capsys.readouterr().out
+    assert "no classification head: use it as a starting point" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [
         "ASTModel"
     ]
@@ -291,7 +341,7 @@ def test_weights_without_a_head_are_a_start(tmp_path, capsys):
     expected = converted("ssast_frame_pretrained").model
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.base_model.state_dict()[name], tensor), name
-    from scripts.inference.classifier import load_classifier
+    from scripts.inference.torch_engine import load_classifier
 
     with pytest.raises(ValueError, match="has no classification head: fine-tune it"):
         load_classifier(str(tmp_path / "out"))
@@ -652,21 +702,25 @@ def test_fine_tuning_starts_from_one_and_stays_one(tmp_path):
 
 
 def cache(monkeypatch, tmp_path) -> Path:
-    monkeypatch.setattr(fetching.constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
     return tmp_path / "hf" / "ast"
 
 
-def test_a_name_without_a_network_says_what_to_download(monkeypatch, tmp_path):
+def test_a_name_without_a_network_says_what_to_download(monkeypatch, tmp_path, capsys):
     folder = cache(monkeypatch, tmp_path)
     for name, file, page in [
         ("ced-tiny", "model.safetensors", "https://huggingface.co/mispeech/ced-tiny"),
         ("passt-s-kd-p16-s10-ap486", "passt-s-kd-ap.486.pt", "https://github.com/kkoutini/PaSST"),
         ("audiomae-base-ap473", "finetuned.pth", "https://drive.google.com/file"),
     ]:
+        started = time.perf_counter()
         with pytest.raises(ValueError, match="could not be fetched") as raised:
             checkpoint_folder(name)
+        assert time.perf_counter() - started < 2
         assert f"Download {file} from {page}" in str(raised.value)
         assert f"put it into {folder / name}" in str(raised.value)
+        assert str(raised.value).endswith(f"or a bundled one: {DEFAULT_MODEL}.")
+    assert capsys.readouterr().err == ""  # one line: the error's
     assert checkpoint_folder("someone/ced-tiny") == "someone/ced-tiny"
 
 
@@ -701,17 +755,19 @@ def test_a_name_is_fetched_converted_and_kept(monkeypatch, tmp_path, capsys):
     config, _ = descendant_config("ced-tiny")
     model = ASTForAudioClassification(config)
     save_file(ced_file(model), tmp_path / "model.safetensors")
+    monkeypatch.setattr(fetching, "can_reach", lambda _: True)
     monkeypatch.setattr(
-        fetching, "hf_hub_download", lambda repo, file: str(tmp_path / file) * (repo != "")
+        huggingface_hub, "hf_hub_download", lambda repo, file: str(tmp_path / file) * (repo != "")
     )
     found = checkpoint_folder("ced-tiny")
     said = capsys.readouterr().err
-    assert said.count("ced-tiny: ") == 1
+    assert len(said.splitlines()) == 1
     assert "ced-tiny: fetching https://huggingface.co/mispeech/ced-tiny, converting it" in said
     assert "licence is apache-2.0" in said
     assert found == str(folder / "ced-tiny" / "checkpoint")
     assert [path.name for path in (folder / "ced-tiny").iterdir()] == ["checkpoint"]
     assert (Path(found) / "README.md").is_file()
+    assert (Path(found) / "model.safetensors").stat().st_mode & 0o044 == 0o044  # for all users
     again = ASTForAudioClassification.from_pretrained(found)
     assert again.config.id2label == config.id2label
     assert torch.equal(again.classifier.dense.weight, model.classifier.dense.weight)
@@ -735,14 +791,17 @@ def test_what_was_put_by_hand_is_taken(monkeypatch, tmp_path, capsys):
 
 
 def test_an_address_is_downloaded_whole(monkeypatch, tmp_path):
+    folder = cache(monkeypatch, tmp_path)
     source = tmp_path / "weights.pt"
     source.write_bytes(b"weights")
     name = next(n for n, c in published_descendants().items() if "url" in c)
-    monkeypatch.setattr(fetching.constants, "HF_HUB_OFFLINE", False)
     opened = urllib.request.urlopen
     monkeypatch.setattr(
         fetching.urllib.request, "urlopen", lambda *_, **__: opened(source.as_uri())
     )
-    target = fetching._fetch(name, tmp_path / "cache" / "weights.pt")
+    target = fetching._fetch(name)
     assert target.read_bytes() == b"weights"
-    assert [path.name for path in target.parent.iterdir()] == ["weights.pt"]
+    assert list((folder / name).iterdir()) == [target]
+    source.unlink()
+    with pytest.raises(ValueError, match=r"could not be fetched: .*No such"):
+        fetching._fetch(name)

@@ -252,7 +252,7 @@ def test_a_long_max_length_that_clips_need_is_taken(extractor):
 
 def test_loudness_is_looked_at(extractor, caplog, monkeypatch):
     monkeypatch.setattr(levels_ast, "_warned", set())
-    with pytest.raises(ValueError, match=r"Clip 1 holds values up to 1e\+19, and full scale is 1"):
+    with pytest.raises(ValueError, match=r"Clip 1 holds values up to 1e\+19; full scale is 1"):
         extractor([clip(900), clip(900) / clip(900).max() * np.float32(1e19)], RATE)
     for integers in (np.arange(900), torch.arange(900), [np.arange(900)]):
         with pytest.raises(ValueError, match=r"holds integers of 64 bits.*astype\(numpy\.int16\)"):
@@ -265,7 +265,7 @@ def test_loudness_is_looked_at(extractor, caplog, monkeypatch):
             extractor(torch.from_numpy(clip(900) * 32768).int(), RATE)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
-    assert "integers as floats" in said[0]
+    assert "integers stored as floats" in said[0]
     assert "looks like 16-bit sound stored in 32-bit integers" in said[1]
 
 
@@ -282,10 +282,10 @@ def test_loudness_is_looked_at(extractor, caplog, monkeypatch):
         (np.zeros((0, 900)), "Got an empty batch, expected at least one clip"),
         (
             np.zeros((16000, 2)),
-            r"\(16000, 2\), which could be stereo.*average the channels, array\.mean\(axis=1\)\. "
+            r"\(16000, 2\), which looks like stereo.*average the channels, array\.mean\(axis=1\)\. "
             r"A batch is \(clips, samples\)",
         ),
-        (torch.zeros(16000, 2), r"\(16000, 2\), which could be stereo"),
+        (torch.zeros(16000, 2), r"\(16000, 2\), which looks like stereo"),
         ([np.zeros((2, 16000))], r"Clip 0 has shape \(2, 16000\).*Average the channels.*axis=0"),
         (np.zeros((2, 2, 900)), r"shape \(2, 2, 900\); expected one mono clip \(samples,\)"),
         (np.float32(1), r"shape \(\)|got float32"),
@@ -349,7 +349,7 @@ def test_bad_arguments(extractor, arguments, error, message):
 
 def test_unequal_clips_are_no_tensor(extractor):
     with pytest.raises(
-        ValueError, match=r"have \[1, 4\] frames and cannot be one tensor; use padding='longest'"
+        ValueError, match=r"have \[1, 4\] frames and do not fit one tensor; use padding='longest'"
     ):
         extractor([clip(400), clip(900)], RATE, padding=False, return_tensors="pt")
 

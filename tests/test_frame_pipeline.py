@@ -15,7 +15,9 @@ from modeling_ast.onnx_ast import OnnxClassifier
 from modeling_ast.pooling_ast import pool_scores
 from scripts import classify
 from scripts.data.annotations import read_annotations
+from scripts.inference import onnx_files
 from scripts.inference.classifier import Classifier
+from scripts.inference.options import ExportOptions
 
 from .conftest import TINY_MODEL, tiny_model
 
@@ -78,7 +80,7 @@ def test_one_window_is_what_the_model_says(frame_folder):
 
 
 def test_scores_do_not_jump_at_window_borders(frame_folder):
-    """Steps across borders of windows are like those inside of them."""
+    """Steps across windows' edges are like those inside them."""
     heard = Classifier(frame_folder).hear(noise(30.0))
     steps = np.abs(np.diff(heard.scores, axis=0)).max(axis=1)
     hop = 6  # columns: half of the 12 of a window
@@ -176,6 +178,16 @@ def test_window_pooling_of_a_classifier(tmp_path):
     model.config.window_pooling = None  # as of published checkpoints
     plain = pipeline("audio-classification", model=save(model, tmp_path / "plain"))
     assert {e["label"]: e["score"] for e in plain(sound, top_k=None)} == pytest.approx(mean)
+
+
+def test_the_export_command_takes_detectors(tmp_path, frame_folder, monkeypatch):
+    taken = []
+    monkeypatch.setattr(onnx_files, "export_onnx", lambda model, *_: taken.append(model) or {})
+    onnx_files.export_and_check(ExportOptions(checkpoint=frame_folder, output=tmp_path))
+    assert isinstance(taken[0], ASTForAudioFrameClassification)
+    options = ExportOptions(checkpoint=frame_folder, output=tmp_path, web=tmp_path / "web")
+    with pytest.raises(ValueError, match="is a detector: --check and --web are for classifiers"):
+        onnx_files.export_and_check(options)
 
 
 def test_what_ast_classify_writes_is_read_back(tmp_path, frame_folder, monkeypatch):

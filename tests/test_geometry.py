@@ -249,7 +249,7 @@ def test_half_precision_numbers_its_columns_exactly():
 
 @pytest.mark.slow
 def test_cost_follows_length():
-    """The base model's width, fewer layers; CPU time, which other work does not add to."""
+    """The base model's width, fewer layers; in CPU time, which other work does not affect."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = ASTForAudioClassification(ASTConfig(num_hidden_layers=3)).eval()

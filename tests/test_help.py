@@ -1,4 +1,4 @@
-"""`--help` of every command: what it says, and how soon."""
+"""`--help` of every command: its content and its speed."""
 
 import configparser
 import importlib

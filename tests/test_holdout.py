@@ -36,7 +36,7 @@ def test_each_class_gives_its_share(sizes, fraction, random):
 @settings(max_examples=60)
 @given(st.data())
 def test_groups_of_several_classes(data):
-    """Both parts keep every class that has two groups, where its groups are of one class each."""
+    """Both parts keep every class with two groups, if each group has one class."""
     count = data.draw(st.integers(2, 30))
     counters = st.dictionaries(st.integers(0, 4), st.integers(1, 9), min_size=1, max_size=3)
     groups = {key: Counter(data.draw(counters)) for key in range(count)}

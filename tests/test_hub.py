@@ -13,17 +13,24 @@ import pytest
 import soundfile
 import torch
 import transformers
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _http
 from transformers import Trainer, TrainingArguments, pipeline
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification, convert_checkpoint
+from modeling_ast import (
+    ASTConfig,
+    ASTForAudioClassification,
+    ASTForAudioFrameClassification,
+    ASTFrameConfig,
+    convert_checkpoint,
+)
 from scripts.common.bundled import hub_configs_folder
+from scripts.inference.run import model_version
 from scripts.publishing.repository import push, write_repository
 from scripts.push_to_hub import main
 
-from .conftest import GOLDEN, REPOSITORY
+from .conftest import GOLDEN, REPOSITORY, TINY_MODEL
 from .hub_server import HubServer
 
 TOKEN = "hf_averysecrettoken"
@@ -41,7 +48,7 @@ COMPLETE |= {"model.safetensors", "README.md"}
 
 @pytest.fixture(scope="module")
 def run_folder(native_folder, tmp_path_factory) -> Path:
-    """What a training command leaves."""
+    """What a training command writes."""
     folder = tmp_path_factory.mktemp("my_sounds")
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
     model = ASTForAudioClassification.from_pretrained(native_folder, **names)
@@ -57,7 +64,7 @@ def run_folder(native_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub of our own, which this process is logged in to."""
+    """Our own Hub, which this process is logged in to."""
     with HubServer({TOKEN: "someone"}) as server:
         address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -182,7 +189,7 @@ def test_a_descendant_is_computed_by_our_code_or_not_at_all(hub, tmp_path):
     del without_code["auto_map"]
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text(json.dumps(without_code))
-    script = f"""
+    refusals = f"""
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 for load in (
     lambda: AutoModelForAudioClassification.from_pretrained("someone/ced", trust_remote_code=False),
@@ -197,16 +204,13 @@ for load in (
         text = str(error)
         print("trust_remote_code" in text, "`ast-family`" in text)
 """
-    lines = in_clean_process(script, hub, tmp_path / "plain", with_package=False)
-    assert lines == ["True False"] * 3 + ["False True"]
-
     waveform = (0.3 * np.sin(0.1 * np.arange(20000))).astype(np.float32)
     inputs = converted.feature_extractor(waveform, 16000, return_tensors="pt")
     with torch.no_grad():
         expected = converted.model(**inputs).logits[0].tolist()
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     for module, options, start in (
-        ("transformers_modules", {"trust_remote_code": True}, ""),
+        ("transformers_modules", {"trust_remote_code": True}, refusals),
         ("modeling_ast", {}, "import modeling_ast"),
     ):
         script = f"""
@@ -226,8 +230,42 @@ import hashlib, pathlib
 print(hashlib.sha256(pathlib.Path("again/model.safetensors").read_bytes()).hexdigest())
 """
         lines = in_clean_process(script, hub, tmp_path / module, with_package=not options)
+        if start == refusals:
+            assert lines[:4] == ["True False"] * 3 + ["False True"]
+            lines = lines[4:]
         assert eval(lines[0]) == pytest.approx(expected, abs=1e-6)
         assert lines[1:] == [module, weights]
+
+
+def test_a_detector_travels(hub, tmp_path):
+    """Its card's own examples: with the code in the repository, and with the package."""
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
+    config = ASTFrameConfig(**{**TINY_MODEL, "num_labels": len(LABELS)}, **names)
+    model = ASTForAudioFrameClassification(config).eval()
+    with torch.no_grad():
+        model.frame_classifier.dense.bias[:] = torch.tensor(
+            [-3.0, 3.0] + [-3.0] * (len(LABELS) - 2)
+        )
+    model.save_pretrained(tmp_path / "checkpoint")
+    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
+    extractor.save_pretrained(tmp_path / "checkpoint")
+    push(tmp_path / "checkpoint", "someone/detector")
+    files = hub.files("someone/detector")
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    assert files["model.safetensors"] == weights.read_bytes()
+    card = files["README.md"].decode()
+    assert f"gives each of {len(LABELS)} kinds of sound a score every 0.1 s" in card
+    assert "rejects the model type `ast-frame-classification`." in card
+
+    remote, packaged = examples(hub, "someone/detector")  # none for plain transformers
+    script = remote + "print(type(model).__module__.partition('.')[0], type(model).__name__)"
+    answer, kind = in_clean_process(script, hub, tmp_path / "remote", with_package=False)
+    assert answer == f"torch.Size([12, {len(LABELS)}]) {LABELS[1]}"
+    assert kind == "transformers_modules ASTForAudioFrameClassification"
+    (event,) = in_clean_process(packaged, hub, tmp_path / "packaged", with_package=True)
+    start, end, label, score = event.split()
+    assert (float(start), float(end), label) == (0.0, 1.0, LABELS[1])
+    assert float(score) > 0.9
 
 
 @pytest.mark.slow
@@ -310,7 +348,7 @@ def test_a_first_push_that_breaks_leaves_no_empty_repository(hub, run_folder, br
 
 
 def pushing_fails(arguments: list[str], capsys) -> str:
-    """The one line that the command ends with."""
+    """The command's last line."""
     with pytest.raises(SystemExit) as exit_:
         main(arguments)
     assert exit_.value.code == 2
@@ -409,7 +447,7 @@ def test_a_card_of_ones_own_stays(run_folder, tmp_path):
 
 
 def test_a_card_without_its_run_is_never_made_poorer(tmp_path):
-    """The bundled checkpoint has a card that was written from a run which is not there."""
+    """The bundled checkpoint's card was written from a run that is not included."""
     bundled = hub_configs_folder() / "ast-tiny-esc10"
     files = write_repository(bundled, tmp_path, "someone/ten-sounds")
     text = (bundled / "README.md").read_text()
@@ -421,16 +459,31 @@ def test_a_card_without_its_run_is_never_made_poorer(tmp_path):
         assert picture.relative_to(bundled) in files
 
 
-def test_every_snippet_of_the_bundled_card_runs(tmp_path):
-    bundled = hub_configs_folder() / "ast-tiny-esc10"
+@pytest.mark.parametrize("name", ["ast-tiny-audioset", "ast-tiny-esc10"])
+def test_every_snippet_of_a_bundled_card_runs(tmp_path, name):
+    bundled = hub_configs_folder() / name
     soundfile.write(tmp_path / "sound.wav", 0.1 * np.ones(16000, np.float32), 16000)
     snippets = re.findall(r"```python\n(.*?)```", (bundled / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
-    for snippet in snippets:
-        program = snippet.replace('"ast-tiny-esc10"', repr(str(bundled)))
-        subprocess.run(
-            [sys.executable, "-c", program],
-            check=True,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        )
+    # In one process, plain transformers first; each with its own namespace.
+    programs = [snippet.replace(f'"{name}"', repr(str(bundled))) for snippet in snippets]
+    subprocess.run(
+        [sys.executable, "-c", f"for program in {programs!r}: exec(program, {{}})"],
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+def test_results_are_of_one_commit(hub, run_folder, tmp_path, monkeypatch):
+    """A model replaced on the Hub is another one, with or without a network later."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    push(run_folder, "someone/replaced")
+    refs = hub.repositories["someone/replaced"].refs
+    before = model_version("someone/replaced")
+    assert before == refs["main"]
+    HfApi().upload_file(path_or_fileobj=b"new", path_in_repo="note", repo_id="someone/replaced")
+    after = model_version("someone/replaced")
+    assert after == refs["main"] != before
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert model_version("someone/replaced") == after

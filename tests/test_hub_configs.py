@@ -12,9 +12,10 @@ from feature_extraction import ASTFeatureExtractor, load_audio
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts.common.bundled import hub_configs_folder, read_label_names
 from scripts.common.checkpoints import checkpoint_folder
+from scripts.common.descendants import published_descendants
 from scripts.convert import main
 from scripts.publishing.cards import check_card, published_checkpoints
-from scripts.publishing.descendants import descendant_files, published_descendants
+from scripts.publishing.descendants import descendant_files
 from scripts.publishing.published import published_files
 
 from .conftest import GOLDEN, REPOSITORY, shared
@@ -182,12 +183,13 @@ def test_bundled_checkpoints_are_small_and_loadable():
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_bundled_checkpoint_is_found_by_name(tmp_path, monkeypatch, installed):
-    """Beside the commands, as a wheel lays it out, and beside `scripts`, as in a checkout."""
+    """Next to the commands, as in a wheel, and next to `scripts`, as in a checkout."""
     package = tmp_path / "place" / ("ast_scripts" if installed else "scripts")
     configs = (package if installed else package.parent) / "hub_configs"
     (configs / "ast-tiny").mkdir(parents=True)
     (configs / "ast-tiny" / "model.safetensors").touch()
     (configs / "ast-without-weights").mkdir()
+    (configs / "published_descendants.yaml").write_text("{}")
     package.mkdir(exist_ok=True)
     monkeypatch.setattr("scripts.common.bundled.__file__", str(package / "common" / "bundled.py"))
     assert hub_configs_folder() == configs

@@ -1,4 +1,4 @@
-"""ast-index and ast-teach, from sounds on the disk to a checkpoint that tells them apart."""
+"""ast-index and ast-teach, from sound files to a checkpoint that tells them apart."""
 
 import base64
 import csv
@@ -83,7 +83,7 @@ def test_an_index_holds_every_window_as_the_model_hears_it(index_folder, field, 
 
 
 def test_an_interrupted_index_resumes(field, native_folder, index_folder, tmp_path, monkeypatch):
-    """Each recording is in the parts once, and the index is that of one run without a break."""
+    """Each recording is in the parts once, and the index equals that of an uninterrupted run."""
     folder = tmp_path / "index"
     options = IndexOptions(
         sounds=[str(field)], output=folder, model=str(native_folder), hop_length_s=LENGTH
@@ -136,7 +136,7 @@ index.main()
 
 @pytest.mark.slow
 def test_two_processes_one_killed(native_folder, field, index_folder, tmp_path):
-    """A restart indexes what the killed one had not done."""
+    """A restart indexes what the killed process had not."""
     (tmp_path / "main.py").write_text(KILLED)
     folder = tmp_path / "index"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -272,7 +272,7 @@ def test_examples(word, expected):
 
 @pytest.mark.parametrize("kind", ["exclusive", "independent"])
 def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tmp_path, kind):
-    """transformers' own classes compute the logits that the lesson promised."""
+    """transformers' own classes compute the lesson's logits."""
     options = TeachOptions(
         index=index_folder, marks=[str(marks)], output=tmp_path / "taught", labels=kind
     )
@@ -292,7 +292,7 @@ def test_what_is_taught_is_an_ordinary_checkpoint(index_folder, field, marks, tm
     model = native.ASTForAudioClassification.from_pretrained(tmp_path / "taught").eval()
     head = run.head_of(classifier)
     windows = list(classifier.windows(index.sounds[0]))
-    values = torch.cat([window.features["input_values"] for window in windows])
+    values = torch.cat([window.content["input_values"] for window in windows])
     with torch.inference_mode():
         logits = model(values).logits.numpy()
     mine = index.sound_of_window == 0
@@ -365,7 +365,7 @@ def test_annotations_of_other_programs_teach(index_folder, field, tmp_path, kind
 
 
 def test_teaching_from_annotations_alone(index_folder, field, tmp_path, capsys):
-    """A row that is wrong is named; a track without rows says that nothing is heard."""
+    """An invalid row is reported; a track without rows means that nothing can be heard."""
     folder = tmp_path / "annotations"
     folder.mkdir()
     for path in sorted(field.glob("*.flac")):
@@ -385,7 +385,7 @@ def test_teaching_from_annotations_alone(index_folder, field, tmp_path, capsys):
 
 
 def test_background_and_queues(index_folder, field, marks, tmp_path):
-    """A detector with a background; what it would like to know next is not marked yet."""
+    """A detector with a background; what it asks for next is not marked yet."""
     some = [mark for mark in read_marks(marks) if not mark.file.endswith(("_9.flac", "_10.flac"))]
     few = tmp_path / "few.csv"
     write_marks(few, some)
@@ -492,7 +492,7 @@ def true_label(stretch: Stretch) -> str:
 
 
 def test_the_loop_finds_marks_and_teaches(bench, field, tmp_path):
-    """An example, its likes marked, then queues: with every lesson it asks less."""
+    """An example, similar windows marked, then queues: every lesson leaves less to ask."""
     example = bench.classifier.hear(str(field / "high_0.flac")).embeddings
     found = bench.find(example, 4)
     assert true_label(found[0]) == "high"

@@ -133,7 +133,7 @@ def test_labels_of_minus_100_are_left_out(smoothing):
     torch.testing.assert_close(
         classification_loss(logits, multi, label_smoothing=smoothing), (each * mask).sum() / 17
     )
-    # A value like any other where values are learnt.
+    # In a regression, a value like any other.
     torch.testing.assert_close(
         classification_loss(logits, torch.full((6, 3), -100.0), "regression"),
         (logits + 100).square().mean(),

@@ -30,7 +30,7 @@ def scored_clips(draw, multi_label: bool):
 
 
 def by_scikit_learn(scores, targets, weights=None) -> dict[str, float]:
-    """The set of `compute_metrics`; classes without positives (and negatives) left out by hand."""
+    """`compute_metrics` by scikit-learn, without classes that lack positives (or negatives)."""
     num_labels = scores.shape[1]
     is_multi_label = targets.ndim == 2
     relevant = targets if is_multi_label else np.eye(num_labels, dtype=int)[targets]

@@ -35,7 +35,7 @@ EVALUATION = {
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder as training and evaluation leave it."""
+    """A run folder, as after training and evaluation."""
     names = {"id2label": dict(enumerate(ESC10)), "label2id": {n: i for i, n in enumerate(ESC10)}}
     folder = tmp_path / "esc10_fold5"
     tiny_model(**names).save_pretrained(folder / "checkpoint")

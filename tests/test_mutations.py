@@ -17,11 +17,8 @@ from transformers import AutoFeatureExtractor, pipeline
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from modeling_ast.export_ast import export_onnx
 from modeling_ast.onnx_ast import OnnxClassifier
 from modeling_ast.weights_ast import check_json_files
-
-from .conftest import tiny_model
 
 NUMBER = int(os.environ.get("AST_MUTATIONS", "40"))
 SOUND = np.random.default_rng(0).uniform(-0.5, 0.5, 4000).astype(np.float32)
@@ -31,7 +28,7 @@ VALUES = [
     *(0.5, -0.0, 1e-300, 1e300, float("nan"), float("inf"), -float("inf")),
     *([], [1], ["a", None], [[[]]], {}, {"0": "a"}, {"a": 1}, {"0": {"0": {}}}, [1] * 1000),
 ]
-# Names that a base class of config or extractor gives a meaning to.
+# Names with a meaning in a base class of config or extractor.
 OTHER_NAMES = sorted(
     {*dir(ASTConfig()), *dir(ASTFeatureExtractor())}
     | {
@@ -47,7 +44,7 @@ OTHER_NAMES = sorted(
 
 
 def mutated(content: dict, generator: random.Random) -> str:
-    """The JSON text of settings of which something is wrong."""
+    """The JSON text of settings with something wrong."""
     content = json.loads(json.dumps(content))
     kind = generator.randrange(10)
     if kind == 0:
@@ -67,7 +64,7 @@ def mutated(content: dict, generator: random.Random) -> str:
 
 
 def check(what: str, use, *arguments) -> None:
-    """Works, or is refused as a user's mistake is: a short sentence that can be printed."""
+    """Works, or is refused like a user's mistake: with a short, printable sentence."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -116,12 +113,11 @@ def test_mutated_settings(native_folder, tmp_path, file):
         check(what, classify, folder)
 
 
-def test_mutated_onnx_files(tmp_path):
+def test_mutated_onnx_files(tmp_path, tiny_onnx):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128)
-    path = export_onnx(tiny_model(), extractor, tmp_path, ["spectrogram"])["spectrogram"]
-    original = path.read_bytes()
+    path = tmp_path / "model.onnx"
+    original = tiny_onnx.read_bytes()
     proto = onnx.load_from_string(original)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     for seed in range(NUMBER // 2):

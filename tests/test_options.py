@@ -128,7 +128,7 @@ def test_help_shows_groups_and_defaults():
 
 
 def command(arguments: Toy) -> int:
-    """As a command of ours."""
+    """Like one of our commands."""
     if arguments.top_k == 4:
         raise ValueError("No\nsuch file.")
     if arguments.top_k == 5:

@@ -1,4 +1,4 @@
-"""The original AST code's checkpoints: in, out, and refused where they do not fit."""
+"""The original AST code's checkpoints: read, written, and refused if they do not fit."""
 
 import json
 import pickle

@@ -133,7 +133,7 @@ def test_pinned_set_covers_the_requirements():
 
 
 def test_lowest_set_is_admitted_by_setup_cfg():
-    """`make lowest` makes it anew after a bound is raised."""
+    """`make lowest` regenerates it after a bound is raised."""
     pinned = pins("constraints-lowest.txt")
     for name, lowest in requirements().items():
         if lowest:

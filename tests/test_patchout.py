@@ -1,4 +1,4 @@
-"""Patchout: what is dropped, what never is, and that evaluation knows nothing of it."""
+"""Patchout: what is dropped, what never is, and that evaluation is unaffected."""
 
 import pytest
 import torch

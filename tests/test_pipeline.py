@@ -209,7 +209,7 @@ def test_top_k_of_construction_is_kept(native_folder, clip):
 
 
 def test_columns_of_datasets(classifier, tmp_path):
-    """Stored sound is read by us, although `datasets` would decode it, with torchcodec."""
+    """We read stored sound ourselves, although `datasets` would decode it with torchcodec."""
     path = str(write_parquet(tmp_path / "train.parquet", 2))
     options = {"split": "train", "cache_dir": str(tmp_path)}
     dataset = load_dataset("parquet", data_files=path, **options).cast_column("audio", Audio())
@@ -236,7 +236,7 @@ def test_tuples_and_nothing(classifier, clip):
 
 
 def test_a_masked_clip_shorter_than_a_patch(native_folder, clip):
-    """Its one patch of 16 frames is the first one of any longer padding."""
+    """Its only patch of 16 frames is the first one under any longer padding."""
     classifier = pipeline("audio-classification", model=str(native_folder), top_k=None)
     classifier.feature_extractor.return_attention_mask = True
     alone = classifier(clip[:300])
@@ -362,7 +362,7 @@ def test_other_models_get_the_stock_behaviour(tmp_path, clip):
             assert len(found) == 2
             for one, other in zip(found, expected, strict=True):
                 assert_same(one, other)
-    # What the stock pipeline does not take or does not know, it does not here either.
+    # What the stock pipeline does not take or know, this one does not either.
     assert_same(ours(clip, chunk_length_s=0.1), stock(clip, chunk_length_s=0.1))
     for call in (ours, stock):
         with pytest.raises(ValueError, match="single channel"):

@@ -1,4 +1,4 @@
-"""Runs that are killed, or cannot save, and resume: the weights are those of an undisturbed run."""
+"""Runs that are killed, or cannot save, and resume end with an undisturbed run's weights."""
 
 import json
 import multiprocessing
@@ -17,7 +17,7 @@ from . import training_runs
 from .conftest import REPOSITORY, TINY_RECIPE
 from .sounds import write_answers, write_class_folders
 
-# Everything that has a state: order, mixing, augmentation, patchout, average, best epoch, workers.
+# Everything with state: order, mixing, augmentation, patchout, average, best epoch, workers.
 SETTINGS = {
     **TINY_RECIPE,
     "num_epochs": 3,  # of 3 steps
@@ -41,7 +41,7 @@ DOORS = ("ast-finetune-accelerate", "ast-finetune")
 
 @pytest.fixture(scope="module")
 def start():
-    """Start a command in a process forked from one that has everything imported: -> its process."""
+    """Start a command in a process forked from one with everything imported; returns it."""
     os.environ.setdefault("PYTHONPATH", str(REPOSITORY))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.training_runs"])

@@ -1,4 +1,4 @@
-"""Run folders of somebody else: nothing in them runs, whatever file is replaced by a pickle."""
+"""Other people's run folders: nothing in them runs, whichever file is replaced by a pickle."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from .conftest import TINY_RECIPE
 from .sounds import write_class_folders
 
 DOORS = (with_accelerate, with_trainer)
-# What Accelerate and Trainer would look for, and earlier versions of ours did.
+# What Accelerate and Trainer look for, and what our earlier versions did.
 OLD_NAMES = (
     *("custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin", "random_states_0.pkl"),
     *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin"),
@@ -45,7 +45,7 @@ def poison(file: Path, marker: Path) -> None:
 
 
 def seal(state: Path) -> None:
-    """Make the checksums right again, as whoever changes a state on purpose would."""
+    """Correct the checksums, as anyone who tampers with a state would."""
     sealed = json.loads((state / "progress.json").read_text())
     files = {p.name: zlib.crc32(p.read_bytes()) for p in state.iterdir()}
     del files["progress.json"]
@@ -57,7 +57,7 @@ def seal(state: Path) -> None:
 
 @pytest.fixture(scope="module", params=DOORS, ids=lambda door: door.__name__.split("_")[-1])
 def interrupted(request, tmp_path_factory):
-    """A door and a function that copies a run of it that was stopped in its second epoch."""
+    """A command, and a function that copies a run of it stopped in its second epoch."""
     folder = tmp_path_factory.mktemp("interrupted")
     options = FinetuneOptions(
         **{**TINY_RECIPE, "ema_decay": 0.9, "num_epochs": 2, "save_steps": 1},

@@ -147,7 +147,7 @@ with torch.no_grad():
 
 
 def test_an_older_transformers_is_named(our_folder, tmp_path):
-    """With a stand-in for it: code that travels is imported where nobody ran pip for it."""
+    """With a stand-in for it: travelling code is imported where pip never checked anything."""
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers/__init__.py").write_text("__version__ = '4.57.3'")
     shutil.copytree(our_folder, tmp_path / "checkpoint")

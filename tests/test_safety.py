@@ -1,4 +1,4 @@
-"""What comes from others is not trusted: pickles, configs, names, archives, code."""
+"""Other people's files are not trusted: pickles, configs, names, archives, code."""
 
 import ast
 import contextlib
@@ -169,7 +169,7 @@ def test_settings_do_not_replace_methods(native_folder, tmp_path, name):
     "content", ["[]", "null", '"a"', "{", '{"auto_map": 1}', '{"model_type": []}', "[" * 10**5]
 )
 def test_files_that_hold_no_settings(native_folder, tmp_path, content):
-    """transformers expects none, so they are looked at before it reads them."""
+    """transformers does not expect any, so we check before it reads them."""
     for file in ("config.json", "preprocessor_config.json"):
         folder = checkpoint(native_folder, tmp_path / file)
         (folder / file).write_text(content)

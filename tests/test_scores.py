@@ -1,4 +1,4 @@
-"""scores_from_logits: what a problem type makes of logits."""
+"""scores_from_logits: from logits to scores, by problem type."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A state of weights that are cut up over processes: saved, and dealt out again."""
+"""A state of sharded weights: saved, and distributed again."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def test_sharded_state(tmp_path):
 
 
 def train(seed: int) -> tuple:
-    """A model cut up over the processes, its optimizer and schedule, after two steps."""
+    """A model sharded over the processes, its optimizer and schedule, after two steps."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

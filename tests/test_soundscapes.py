@@ -1,4 +1,4 @@
-"""Soundscapes: events where they are said to be, at the level they are said to have."""
+"""Soundscapes: events are where the annotations say, at the requested level."""
 
 from itertools import pairwise
 
@@ -50,7 +50,7 @@ def test_events_of_one_label_that_overlap_are_one():
 
 
 def test_soundscapes_train_a_detector(tmp_path):
-    """Folds are kept, and what is written is what `--annotations` reads."""
+    """Folds are kept, and `--annotations` reads what is written."""
     for fold in (1, 2):
         write_parquet(tmp_path / "clips" / f"fold{fold}.parquet", 3, seed=fold, fold=fold)
     options = MixOptions(

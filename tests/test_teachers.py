@@ -1,6 +1,7 @@
 """Learning from a teacher: stored and online answers, what is mixed, the losses, the checkpoint."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,16 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from feature_extraction import ASTFeatureExtractor, AudioDecodingError
 from modeling_ast import ASTForAudioClassification
+from scripts import classify
+from scripts.benchmark import benchmark
+from scripts.benchmarks.agreement import agreement, groups_of
+from scripts.common.bundled import read_label_names
 from scripts.data.answers import FileAnswers, read_answers
 from scripts.data.batches import Collator
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.distil import Student, soft_loss
 from scripts.training.options import FinetuneOptions
+from scripts.training.start import open_data
 from scripts.training.steps import parts_of, training_loss
 from scripts.training.teachers import OnlineTeacher, Teacher
 
@@ -228,6 +234,16 @@ def test_sound_without_labels_is_learnt_from_a_model(sounds, model, tmp_path, ca
         assert set(config.id2label.values()) == set(PITCHES)
 
 
+def test_other_answers_are_another_run(sounds, tmp_path):
+    file = write_answers(tmp_path / "answers.parquet", sounds)
+    options = FinetuneOptions(dataset=str(sounds), teacher=[file])
+    before = open_data(options).fingerprint
+    assert open_data(options).fingerprint.digest == before.digest
+    write_answers(tmp_path / "answers.parquet", sounds, names=False)
+    (difference,) = open_data(options).fingerprint.differences(before.to_json() | {})
+    assert difference.startswith(f"{file} ")
+
+
 def test_labels_without_names_cannot_be_a_checkpoints(sounds, tmp_path):
     nameless = write_answers(tmp_path / "nameless.parquet", sounds, names=False)
     with pytest.raises(ValueError, match="name them"):
@@ -323,8 +339,48 @@ def test_teachers_that_do_not_fit(sounds, answers, tmp_path):
         ({"teacher": [str(tmp_path / "none.parquet")]}, "No such file of a teacher's answers"),
         ({"teacher": [str(tmp_path / "others.parquet")]}, "--teacher_key names a column"),
         ({"teacher": [answers, "ast-tiny-esc10"]}, "files of answers or models, not both"),
-        ({"teacher": [answers], "teacher_labels": "audioset"}, "2 numbers, and there are 527"),
+        ({"teacher": [answers], "teacher_labels": "audioset"}, "2 numbers, but there are 527"),
         ({"teacher_column": "logit"}, "no column 'logit'"),
     ):
         with pytest.raises(ValueError, match=message):
             run(with_accelerate, sounds, tmp_path / "run", **settings)
+
+
+# Agreement
+
+
+def test_agreement_by_hand():
+    """Four clips, two labels: the student ranks one label right and the other wrong."""
+    teacher = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.7], [0.3, 0.4]])
+    student = np.array([[0.9, 0.3], [0.7, 0.2], [0.2, 0.1], [0.6, 0.1]])
+    found = agreement(student, teacher, ["a", "b"], 0.5)
+    # b: true of one clip, which shares the last two of four ranks: precision 1 / 4.
+    expected = {"clips": 4, "labels": 2, "mean_average_precision": (1 + 1 / 4) / 2, "top_1": 0.5}
+    assert found == {"all": pytest.approx(expected), "all labels": pytest.approx(expected)}
+
+
+def test_groups_of_audiosets_labels():
+    names = read_label_names("audioset")
+    groups = groups_of(names)
+    assert sorted(index for indices in groups.values() for index in indices) == list(range(527))
+    for label, group in (
+        ("Sneeze", "human sounds"), ("Purr", "animals"), ("Violin, fiddle", "music"),
+        ("Rain on surface", "natural sounds"), ("Chainsaw", "sounds of things"),
+        ("Rustle", "source-ambiguous sounds"), ("White noise", "environment and background"),
+    ):  # fmt: skip
+        assert names.index(label) in groups[group]
+
+
+def test_a_student_that_is_its_own_teacher_agrees(sounds, model, tmp_path, capsys):
+    output = tmp_path / "answers"
+    with pytest.raises(SystemExit):
+        classify.main([str(sounds), "--model", model, "--output", str(output), "--logits"])
+    answers = str(output / "answers.parquet")
+    result = tmp_path / "agreement.json"
+    options = ["--teacher", answers, "--threshold", "0.34", "--json", str(result)]
+    benchmark(["agreement", model, str(sounds), *options])
+    assert re.search(r"all  .* 24 .* 1\.000 +100\.0%", capsys.readouterr().out)
+    found = json.loads(result.read_text())["agreement"]["all"]
+    assert (found["mean_average_precision"], found["top_1"]) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="they must be the same"):
+        benchmark(["agreement", "ast-tiny-esc10", str(sounds), "--teacher", answers])

@@ -67,7 +67,7 @@ def test_a_figure_and_an_array(tmp_path):
 
 
 def test_a_long_sound_is_a_heat_map(tmp_path):
-    """Hundreds of windows are rows of colours, not curves on one another."""
+    """Hundreds of windows become rows of colours, not overlapping curves."""
     sound = np.random.default_rng(0).uniform(-0.1, 0.1, 300 * RATE).astype(np.float32)
     found = heard(300.0)
     figure = plot_timeline(sound, RATE, found, tmp_path / "page.png", found.events(EventRules()))
@@ -86,7 +86,7 @@ def test_a_long_sound_is_a_heat_map(tmp_path):
 
 
 def test_names_are_text(tmp_path):
-    """A name with dollars is no formula, one with control characters no trouble."""
+    """A name with dollars is not a formula, and control characters do no harm."""
     names = ["a $x$ $\\frac{ _b", "\x1b]0;title\x07"]
     spans, scores = [(0.0, 2.0), (1.0, 3.0)], np.array([[0.9, 0.6], [0.2, 0.9]], np.float32)
     for windows in (1, 30):  # curves, heat map

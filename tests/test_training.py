@@ -14,15 +14,16 @@ from transformers.models.audio_spectrogram_transformer import (
 )
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTForAudioClassification, ASTModel
 from scripts.data.fingerprint import Fingerprint
 from scripts.data.labelled import open_labelled_audio
 from scripts.data.options import LabelledOptions
+from scripts.training import run as training_run
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.optimisation import learning_rate_factor, make_average, parameter_groups
 from scripts.training.options import FinetuneOptions
 from scripts.training.run_folder import RunFolder
-from scripts.training.start import choose_trained_weights, open_data
+from scripts.training.start import choose_trained_weights, describe_device, open_data
 
 from .conftest import TINY_RECIPE
 from .sounds import write_class_folders, write_parquet
@@ -101,6 +102,57 @@ def test_frozen_parts(tiny, trained, expected):
     assert sum(len(g["params"]) for g in parameter_groups(model, 0.1, 0.01)) == expected
 
 
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("trained", ["head", "linear"])
+def test_a_frozen_encoder_hears_each_clip_once(
+    door, trained, sounds, tmp_path, monkeypatch, capsys
+):
+    """All epochs use its embeddings; the result equals that of running it on every clip."""
+    heard = []
+    forward = ASTModel.forward
+
+    def counting(self, input_values, *args, **kwargs):
+        heard.append(len(input_values))
+        return forward(self, input_values, *args, **kwargs)
+
+    monkeypatch.setattr(ASTModel, "forward", counting)
+    settings = {"time_mask": 0, "frequency_mask": 0, "num_epochs": 4, "trained": trained}
+    # All clips in one step, so that their order is nothing.
+    settings |= {"batch_size": 24, "max_length": 64, "evaluation_fraction": 0.25}
+    once = run(door, sounds, tmp_path / "once", **settings)
+    assert sum(heard) == 24
+    assert "it runs only once per clip" in capsys.readouterr().out
+    monkeypatch.setattr(training_run, "is_constant", lambda *_: False)
+    often = run(door, sounds, tmp_path / "often", **settings)
+    assert sum(heard) == 24 + 4 * 24
+    for name, weight in often.items():
+        torch.testing.assert_close(once[name], weight, atol=1e-5, rtol=1e-4)
+    records = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("once", "often")
+    ]
+    for first, second in zip(*records, strict=True):
+        assert first["evaluation_loss"] == pytest.approx(second["evaluation_loss"], abs=1e-5)
+        assert first["train_loss"] == pytest.approx(second["train_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"mixup_rate": 0.5}, {"time_roll": 3}, {"max_length": 32}])
+def test_what_is_random_is_heard_anew(sounds, tmp_path, settings, capsys):
+    frozen = {"trained": "linear", "time_mask": 0, "frequency_mask": 0, "max_length": 64}
+    run(with_accelerate, sounds, tmp_path / "run", **{**frozen, "num_epochs": 1, **settings})
+    assert "only once per clip" not in capsys.readouterr().out
+
+
+def test_a_torch_for_gpus_without_one_is_mentioned(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert describe_device() == ""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert describe_device().startswith("Training on the CPU: this torch is built for CUDA 13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert describe_device() == ""
+
+
 def test_moving_average():
     model = nn.Linear(1, 1, bias=False)
     average = make_average(model, FinetuneOptions(ema_decay=0.9))
@@ -156,7 +208,7 @@ def test_lora_checkpoint_is_an_ordinary_one(door, sounds, tmp_path):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_early_stopping(door, sounds, tmp_path):
-    """Nothing learnt: the first epoch stays the best, and two more are the patience."""
+    """Nothing is learned: the first epoch stays the best, and patience is two more."""
     settings = {"learning_rate": 0.0, "best_metric": "accuracy", "early_stopping_epochs": 2}
     run(door, sounds, tmp_path / "run", num_epochs=6, **settings)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -300,7 +352,7 @@ def test_other_statistics_are_other_data(tmp_path):
     near = ASTFeatureExtractor(mean=-6.5000001, std=5.0)
     open_run(**run).settle_statistics(near)
     assert near.mean == -6.5  # the run's own, to the bit
-    with pytest.raises(ValueError, match=r"log-mel mean was -6\.5000; it is -6\.4000 now"):
+    with pytest.raises(ValueError, match=r"log-mel mean was -6\.5000; now it is -6\.4000"):
         open_run(**run).settle_statistics(ASTFeatureExtractor(mean=-6.4, std=5.0))
 
 

@@ -1,4 +1,4 @@
-"""Clips longer than the model hears at once: which windows are read, bags of them, whole clips."""
+"""Clips longer than the model's input: which windows are read, bags of them, whole clips."""
 
 import io
 import json
@@ -30,7 +30,7 @@ DOORS = (with_accelerate, with_trainer)
 
 
 def counting_sound(samples: int) -> np.ndarray:
-    """Each sample tells where it is; 24 bits hold it."""
+    """Each sample encodes its position, in 24 bits."""
     return (np.arange(samples) / 2**20).astype(np.float32)
 
 
@@ -51,7 +51,7 @@ def noise_row(samples: int, seed: int = 0, label: int = 0) -> dict:
 
 
 def places(waveform: torch.Tensor) -> np.ndarray:
-    """Where in its sound each sample of a `counting_sound` was."""
+    """The position of each sample of a `counting_sound`."""
     return np.round(waveform.numpy() * 2**20).astype(int)
 
 
@@ -170,7 +170,7 @@ def test_only_the_windows_are_decoded(monkeypatch):
 
 
 def test_a_file_that_ends_before_its_header_says(monkeypatch):
-    """What is there is used, as it would be of a short file."""
+    """What is there is used, as with a short file."""
     monkeypatch.setattr("scripts.data.batches.audio_duration", lambda *_: 500.0)
     clip = Collator(EXTRACTOR, 2, windows_per_clip=4).decode(row_of(20_000), torch.Generator())
     assert places(clip.waveform).tolist() == list(range(WINDOW))

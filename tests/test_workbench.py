@@ -1,4 +1,4 @@
-"""Marks, heads, queues, thresholds: from what people say to a detector, on made-up embeddings."""
+"""Marks, heads, queues, thresholds: from marks to a detector, on synthetic embeddings."""
 
 import json
 
@@ -120,7 +120,7 @@ def test_a_mark_is_on_the_disk_at_once_and_can_be_taken_back(tmp_path):
     assert read_marks(path) == book.marks
     assert book.undo() == Mark("x, y.wav", 1.0, 2.5, "rain")
     assert read_marks(path) == [Mark("x.wav", 0.0, 1.0, "bark")]
-    # Somebody's editor left no newline at the end.
+    # Some editor left no newline at the end.
     path.write_text(path.read_text().rstrip("\n"))
     book.add(Mark("z.wav", None, None, "background"))
     assert len(read_marks(path)) == 2
@@ -327,7 +327,7 @@ def test_too_few_marks_get_an_honest_answer():
 
 
 def test_windows_of_one_recording_count_as_one():
-    """Forty windows of four recordings promise no more than four recordings do."""
+    """Forty windows from four recordings promise no more than four recordings."""
     scores, there = np.linspace(1, 0, 80)[:, None], (np.arange(80) < 40).astype(float)[:, None]
     (apart,) = choose_thresholds(scores, there, np.arange(80), ["bark"], Wish(0.9))
     (same,) = choose_thresholds(scores, there, np.arange(80) // 10, ["bark"], Wish(0.9))

@@ -1,4 +1,4 @@
-"""Fine-tuning commands in processes of their own that end in the middle, at a chosen point.
+"""Fine-tuning commands in separate processes that end in the middle, at a chosen point.
 
 As a program, for torchrun: `python -m tests.training_runs INTERRUPTION COMMAND ARGUMENT …`
 """
@@ -32,7 +32,7 @@ def interrupt(interruption: str, run: str) -> None:
     write:n     SIGKILL when a half of the n-th file of a state has been written
     rename:n    SIGKILL when the n-th folder has all its files, before it gets its name
     tidy:n      SIGKILL at the n-th folder that is to be removed
-    full:n      from step n on there is no room for files of more than 20 kB
+    full:n      from step n, the disk is full for files larger than 20 kB
     missing:n   the run folder is deleted in step n
     """
     what, _, number = interruption.partition(":")

@@ -1,7 +1,7 @@
 // A recording or the microphone -> windows of the model's length -> labels, all in this browser.
 //
 // The windows, and the mean over them, are those of the Python pipeline: each as long as the model,
-// every half of one; less than 10 ms beyond a window belongs to it; each counts by its length.
+// overlapping by half; less than 10 ms beyond a window belongs to it; each counts by its length.
 
 const SHOWN_LABELS = 5;
 const element = (id) => document.getElementById(id);
@@ -10,7 +10,7 @@ const model = await (await fetch("model.json")).json(); // labels, samplingRate,
 const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map(); // id -> [resolve, reject]
 let nextId = 0;
-let listening = null; // what stops the microphone
+let listening = null; // stops the microphone
 
 worker.onmessage = ({ data }) => {
   if (data.ready) return ready();
@@ -180,7 +180,7 @@ element("microphone").onclick = async () => {
       recent.copyWithin(0, data.length);
       recent.set(data, recent.length - data.length);
       heard += data.length;
-      if (busy) return; // a slow machine answers less often; it never falls behind
+      if (busy) return; // a slow machine answers less often, but never falls behind
       busy = true;
       const samples = recent.slice(Math.max(0, recent.length - heard));
       const { probabilities } = await classifyWindow(samples);

@@ -100,7 +100,7 @@ def _native_model(args: FinetuneOptions, data: LabelledAudio, folder: Path) -> A
     return native.ASTForAudioClassification.from_pretrained(folder / "start")
 
 
-def _featurised(rows, extractor) -> tuple[Tensor, Tensor]:
+def _featurised(rows: Any, extractor: Any) -> tuple[Tensor, Tensor]:
     """All clips in memory: input_values (N, T, F), labels (N,)."""
     features, labels = [], []
     for row in rows:

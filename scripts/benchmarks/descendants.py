@@ -3,6 +3,7 @@
 import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
@@ -29,8 +30,9 @@ def benchmark_descendants(options: DescendantsOptions) -> None:
     memory: dict[str, int] = {}
     torch.set_num_threads(options.threads or 1)
     for name in options.models:
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            seconds[name], memory[name] = pool.apply(_measure, (name, options))
+        # An executor: a Pool would wait forever for a process that was killed for its memory.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as executor:
+            seconds[name], memory[name] = executor.submit(_measure, name, options).result()
     report(
         f"CPU time for clips of {options.clip_length_s:g} s, one at a time, waveform to logits",
         seconds,

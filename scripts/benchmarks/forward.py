@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,14 +30,7 @@ _GEMM_SIZE = 2048
 
 
 def _config(options: SizeOptions) -> ASTConfig:
-    return ASTConfig(
-        hidden_size=options.hidden_size,
-        num_attention_heads=max(options.hidden_size // 64, 1),
-        intermediate_size=4 * options.hidden_size,
-        num_hidden_layers=options.num_hidden_layers,
-        max_length=options.max_length,
-        num_labels=527,
-    )
+    return ASTConfig(**options.config_fields, num_labels=527)
 
 
 def _both_models(
@@ -266,10 +260,27 @@ def benchmark_cold(options: ColdOptions) -> None:
             command = [sys.executable, "-c", program, str(checkpoint), str(sound)]
             subprocess.run(command, check=True, capture_output=True)
 
+        peak_mib: dict[str, int] = {}
+
+        def classify(name: str, model: Path) -> None:
+            package = __package__.rpartition(".")[0]
+            words = [sys.executable, "-m", f"{package}.classify", str(sound), "--model", str(model)]
+            quiet = subprocess.DEVNULL
+            process = subprocess.Popen(words, stdout=quiet, stderr=quiet)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise RuntimeError(f"{' '.join(words)} failed")
+            peak_mib[name] = round(usage.ru_maxrss / 1024)
+
         cases: dict[str, Callable[[], object]] = {
             "stock pipeline": lambda: run("", "sys.argv[2]" if has_ffmpeg else _DECODED),
             "ours": lambda: run("import modeling_ast\n", "sys.argv[2]"),
+            "ast-classify": lambda: classify("ast-classify", checkpoint),
         }
+        if options.onnx is not None:
+            onnx_file = options.onnx
+            cases["ast-classify, ONNX file"] = lambda: classify("ast-classify, ONNX", onnx_file)
         seconds = measure(cases, options.repeats)
     report(
         "first label in a new process",
@@ -277,5 +288,6 @@ def benchmark_cold(options: ColdOptions) -> None:
         dict.fromkeys(cases, 1),
         "run",
         options.json,
+        peak_memory_in_MiB=peak_mib,
         stock_pipeline_reads=("the file, by ffmpeg" if has_ffmpeg else "samples (no ffmpeg here)"),
     )

@@ -6,6 +6,7 @@ embeddings  (clips, D)   of a labelled data set, from one checkpoint, computed o
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ def _embed(options: "MarkedOptions") -> dict[str, Any]:
     classifier = Classifier(options.checkpoint)
     rows: list[tuple[int, str, str]] = []
 
-    def sounds():
+    def sounds() -> Iterator[tuple[int, Any, int]]:
         for split in options.splits:
             for row in open_stream(options.dataset, split):
                 group = row[options.group_column] if options.group_column else len(rows)

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
+from ..data.options import LabelledOptions
 from ..workbench.calibration import Wish
 
 
@@ -27,6 +29,17 @@ class SizeOptions(RepeatedOptions):
     max_length: int = setting(
         1024, "the model's length in frames of 10 ms", at_least=16, group="the model"
     )
+
+    @property
+    def config_fields(self) -> dict[str, int]:
+        """The size as fields of an `ASTConfig`, ours or native."""
+        return {
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": max(self.hidden_size // 64, 1),
+            "intermediate_size": 4 * self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "max_length": self.max_length,
+        }
 
 
 @dataclass
@@ -60,6 +73,7 @@ class LengthsOptions(SizeOptions):
 
 @dataclass
 class ColdOptions(SizeOptions):
+    onnx: Path | None = setting(None, "also ast-classify with this ONNX file")
     repeats: int = setting(5, "measurements per case", at_least=1, group="the run")
 
 
@@ -131,6 +145,19 @@ class MergingOptions(RepeatedOptions):
 
 
 @dataclass
+class AgreementOptions(CommonOptions):
+    checkpoint: str = setting("", "the student: folder, bundled or Hub name", positional="1")
+    dataset: str = setting("", "sounds, as in ast-finetune; labels are not needed", positional="1")
+    split: str = setting("train", "the dataset's split")
+    teacher: list[str] = setting([], "Parquet files of the teacher's answers, instead of a column")
+    teacher_column: str = setting("logits", "column of the dataset with the teacher's logits")
+    teacher_labels: str = setting("audioset", "names of the teacher's labels, if not in the file")
+    source_column: str = setting("source", "column that says where a sound is from")
+    sources: list[str] = setting([], "only sounds of these sources; default: all")
+    threshold: float = setting(0.5, "the teacher's probability that counts as true")
+
+
+@dataclass
 class MarkedOptions(Options):
     checkpoint: str = setting("", "embedding model: folder or Hub name", positional="1")
     dataset: str = setting("", "labelled clips, as in ast-finetune", positional="1")
@@ -184,3 +211,98 @@ class LoopOptions(RepeatedOptions):
     width: int = setting(192, "of an embedding", at_least=2)
     marks: int = setting(1000, "marked windows, two per recording", at_least=20)
     labels: int = setting(10, "different labels", at_least=2)
+
+
+@dataclass
+class DetectionOptions(CommonOptions):
+    dataset: str = setting("", "labelled clips with folds, to make soundscapes of", positional="1")
+    model: str = setting(DEFAULT_MODEL, "start of both, which was not trained on the held-out fold")
+    output: Path = setting(
+        Path("runs/detection"),
+        "folder for sounds and runs; what is there already is not made again",
+        metavar="FOLDER",
+    )
+    models: list[str] = setting(
+        ["frames", "windows"], "which to train and measure", choices=("frames", "windows")
+    )
+    evaluation_fold: str = setting("5", "the fold held out, of the column fold")
+    soundscape_s: float = setting(45.0, "length of a soundscape", group="soundscapes")
+    mixtures_per_fold: int = setting(60, "soundscapes of each fold", group="soundscapes")
+    max_clips: int = setting(6, "events in one, at most, of different classes", group="soundscapes")
+    num_epochs: int = setting(1, "passes over them", at_least=1, group="training")
+    windows_per_clip: int = setting(
+        4, "windows of each per epoch, which are a step", at_least=1, group="training"
+    )
+    learning_rate: float = setting(3e-4, "peak", group="training")
+    frequency_patchout: int = setting(
+        4, "patch rows dropped in training", at_least=0, group="training"
+    )
+    median_filter_s: float = setting(0.5, "of the scores, before events", at_least=0)
+    seed: int = setting(0, "of soundscapes, windows and training", group="training")
+
+
+@dataclass
+class WeakOptions(CommonOptions):
+    checkpoint: str = setting("", "the encoder: folder, bundled or Hub name", positional="1")
+    dataset: str = setting(
+        "", "recordings of one length, with one label and a fold each", positional="1"
+    )
+    events: str = setting("", "when their events are, for the oracle: see --annotations")
+    evaluation_fold: str = setting("5", "the fold held out, of the column fold")
+    embeddings: Path | None = setting(None, "keep them in this file, or take them from it")
+    seeds: int = setting(5, "runs of each way", at_least=1, group="training")
+    steps: int = setting(300, "of the head, over all recordings", at_least=1, group="training")
+    learning_rate: float = setting(1e-2, "peak", group="training")
+
+
+@dataclass
+class HoursOptions(CommonOptions):
+    checkpoints: list[str] = setting(
+        [], "checkpoints; default: models of random weights, see --models", positional="*"
+    )
+    models: list[str] = setting(
+        ["tiny-128-10", "tiny-128-16", "tiny-64-16", "small-64-16", "base-64-16"],
+        "SIZE-MEL_BINS-STRIDE of each: tiny, small or base",
+    )
+    hops: list[str] = setting(
+        ["half hop", "whole hop"], "of windows", choices=("half hop", "whole hop")
+    )
+    minutes: int = setting(1, "files of a minute each", at_least=1)
+    int8: bool = setting(True, "also as 8-bit ONNX files")
+    onnx: Path | None = setting(None, "folder of the 8-bit files: kept, or taken from it")
+    stock: bool = setting(True, "also the stock pipeline")
+    tagger: bool = setting(True, "also a convolutional tagger")
+    repeats: int = setting(2, "measurements of each case", at_least=1, group="the run")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for model in self.models:
+            size, *numbers = model.split("-")
+            is_known = size in ("tiny", "small", "base") and len(numbers) == 2
+            if not is_known or not all(number.isdigit() for number in numbers):
+                raise ValueError(f"--models: expected such as tiny-64-16, got {model!r}.")
+
+
+@dataclass
+class ProcessesOptions(CommonOptions):
+    model: str = setting(DEFAULT_MODEL, "checkpoint or ONNX file", positional="?")
+    speed: str = setting("exact", "as in ast-classify", choices=("exact", "fast", "fastest"))
+    processes: list[int] = setting([1, 2], "how many", at_least=1)
+    minutes: int = setting(8, "files of a minute each", at_least=1)
+    repeats: int = setting(2, "measurements of each case", at_least=1, group="the run")
+
+
+@dataclass
+class SpeedOptions(LabelledOptions):
+    checkpoint: str = setting("", "a classifier: folder, bundled or Hub name", positional="1")
+    dataset: str = setting("", "labelled clips, as in ast-finetune", positional="1")
+    ways: list[str] = setting(
+        ["compile", "dynamic8", "static", "openvino"],
+        "beside PyTorch, ONNX Runtime and its 8-bit file; OpenVINO where it is installed",
+        choices=("compile", "dynamic8", "static", "openvino", "none"),
+    )
+    clips: int = setting(400, "at most", at_least=1)
+    timed: int = setting(8, "clips of a timed run", at_least=1)
+    threads: int | None = setting(None, "CPU threads; default: torch's choice", at_least=1)
+    repeats: int = setting(5, "measurements of each case", at_least=1)
+    json: Path | None = setting(None, "also write all the measurements here")

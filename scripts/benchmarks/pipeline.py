@@ -32,11 +32,7 @@ def benchmark_pipeline(options: PipelineOptions) -> None:
     decoded beforehand, and that time is not counted.
     """
     config = native.ASTConfig(
-        hidden_size=options.hidden_size,
-        num_attention_heads=max(options.hidden_size // 64, 1),
-        intermediate_size=4 * options.hidden_size,
-        num_hidden_layers=options.num_hidden_layers,
-        max_length=options.max_length,
+        **options.config_fields,
         num_labels=527,
         id2label={index: f"class {index}" for index in range(527)},
     )

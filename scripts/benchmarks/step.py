@@ -50,11 +50,7 @@ def benchmark_train(options: TrainOptions) -> None:
 def _training_step(case: int, options: TrainOptions) -> Callable[[], object]:
     torch.manual_seed(0)
     config = ASTConfig(
-        hidden_size=options.hidden_size,
-        num_attention_heads=max(options.hidden_size // 64, 1),
-        intermediate_size=4 * options.hidden_size,
-        num_hidden_layers=options.num_hidden_layers,
-        max_length=options.max_length,
+        **options.config_fields,
         time_patchout=options.time_patchout if case == 2 else 0,
         frequency_patchout=options.frequency_patchout if case == 2 else 0,
         num_labels=10,

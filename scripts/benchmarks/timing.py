@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from transformers.models.audio_spectrogram_transformer import (
@@ -17,12 +17,14 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from modeling_ast import ASTConfig
 
-from .options import CommonOptions
-
 _SHORTEST_S = 0.2  # shortest measurement
 
 
-O = TypeVar("O", bound=CommonOptions)  # noqa: E741
+class _HasThreads(Protocol):
+    threads: int | None
+
+
+O = TypeVar("O", bound=_HasThreads)  # noqa: E741
 
 
 def on_threads(run: Callable[[O], None]) -> Callable[[O], None]:
@@ -90,10 +92,18 @@ def report(
         units: how many units (clips, steps …) one run of each case handles.
         unit: their name, in the singular.
         json_path: where to write the JSON; None: nowhere.
-        extra: figures to print below the table, and to write.
+        extra: figures to print and write: a column if there is one per case, else below the table.
     """
     print(f"{title}; " + ", ".join(f"{key} {value}" for key, value in machine().items() if value))
-    print(f"{'':44}{'ms/' + unit:>11}{'min':>11}{'max':>11}{unit + 's/s':>10}{'faster':>9}")
+    columns = {
+        name.replace("_", " "): value
+        for name, value in extra.items()
+        if isinstance(value, Mapping) and value.keys() == seconds.keys()
+    }
+    print(
+        f"{'':44}{'ms/' + unit:>11}{'min':>11}{'max':>11}{unit + 's/s':>10}{'faster':>9}"
+        + "".join(f"  {name}" for name in columns)
+    )
     rows: list[dict] = []
     first: float | None = None
     for name, runs in seconds.items():
@@ -112,9 +122,11 @@ def report(
         print(
             f"{name:44}{median:11.3f}{min(per_unit):11.3f}{max(per_unit):11.3f}"
             f"{1000 / median:10.1f}{first / median:8.1f}x"
+            + "".join(f"{value[name]:{len(head) + 2}g}" for head, value in columns.items())
         )
     for name, value in extra.items():
-        print(f"{name.replace('_', ' ')}: {value}")
+        if name.replace("_", " ") not in columns:
+            print(f"{name.replace('_', ' ')}: {value}")
     if json_path:
         json_path.write_text(
             json.dumps({"title": title, "machine": machine(), "cases": rows, **extra}, indent=2)

@@ -1,6 +1,6 @@
 """Checkpoints by name: a folder, one bundled with the commands, or one on the Hub.
 
-    checkpoint_folder("ast-tiny-esc10")     -> its folder in hub_configs
+    checkpoint_folder("ast-tiny-audioset")  -> its folder in hub_configs
     resolve_checkpoint(name)                -> what to give to `from_pretrained`
 
 Nothing here imports torch or transformers.
@@ -14,9 +14,10 @@ import urllib.request
 from pathlib import Path
 
 from .bundled import hub_configs_folder
+from .descendants import published_descendants
 
-DEFAULT_MODEL = "ast-tiny-esc10"  # in hub_configs: no network is needed
-_PATIENCE_S = 1.5  # for the Hub to accept a connection
+DEFAULT_MODEL = "ast-tiny-audioset"  # in hub_configs: no network is needed
+_PATIENCE_S = 1.5  # for a host to accept a connection
 
 
 def bundled_checkpoints() -> dict[str, Path]:
@@ -39,10 +40,8 @@ def checkpoint_folder(name: str) -> str:
     bundled = bundled_checkpoints()
     if name in bundled:
         return str(bundled[name])
-    descendants = hub_configs_folder() / "published_descendants.yaml"
-    if descendants.is_file() and f"\n{name}: " in descendants.read_text(encoding="utf-8"):
-        # Imported here: it needs torch, and other names do not.
-        from ..publishing.fetching import fetch_checkpoint
+    if name in published_descendants():
+        from ..publishing.fetching import fetch_checkpoint  # which imports this file
 
         return fetch_checkpoint(name)
     return name
@@ -62,18 +61,19 @@ def resolve_checkpoint(name: str) -> str:
         return str(local)
     is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
     if is_path or not name.strip():
-        raise ValueError(f"No such checkpoint folder: {name}. {_what_works_offline()}")
-    if _hub_is_reachable():
+        raise ValueError(f"No such checkpoint folder: {name}. {what_works_offline()}")
+    from huggingface_hub import constants, snapshot_download
+
+    if can_reach(constants.ENDPOINT):
         return name
-    from huggingface_hub import snapshot_download
     from huggingface_hub.utils import HFValidationError, LocalEntryNotFoundError
 
     try:
         return snapshot_download(name, local_files_only=True)
     except (LocalEntryNotFoundError, HFValidationError):
         raise ValueError(
-            f"The checkpoint {name} is neither a folder nor bundled, and the Hub cannot be reached "
-            f"to look for it there. {_what_works_offline()}"
+            f"The checkpoint {name} is neither a folder nor bundled, and the Hub cannot be "
+            f"reached to look for it there. {what_works_offline()}"
         ) from None
 
 
@@ -88,18 +88,22 @@ def check_checkpoints(*names: str | None) -> None:
             resolve_checkpoint(name)
 
 
-def _what_works_offline() -> str:
+def what_works_offline() -> str:
+    """The sentence that ends every message about a checkpoint that is not here."""
     names = ", ".join(bundled_checkpoints())
     return f"Without a network, give a checkpoint's folder or a bundled one: {names}."
 
 
-def _hub_is_reachable() -> bool:
-    """Whether the Hub, or the proxy in front of it, accepts connections."""
+def can_reach(url: str) -> bool:
+    """Whether its host, or the proxy on the way to it, accepts a connection within 1.5 s.
+
+    Nothing is reachable where the variables that keep `transformers` off the network are set.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":
         return False
-    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    address = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(address.scheme)
     if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
         address = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")

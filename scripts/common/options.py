@@ -186,7 +186,7 @@ class _Parser(argparse.ArgumentParser):
             if _kind(options, field).of is bool and not field.metadata["positional"]
         ]
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(list(self._spelt(words)), namespace)
 

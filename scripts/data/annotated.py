@@ -27,7 +27,7 @@ from ..common.options import did_you_mean
 from .annotations import Annotation, read_annotations
 from .fingerprint import ClassFingerprint, Fingerprint, checksum, short_name
 from .holdout import NO_LABEL, hold_out
-from .labelled import LabelledAudio, _labels, _name, _sound_key
+from .labelled import LabelledAudio, _labels, _sound_key, sound_name
 from .options import LabelledOptions
 from .sources import data_files, hub_revision, open_sounds, open_stream
 
@@ -44,14 +44,17 @@ def open_annotated_audio(
     Args:
         dataset: see above.
         annotations: file or folder, see `read_annotations`.
-        options: columns and parts, as for `open_labelled_audio`.
+        options: columns and parts, as for `open_labelled_audio`; with the same split for training
+            and evaluation all of it is for evaluation.
         label_column: of the annotations, if it has an unusual name.
 
     Raises:
         ValueError: as for `read_annotations` and `open_labelled_audio`. Skipped rows are logged.
     """
     splits = [options.train_split]
-    if options.evaluation_split is not None:
+    # A whole split is measured: it is not a part of another.
+    is_whole = options.evaluation_split == options.train_split
+    if options.evaluation_split is not None and not is_whole:
         splits.append(options.evaluation_split)
     if (options.fold_column is None) != (options.evaluation_fold is None):
         raise ValueError("--fold_column and --evaluation_fold belong together.")
@@ -63,10 +66,10 @@ def open_annotated_audio(
     feature = (streams[0].features or {}).get(options.label_column)
     for number, stream in enumerate(streams):
         for row in stream:
-            name = _name(row, options.audio_column)
+            name = sound_name(row, options.audio_column)
             if name in recordings:
                 raise ValueError(f"{dataset} holds {name} twice; names tell recordings apart here.")
-            recordings[name] = _read_recording(row, number == 1, options, feature)
+            recordings[name] = _read_recording(row, is_whole or number == 1, options, feature)
     found = read_annotations(
         annotations, recordings, lambda name: recordings[name].duration, label_column
     )
@@ -93,7 +96,7 @@ def open_annotated_audio(
             content = checksum(short_name(name), recording.events, label)
             classes[label].add(content, is_train=not recording.is_held_out)
     for is_held_out, title in ((False, "train"), (True, "evaluation")):
-        if not clips[is_held_out]:
+        if not clips[is_held_out] and (is_held_out or not is_whole):
             raise ValueError(
                 f"There are no annotated recordings in the {title} part of {dataset}. Check the "
                 "split, fold, group or fraction."
@@ -173,7 +176,7 @@ def _hold_out(recordings: dict[str, _Recording], options: LabelledOptions) -> No
 def _open_recordings(dataset: str, split: str, options: LabelledOptions) -> IterableDataset:
     """Also accepts a folder that holds only sounds."""
     if stream := open_sounds(dataset, options.audio_column):
-        if options.evaluation_split is not None:
+        if options.evaluation_split not in (None, options.train_split):
             raise ValueError(f"{dataset} is a folder of sounds and has no splits.")
         return stream
     return open_stream(dataset, split, options.dataset_config, options.audio_column)
@@ -195,13 +198,13 @@ def _label_name(value: Any, feature: Any) -> str:
 
 
 def _is_among(row: Row, audio_column: str, names: Mapping[str, Any]) -> bool:
-    return _name(row, audio_column) in names
+    return sound_name(row, audio_column) in names
 
 
 def _keep(
     row: Row, audio_column: str, recordings: Mapping[str, _Recording], index: Mapping[str, int]
 ) -> Row:
-    name = _name(row, audio_column)
+    name = sound_name(row, audio_column)
     recording = recordings[name]
     events = recording.events
     return {

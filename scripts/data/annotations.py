@@ -44,6 +44,17 @@ class Annotation(NamedTuple):
     label: str
 
 
+def without_overlaps(annotations: Iterable[Annotation]) -> list[Annotation]:
+    """By start; of one label, those that overlap or touch as one."""
+    merged: list[Annotation] = []
+    for event in sorted(annotations, key=lambda event: (event.label, event.start)):
+        if merged and merged[-1].label == event.label and event.start <= merged[-1].end:
+            merged[-1] = merged[-1]._replace(end=max(merged[-1].end, event.end))
+        else:
+            merged.append(event)
+    return sorted(merged)
+
+
 class _Row(NamedTuple):
     """A row as written in a file."""
 

@@ -1,14 +1,14 @@
-"""A teacher's stored answers, found for the very stretch of sound that a student hears.
+"""Finds a teacher's stored answers for the exact stretch of sound that a student gets.
 
     columns     of the data set: the whole sound's logits, its embedding
-    files       Parquet, a row per sound or per stretch of one: what `ast-classify --logits` writes,
-                or anybody: sound (or file, name, path), offset or start, length, end or duration in
+    files       Parquet, a row per sound or stretch of one, from `ast-classify --logits` or
+                elsewhere: sound (or file, name, path), offset or start, length, end or duration in
                 seconds, logits, embedding
 
     answer      targets (labels,) and embedding (D,) as one vector (labels + D,)
 
-A vector is a list of numbers or the bytes of float16 numbers. Targets are probabilities, so that
-answers to several stretches can be averaged, and those of mixed sounds mixed, like any labels.
+A vector is a list of numbers or the bytes of float16 numbers. Targets are probabilities, so answers
+to several stretches can be averaged, and those of mixed sounds mixed, like any labels.
 """
 
 import json
@@ -39,13 +39,13 @@ Span = tuple[float, float]  # seconds
 
 @dataclass
 class Answers:
-    """What a teacher said of sounds.
+    """A teacher's answers to sounds.
 
     Args:
-        num_labels: of its logits; 0 where there are only embeddings.
-        embedding_size: 0 where there are only logits.
-        activation: "sigmoid", each label by itself, or "softmax": from logits to probabilities.
-        label_names: of the logits, where they are known.
+        num_labels: of its logits; 0 if there are only embeddings.
+        embedding_size: 0 if there are only logits.
+        activation: from logits to probabilities: "sigmoid", each label by itself, or "softmax".
+        label_names: of the logits, if known.
         temperature: logits are divided by it.
     """
 
@@ -59,7 +59,7 @@ class Answers:
         """The answer (labels + D,) to some stretches of a row's sound together.
 
         Raises:
-            AudioDecodingError: when there is none.
+            AudioDecodingError: if there is none.
         """
         logits, embeddings, weights = self._found(row, spans)
         share = torch.from_numpy(weights / weights.sum()).float()[:, None]
@@ -80,7 +80,7 @@ def probabilities(logits: Tensor, activation: str | None, temperature: float = 1
 
 @dataclass
 class ColumnAnswers(Answers):
-    """Answers that lie in the data set, one per row, whatever part of it is heard."""
+    """Answers in the data set itself, one per row, whichever part of the sound is used."""
 
     def _found(self, row: Row, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         vectors = []
@@ -101,8 +101,8 @@ class FileAnswers(Answers):
     Args:
         where: the files, for messages.
         logits, embeddings: (rows, labels), (rows, D).
-        spans: (rows, 2), seconds; to infinity where an answer is to the whole sound.
-        rows: by key; of names also their short forms, None where several sounds have one.
+        spans: (rows, 2), seconds; to infinity if an answer is for the whole sound.
+        rows: by key; names also have short forms, with None if several sounds share one.
     """
 
     where: str = ""
@@ -142,7 +142,7 @@ def read_vector(value: Any) -> np.ndarray:
 
 
 def is_answers(name: str) -> bool:
-    """Whether a name means files of answers, and no model."""
+    """Whether a name means files of answers rather than a model."""
     path = Path(name)
     if path.is_dir():
         return not (path / "config.json").exists() and any(path.glob("*.parquet"))
@@ -150,10 +150,10 @@ def is_answers(name: str) -> bool:
 
 
 def answer_files(names: Sequence[str]) -> list[Path]:
-    """The Parquet files that names of files, folders or globs mean.
+    """The Parquet files given by names of files, folders or globs.
 
     Raises:
-        ValueError: for one that means none.
+        ValueError: if one of them matches none.
     """
     files: list[Path] = []
     for name in names:
@@ -166,11 +166,11 @@ def answer_files(names: Sequence[str]) -> list[Path]:
 
 
 def read_answers(names: Sequence[str], key_column: str | None = None) -> FileAnswers:
-    """A teacher's answers from Parquet files, see above; all files are one teacher's.
+    """A teacher's answers from Parquet files, see above; all files belong to one teacher.
 
     Args:
         names: files, folders or globs.
-        key_column: that tells the sounds apart, instead of their names.
+        key_column: identifies sounds, instead of their names.
 
     Raises:
         ValueError: for files without the columns or with vectors of unequal length.
@@ -231,7 +231,7 @@ def _index(names: Sequence[str], with_forms: bool) -> dict[str, list[int] | None
 
 
 def _matrix(table: pyarrow.Table, column: str, where: str) -> np.ndarray:
-    """A column of vectors as (rows, n); (rows, 0) where there is no such column."""
+    """A column of vectors as (rows, n); (rows, 0) if there is no such column."""
     if column not in table.column_names:
         return np.empty((len(table), 0), np.float32)
     vectors = [read_vector(value) for value in _values(table[column])]
@@ -251,7 +251,7 @@ def _values(column: pyarrow.ChunkedArray) -> Any:
 
 
 def _spans(table: pyarrow.Table) -> np.ndarray:
-    """When each answer is from and to, in seconds."""
+    """Start and end of each answer, in seconds."""
 
     def first(names: Sequence[str], default: float) -> np.ndarray:
         found = next((name for name in names if name in table.column_names), None)

@@ -13,9 +13,10 @@ are concatenated in its waveform, and a batch of such clips has one more axis:
 For annotated rows, {"events": [[start, end, class index], …]}, the labels are those of a frame
 model's columns:
 
-    frames      labels (B, columns, classes), clip_labels (B, classes); -1 where unknown
+    frames      labels (B, columns, classes), clip_labels (B, classes); -1 where unknown;
+                in bags all N windows' columns, one behind the other, (B, N * columns, classes)
 
-Where a teacher has answered, or is to hear what the student hears, a batch has, too:
+If a teacher has answered, or is to answer online, a batch also has:
 
     answers     teacher_targets (B, its labels), teacher_embeddings (B, D)
     sounds      teacher_waveforms (B, samples), teacher_samples (B,), teacher_keys (B,): the same
@@ -234,15 +235,16 @@ class Collator:
             heard.append((start, start + len(sound) / (slower * rate)))
         if not windows:
             sound = load_audio(row["audio"], round(slower * rate), duration=window_s)
-            starts, windows = [0.0], [torch.from_numpy(sound)]
+            windows = [torch.from_numpy(sound)]
             heard = [(0.0, len(sound) / (slower * rate))]
+        label = self._label(row, [start for start, _ in heard], [len(w) for w in windows])
         waveform = windows[0]
         if len(windows) > 1:
             size = self._window_samples
             waveform = torch.cat([pad(w, (0, size - len(w))) for w in windows])
         return Clip(
             waveform,
-            self._label(row, starts[0], len(waveform)),
+            label,
             row.get("clip", -1),
             None if self.answers is None else self.answers(row, heard),
             # 63 bits: a tensor holds it
@@ -253,7 +255,8 @@ class Collator:
     def _window_samples(self) -> int:
         return self.feature_extractor.filterbank.samples_used(self.feature_extractor.max_length)
 
-    def _label(self, row: dict[str, Any], start: float, samples: int) -> Tensor:
+    def _label(self, row: dict[str, Any], starts: list[float], samples: list[int]) -> Tensor:
+        """Of a clip whose windows begin at `starts`, in seconds, and hold so many samples."""
         label = torch.tensor(row["label"])
         if self.frames is None and not label.ndim and not self.mixup_rate:
             return label
@@ -261,19 +264,42 @@ class Collator:
         target[label.long()] = 1.0
         if self.frames is None:
             return target
-        rate = self.feature_extractor.sampling_rate
-        frames, step = self.frames, self.frames.time_stride
-        num_frames = self.feature_extractor.filterbank.num_frames(samples)
-        columns = count_columns(num_frames, step, frames.patch_frames)
-        targets = np.full((columns, self.num_labels), _UNKNOWN, np.float32)
+        of_columns = [
+            self._column_targets(row["events"], *window)
+            for window in zip(starts, samples, strict=True)
+        ]
+        if len(of_columns) > 1:  # all but the last are full; in a bag that one is padded
+            full = self._columns(self._window_samples)
+            of_columns = [_fitted_columns(targets, full) for targets in of_columns]
         if row["events"] is not None:
-            spans = column_spans(columns, step, frames.patch_frames, duration=samples / rate)
-            events = [(begin - start, end - start, int(of)) for begin, end, of in row["events"]]
-            targets = frame_targets(events, spans, self.num_labels)
-            if frames.unmarked_is_unknown:
-                targets[~targets.any(axis=1)] = _UNKNOWN
-            target.fill_(_UNKNOWN)  # known for the whole clip, not for this window
-        return torch.cat([torch.from_numpy(targets), target[None]])
+            target.fill_(_UNKNOWN)  # known for the whole clip, not for these windows
+        return torch.cat([*of_columns, target[None]])
+
+    def _columns(self, samples: int) -> int:
+        """Of a frame model, that hold nothing but sound."""
+        assert self.frames is not None
+        num_frames = self.feature_extractor.filterbank.num_frames(samples)
+        return count_columns(num_frames, self.frames.time_stride, self.frames.patch_frames)
+
+    def _column_targets(
+        self, events: list[list[float]] | None, start: float, samples: int
+    ) -> Tensor:
+        """(columns, classes) of a window, from events in seconds of the clip."""
+        assert self.frames is not None
+        columns = self._columns(samples)
+        if events is None:
+            return torch.full((columns, self.num_labels), _UNKNOWN)
+        spans = column_spans(
+            columns,
+            self.frames.time_stride,
+            self.frames.patch_frames,
+            duration=samples / self.feature_extractor.sampling_rate,
+        )
+        of_window = [(begin - start, end - start, int(label)) for begin, end, label in events]
+        targets = frame_targets(of_window, spans, self.num_labels)
+        if self.frames.unmarked_is_unknown:
+            targets[~targets.any(axis=1)] = _UNKNOWN
+        return torch.from_numpy(targets)
 
     def mix(self, clip: Clip, partner: Clip | None, generator: torch.Generator) -> Clip:
         """Waveform mixup with a partner; without one, the mean is still removed.
@@ -343,9 +369,11 @@ class Collator:
         if self.frames is not None:
             features["clip_labels"] = torch.stack([label[-1] for label in labels])
             columns = count_columns(
-                features["input_values"].shape[1], self.frames.time_stride, self.frames.patch_frames
+                features["input_values"].shape[-2],
+                self.frames.time_stride,
+                self.frames.patch_frames,
             )
-            labels = [_fitted(label, (columns + 1, self.num_labels))[:-1] for label in labels]
+            labels = [_fitted_columns(label[:-1], max(counts) * columns) for label in labels]
         return {**features, "labels": torch.stack(labels)}
 
 
@@ -364,13 +392,16 @@ def _with_answer(label: Tensor, answer: Tensor | None) -> Tensor:
 
 
 def _fitted(label: Tensor, shape: Sequence[int]) -> Tensor:
-    """A frame model's labels with more or fewer columns; added ones are padding: unknown."""
+    """A frame model's labels with more or fewer columns, the clip's behind them as before."""
     if label.ndim < 2 or label.shape == tuple(shape):
         return label
-    columns = shape[0] - 1
-    of_columns = label[:-1][:columns]
-    missing = columns - len(of_columns)
-    return torch.cat([pad(of_columns, (0, 0, 0, missing), value=_UNKNOWN), label[-1:]])
+    return torch.cat([_fitted_columns(label[:-1], shape[0] - 1), label[-1:]])
+
+
+def _fitted_columns(targets: Tensor, columns: int) -> Tensor:
+    """(some, classes) -> (columns, classes); added ones are padding, not known."""
+    targets = targets[:columns]
+    return pad(targets, (0, 0, 0, columns - len(targets)), value=_UNKNOWN)
 
 
 def batches(

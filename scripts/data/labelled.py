@@ -459,12 +459,12 @@ def _keep(
     return {
         "audio": example[audio_column],
         "label": labels if is_multi_label else labels[0],
-        "name": _name(example, audio_column),
+        "name": sound_name(example, audio_column),
         **{name: example[column] for name, column in kept.items()},
     }
 
 
-def _name(example: dict[str, Any], audio_column: str) -> str:
+def sound_name(example: dict[str, Any], audio_column: str) -> str:
     """A sound's origin: its path, its key in a tar file, or a checksum of its bytes."""
     audio = example[audio_column]
     path = audio.get("path") if isinstance(audio, dict) else audio

@@ -131,9 +131,7 @@ def dataset_stats(options: StatsOptions) -> Statistics:
     print(f"floor   {100 * statistics.floor:.1f} % of the values are digital silence")
     left_out = len(statistics.unreadable) + statistics.too_short
     if left_out:
-        print(
-            f"left out: {len(statistics.unreadable)} unreadable, {statistics.too_short} too short"
-        )
+        print(f"skipped: {len(statistics.unreadable)} unreadable, {statistics.too_short} too short")
     if checkpoint is not None and (warning := difference_from(checkpoint, statistics)):
         logger.warning(warning)
 

@@ -52,6 +52,21 @@ class LabelledOptions(DatasetOptions):
 
 
 @dataclass
+class AnnotatedOptions(LabelledOptions):
+    """Where it is written down when what is heard in them."""
+
+    annotations: str | None = setting(
+        None,
+        "file or folder that says what can be heard when (Raven, Audacity, DCASE's TSV, CSV)",
+        group=GROUP,
+        metavar="PATH",
+    )
+    annotation_label_column: str | None = setting(
+        None, "the annotations' label column, if it has an unusual name", group=GROUP
+    )
+
+
+@dataclass
 class StatsOptions(DatasetOptions):
     """What to measure, and what to do with the result."""
 

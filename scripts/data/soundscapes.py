@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .annotations import Annotation
+from .annotations import Annotation, without_overlaps
 
 _FRAME_S = 0.02
 _ACTIVE = 0.01  # of a clip's 95th percentile of power: 20 dB below its loud parts
@@ -75,15 +75,4 @@ def soundscape(
         span = (start / sampling_rate, (start + len(event)) / sampling_rate)
         events.append(Annotation(*span, label))
     peak = np.abs(waveform).max()
-    return (waveform / max(1.0, peak)).astype(np.float32), _merged(events)
-
-
-def _merged(events: list[Annotation]) -> list[Annotation]:
-    """Merge a label's events that overlap or touch."""
-    merged: list[Annotation] = []
-    for event in sorted(events, key=lambda event: (event.label, event.start)):
-        if merged and merged[-1].label == event.label and event.start <= merged[-1].end:
-            merged[-1] = merged[-1]._replace(end=max(merged[-1].end, event.end))
-        else:
-            merged.append(event)
-    return sorted(merged)
+    return (waveform / max(1.0, peak)).astype(np.float32), without_overlaps(events)

@@ -143,7 +143,7 @@ def measure_dataset(
             progress.update(part.clips + len(part.unreadable) + part.too_short)
             progress.set_postfix_str(f"{total.samples / sampling_rate / 3600:.2f} h")
     for complaint in total.unreadable[:5]:
-        logger.warning("Left out: %s", complaint)
+        logger.warning("Skipped: %s", complaint)
     if not total.frames:
         raise ValueError(
             f"No sound of the dataset could be measured: {len(total.unreadable)} unreadable, "

@@ -81,7 +81,13 @@ def count_long_clips(
 
 
 def describe_long_clips(
-    long: int, looked_at: int, longest: float, clips: int, window_s: float, windows_per_clip: int
+    long: int,
+    looked_at: int,
+    longest: float,
+    clips: int,
+    window_s: float,
+    windows_per_clip: int,
+    is_annotated: bool = False,
 ) -> str:
     """What happens to clips longer than a window, shown when a run starts; "" if there are none."""
     if not long:
@@ -89,8 +95,9 @@ def describe_long_clips(
     of = f"the first {looked_at} training clips" if looked_at < clips else f"{clips} training clips"
     enough = math.ceil((longest - _SHORTEST_REST_S) / window_s)
     if windows_per_clip == 1:
+        label = "the annotations" if is_annotated else "the whole clip's label"
         how = (
-            "each epoch uses one random window of each, with the whole clip's label "
+            f"each epoch uses one random window of each, with {label} "
             "(--windows_per_clip N uses N windows together)"
         )
     elif windows_per_clip < enough:

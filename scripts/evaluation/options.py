@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 from ..common.options import setting
-from ..data.options import LabelledOptions
+from ..data.options import AnnotatedOptions
+from ..inference.options import HearingOptions
 
 _RUNNING = "how it runs"
 
 
 @dataclass
-class EvaluateOptions(LabelledOptions):
+class EvaluateOptions(AnnotatedOptions, HearingOptions):
     """Options of an evaluation; the data options are those of fine-tuning."""
 
     paths: list[str] = setting(
@@ -33,12 +34,7 @@ class EvaluateOptions(LabelledOptions):
         "(esc10_in_audioset); the highest of their scores counts",
         metavar="FILE",
     )
-    window_pooling: str | None = setting(
-        None,
-        "how to combine the windows' scores of a long clip; default: as the checkpoint was "
-        "trained, else mean",
-        choices=("mean", "max", "linear_softmax"),
-    )
+
     batch_size: int = setting(16, "windows per forward pass", group=_RUNNING, at_least=1)
     num_workers: int = setting(2, "processes that decode", group=_RUNNING, at_least=0)
     bootstrap_resamples: int = setting(

@@ -11,6 +11,7 @@ from ..common.files import write_whole
 from ..common.shown import readable, shown
 from ..common.tables import write_csv
 from .curves import draw_precision_recall, draw_reliability
+from .detection import DETECTION_METRICS, draw_onset_errors
 from .metrics import METRICS, ScoredClips
 
 _MISTAKES = 50  # in the files
@@ -64,7 +65,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) -> None:
+def write_report(
+    report: dict[str, Any],
+    measured: ScoredClips,
+    folder: Path,
+    onset_errors: np.ndarray | None = None,
+) -> None:
+    """Write the files of `ast-evaluate`; onset errors come with a report that has "detection"."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(
@@ -74,6 +81,11 @@ def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) ->
     mistakes = [{**row, "labels": "; ".join(row["labels"])} for row in report["mistakes"]]
     for name, rows in (("per_class", report["per_class"]), ("mistakes", mistakes)):
         write_csv(folder / f"{name}.csv", list(rows[0]) if rows else [], rows)
+    if onset_errors is not None:
+        detection = report["detection"]
+        rows = detection["per_class"]
+        write_csv(folder / "detection_per_class.csv", list(rows[0]), rows)
+        draw_onset_errors(onset_errors, detection["events"], folder / "onset_errors.png")
     if measured.is_multi_label:
         draw_average_precision(report, folder / "average_precision.png")
     else:
@@ -165,9 +177,7 @@ def format_report(report: dict[str, Any]) -> str:
     if len(report["checkpoints"]) > 1:
         lines.append("  (an ensemble: the mean of their probabilities)")
     if report["windowed_clips"]:
-        lines.append(
-            f"  {report['windowed_clips']} longer than the model's input: cut into windows"
-        )
+        lines.append(f"  {report['windowed_clips']} longer than the model: cut into windows")
     if report["unreadable"]:
         lines.append(f"  {len(report['unreadable'])} more cannot be read: skipped")
     if missing := report["classes_without_positives"]:
@@ -179,6 +189,8 @@ def format_report(report: dict[str, Any]) -> str:
         low, high = _number(metric["low"]), _number(metric["high"])
         lines.append(f"{METRICS[name].title:12}{_number(metric['value']):>9}   {low} – {high}")
 
+    if "detection" in report:
+        lines += _format_detection(report["detection"])
     rows = [row for row in report["per_class"] if row["positives"]]
     rows.sort(key=lambda row: row["average_precision"])
     width = max(5, *(len(_shortened(row["label"])) for row in rows)) if rows else 5
@@ -205,6 +217,34 @@ def format_report(report: dict[str, Any]) -> str:
             f"{shown(mistake['file'])}"
         )
     return "\n".join(lines)
+
+
+def _format_detection(detection: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        f"detection in {detection['recordings']} recordings: {detection['events']} annotated "
+        f"events, {detection['found']} found",
+    ]
+    for name, title in DETECTION_METRICS.items():
+        value, low, high = (
+            _number(detection["metrics"][name][k]) for k in ("value", "low", "high")
+        )
+        lines.append(f"{title:12}{value:>9}   {low} – {high}")
+    onsets = detection["onsets"]
+    lines.append(
+        f"onsets: {100 * onsets['within_200_ms']:.0f} % of the events within 200 ms, "
+        f"median distance {_number(onsets['median_error_s'], 2)} s"
+    )
+    rows = sorted(detection["per_class"], key=lambda row: row["event_f1"])
+    width = max(5, *(len(_shortened(row["label"])) for row in rows))
+    lines += ["", f"{'class':{width}}  events  found  PSDS 1  PSDS 2  event F1  segment F1"]
+    for row in rows[:_SHOWN_CLASSES]:
+        psds_1, psds_2, event_f1, segment_f1 = (_number(row[n], 3) for n in DETECTION_METRICS)
+        lines.append(
+            f"{_shortened(row['label']):{width}}  {row['events']:>6}  {row['found']:>5}  "
+            f"{psds_1:>6}  {psds_2:>6}  {event_f1:>8}  {segment_f1:>10}"
+        )
+    return lines
 
 
 def _number(value: float | None, digits: int = 4) -> str:

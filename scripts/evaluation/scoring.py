@@ -20,10 +20,13 @@ from feature_extraction import AudioDecodingError, load_audio
 
 from ..common.bundled import hub_configs_folder
 from ..common.options import did_you_mean
+from ..data.annotated import open_annotated_audio
+from ..data.annotations import Annotation
 from ..data.batches import rank_share
 from ..data.labelled import LabelledAudio, open_labelled_audio
 from ..inference.classifier import Classifier
 from ..inference.heard import Heard
+from .detection import Recording, measure_detection
 from .metrics import ScoredClips
 from .options import EvaluateOptions
 from .report import finite, most_confident_mistakes, per_class, write_report
@@ -37,10 +40,12 @@ class _Clip:
 
     file: str
     label: Any  # index, or list of indices, in the data set's order
+    events: list[list[float]] | None = None  # start, end, index; None: nobody annotated it
     waveform: np.ndarray | None = None  # (samples,)
     error: str | None = None
     scores: np.ndarray | None = None  # (labels,)
     windows: int = 0
+    heard: Heard | None = None  # of annotated clips
 
 
 @dataclass
@@ -53,7 +58,7 @@ class _Decoder:
         return [self._clip(row) for row in rows]
 
     def _clip(self, row: dict[str, Any]) -> _Clip:
-        clip = _Clip(row["name"], row["label"])
+        clip = _Clip(row["name"], row["label"], row.get("events"))
         try:
             clip.waveform = load_audio(row["audio"], self.sampling_rate)
         except AudioDecodingError as error:
@@ -92,11 +97,15 @@ def evaluate_checkpoints(
                             for one label per clip; for several
                             {"file", "labels", "label", "mistake": "false alarm" or "miss", "score"}
             "seconds"       for reading and scoring
+            "detection"     with annotations only: see `measure_detection`; and the rules of events
 
     Raises:
         ValueError: for wrong paths, columns or options, labels that do not fit, or if no sound can
             be read.
     """
+    rules = options.event_rules()
+    if options.annotations is not None and len(checkpoints) > 1:
+        raise ValueError("With --annotations, name one checkpoint: events are not averaged.")
     accelerator = Accelerator()
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started > accelerator.num_processes:
@@ -110,6 +119,8 @@ def evaluate_checkpoints(
             accelerator.device,
             batch_size=options.batch_size,
             window_pooling=options.window_pooling,
+            chunk_length_s=options.chunk_length_s,
+            hop_length_s=options.hop_length_s,
         )
         for name in checkpoints
     ]
@@ -120,7 +131,12 @@ def evaluate_checkpoints(
     if options.evaluation_split is not None:
         # No other split is read, and no clip is excluded because of its group.
         which = replace(options, train_split=options.evaluation_split, group_column=None)
-    data = open_labelled_audio(dataset, which)
+    if options.annotations is None:
+        data = open_labelled_audio(dataset, which)
+    else:
+        data = open_annotated_audio(
+            dataset, options.annotations, which, options.annotation_label_column
+        )
     answered = list(meanings) if meanings else labels
     columns = _match_labels(data, answered)
 
@@ -176,8 +192,23 @@ def evaluate_checkpoints(
         "mistakes": most_confident_mistakes(measured, labels, [clip.file for clip in readable]),
         "seconds": seconds,
     }
+    errors = None
+    if options.annotations is not None:
+        recordings = [
+            Recording(
+                clip.file,
+                clip.heard,
+                [Annotation(a, b, data.label_names[int(of)]) for a, b, of in clip.events or ()],
+            )
+            for clip in readable
+            if clip.heard is not None
+        ]
+        report["detection"], errors = measure_detection(
+            recordings, rules, options.bootstrap_resamples, options.seed, _CONFIDENCE
+        )
+        report["detection"]["rules"] = vars(rules)
     report = finite(report)
-    write_report(report, measured, Path(options.output))
+    write_report(report, measured, Path(options.output), errors)
     return report
 
 
@@ -286,6 +317,18 @@ def _score(
                 if groups is not None:
                     clip.scores = np.array([clip.scores[group].max() for group in groups])
                 clip.windows = max(len(h.spans) for h in heard)
+                if clip.events is not None:
+                    names, of_windows = labels, heard[0].scores[:, columns[0]]
+                    if groups is not None:
+                        names = list(meanings or ())
+                        of_windows = np.stack([of_windows[:, g].max(axis=1) for g in groups], 1)
+                    known = [i for i, name in enumerate(names) if name in data.label_names]
+                    clip.heard = Heard.of_arrays(
+                        [names[i] for i in known],
+                        heard[0].spans,
+                        of_windows[:, known],
+                        np.empty((clip.windows, 0)),
+                    )
                 clip.waveform = None
             progress.update(len(clips))
             yield from clips

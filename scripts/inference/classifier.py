@@ -1,58 +1,34 @@
 """A loaded checkpoint: the one way from sound to scores, used by all commands.
 
 sound       whatever `load_audio` reads
-Window      a part of it: features (1, T, F) and its time span
+Window      a part of it, as the engine takes it, and its time span
 Scored      the same with scores (labels,) and an embedding (D,); batches span sounds; for a frame
             model, each of its columns, stitched where windows overlap, without embedding
 Heard       all of a sound's windows: labels, events, embeddings
+
+An engine makes windows and scores: `TorchEngine` of a checkpoint, `OnnxEngine` of a waveform-in
+ONNX file. Nothing here imports torch.
 """
 
-import json
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import pipeline
-from transformers.pipelines.base import pad_collate_fn
 
-from feature_extraction import AudioDecodingError
+from feature_extraction.audio_ast import AudioDecodingError
 from modeling_ast.frames_ast import Stitcher, column_spans
-from modeling_ast.onnx_ast import OnnxClassifier
-from modeling_ast.weights_ast import check_json_files
+from modeling_ast.onnx_file_ast import OnnxFile
 
-from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
+from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import did_you_mean
 from .heard import Heard
+from .onnx_engine import OnnxEngine
 
-__all__ = ["DEFAULT_MODEL", "Classifier", "Scored", "Unreadable", "Window", "load_classifier"]
+__all__ = ["DEFAULT_MODEL", "Classifier", "Scored", "Unreadable", "Window"]
 
 K = TypeVar("K")
 _NONE = np.empty(0, np.float32)
-
-
-def load_classifier(model: str, **kwargs: Any) -> Any:
-    """`pipeline("audio-classification")` of a checkpoint: a folder, a bundled or a Hub name.
-
-    Raises:
-        ValueError: if there is no such folder, or the Hub cannot be reached.
-        OSError: if there is no such model on the Hub.
-    """
-    model = resolve_checkpoint(model)
-    check_json_files(Path(model))  # if it is a folder; `transformers` does not expect mistakes
-    config = Path(model) / "config.json"
-    architectures = json.loads(config.read_bytes()).get("architectures") if config.is_file() else ()
-    if architectures == ["ASTModel"]:
-        raise ValueError(
-            f"{model} has no classification head: fine-tune it first (ast-finetune --model)."
-        )
-    # transformers first builds its own extractor, with a warning; the pipeline then uses ours.
-    warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
-    return pipeline("audio-classification", model=model, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -62,7 +38,7 @@ class Window:
     start: float
     end: float
     is_last: bool  # of its sound
-    features: dict[str, Tensor]
+    content: Any  # features (1, T, F) by name, or a waveform (samples,)
 
 
 @dataclass(frozen=True)
@@ -102,7 +78,7 @@ class Classifier:
 
     Args:
         model: checkpoint folder, ONNX file, Hub name or bundled name.
-        device: default: a GPU if there is one.
+        device: of a checkpoint, as torch names it; default: a GPU if there is one.
         batch_size: windows per forward pass.
         chunk_length_s, hop_length_s: of the windows, as in the pipeline.
         function_to_apply: "softmax", "sigmoid" or "none" instead of the checkpoint's.
@@ -116,7 +92,7 @@ class Classifier:
     def __init__(
         self,
         model: str,
-        device: torch.device | None = None,
+        device: Any = None,
         *,
         batch_size: int = 8,
         chunk_length_s: float | None = None,
@@ -125,24 +101,14 @@ class Classifier:
         window_pooling: str | None = None,
         labels: Sequence[str] | None = None,
     ):
-        self.pipeline: Any = (
-            OnnxClassifier(model)
-            if model.endswith(".onnx")
-            else load_classifier(model, device=device)
-        )
-        config = self.pipeline.model.config
-        if not self.pipeline.is_ast:
-            raise ValueError(
-                f"{model} is a {config.model_type} checkpoint; expected an Audio Spectrogram "
-                "Transformer."
-            )
+        self._engine = _open(model, device)
         self.model_name = model
         self.batch_size = batch_size
         self.chunk_length_s, self.hop_length_s = chunk_length_s, hop_length_s
         self.function_to_apply = function_to_apply
-        self.window_pooling = window_pooling or getattr(config, "window_pooling", None)
-        self.problem_type: str | None = config.problem_type
-        self.label_names: list[str] = [config.id2label[i] for i in range(config.num_labels)]
+        self.window_pooling = window_pooling or self._engine.window_pooling
+        self.problem_type: str | None = self._engine.problem_type
+        self.label_names: list[str] = self._engine.label_names
         self._columns: list[int] | slice = slice(None)
         if labels is not None:
             for label in labels:
@@ -152,12 +118,24 @@ class Classifier:
                     )
             self._columns = [self.label_names.index(label) for label in labels]
             self.label_names = list(labels)
-        self.sampling_rate: int = self.pipeline.feature_extractor.sampling_rate
+        self.sampling_rate: int = self._engine.sampling_rate
+
+    @property
+    def pipeline(self) -> Any:
+        """The checkpoint's pipeline; a waveform-in ONNX file has none here."""
+        return self._engine.pipeline
 
     @property
     def is_frame_model(self) -> bool:
         """Whether it gives scores for every patch column instead of every window."""
-        return self.pipeline.is_frame_model
+        answer: bool = self._engine.is_frame_model
+        return answer
+
+    def window_samples(self, hop_length_s: float | None = None) -> tuple[int, int]:
+        """Length of a window, and from one's start to the next one's unless it is given."""
+        hop_s = self.hop_length_s if hop_length_s is None else hop_length_s
+        length, hop = self._engine.window_samples(self.chunk_length_s, hop_s)
+        return length, hop
 
     def new_heard(self) -> Heard:
         """A sound with no windows yet."""
@@ -169,36 +147,27 @@ class Classifier:
         Raises:
             AudioDecodingError: for a sound that cannot be read, at the window concerned.
         """
-        for window in self.pipeline.preprocess(
-            source,
-            chunk_length_s=self.chunk_length_s,
-            hop_length_s=self.hop_length_s,
-            first_window=first,
+        rate = self.sampling_rate
+        for start, samples, is_last, content in self._engine.windows(
+            source, self.chunk_length_s, self.hop_length_s, first
         ):
-            start = window.pop("start") / self.sampling_rate
-            end = start + window.pop("samples") / self.sampling_rate
-            yield Window(start, end, window.pop("is_last"), window)
+            yield Window(start / rate, (start + samples) / rate, is_last, content)
 
-    @torch.inference_mode()
     def score(self, windows: list[Window]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A batch -> scores and logits (windows, labels), embeddings (windows, D).
 
         For a frame model: (windows, columns, labels) and no embeddings, (windows, 0).
         """
-        model = self.pipeline.model
-        features = pad_collate_fn(None, self.pipeline.feature_extractor)(
-            [window.features for window in windows]
-        )
-        features = {name: values.to(model.device) for name, values in features.items()}
-        if isinstance(self.pipeline, OnnxClassifier) or self.is_frame_model:
-            logits, pooled = model(**features).logits, torch.empty(len(windows), 0)
-        else:
-            pooled = model.base_model(**features).pooler_output
-            logits = model.classifier(pooled)
-        logits = logits.float()
-        scores = self.pipeline.scores(logits, self.function_to_apply)
-        of_labels = (values[..., self._columns].cpu().numpy() for values in (scores, logits))
-        return *of_labels, pooled.float().cpu().numpy()
+        contents = [window.content for window in windows]
+        scores, logits, embeddings = self._engine.score(contents, self.function_to_apply)
+        return scores[..., self._columns], logits[..., self._columns], embeddings
+
+    def columns_of_sound(self, scores: np.ndarray, samples: int) -> np.ndarray:
+        """Of a frame model: a window's scores (columns, labels), without columns of padding."""
+        import torch
+
+        columns: np.ndarray = self.pipeline.columns_of_sound(torch.from_numpy(scores), samples)
+        return columns
 
     def listen(self, sounds: Iterable[tuple[K, Any, int]]) -> Iterator[Scored[K] | Unreadable[K]]:
         """Window by window through sounds, in order; batches span sounds.
@@ -241,7 +210,7 @@ class Classifier:
         """A frame model's columns that no later window of the sound will change."""
         config = self.pipeline.model.config
         samples = round((window.end - window.start) * self.sampling_rate)
-        of_sound = self.pipeline.columns_of_sound(torch.from_numpy(scores), samples)
+        of_sound = self.columns_of_sound(scores, samples)
         hop = self.pipeline.columns_per_hop(self.chunk_length_s, self.hop_length_s)
         if columns.stitcher is None:
             columns.stitcher = Stitcher(hop)
@@ -290,3 +259,14 @@ class Classifier:
         if isinstance(heard, str):
             raise AudioDecodingError(heard)
         return heard
+
+
+def _open(model: str, device: Any) -> Any:
+    """The leanest engine that runs a model."""
+    if model.endswith(".onnx"):
+        file = OnnxFile(model)
+        if OnnxEngine.can_run(file):
+            return OnnxEngine(file)
+    from .torch_engine import TorchEngine
+
+    return TorchEngine(model, device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_extraction import load_audio
+from feature_extraction.audio_ast import load_audio
 from modeling_ast.events_ast import Event
 
 from ..common.files import write_whole

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from modeling_ast.events_ast import Event, EventRules, events_from_scores
 from modeling_ast.scores_ast import LabelScore, pool_windows, top_labels
@@ -62,21 +61,22 @@ class Heard:
 
     def clip_scores(self) -> np.ndarray:
         """(labels,): of the whole sound, pooled over its windows."""
-        lengths = torch.tensor([end - start for start, end in self.spans])
-        return pool_windows(torch.from_numpy(self.scores), lengths, self.pooling).numpy()
+        lengths = np.array([end - start for start, end in self.spans])
+        pooled: np.ndarray = pool_windows(self.scores, lengths, self.pooling)
+        return pooled
 
     def labels(self, top_k: int | None = None) -> list[LabelScore]:
         """The whole sound's labels, best first."""
-        return top_labels(torch.from_numpy(self.clip_scores()), self.label_names, top_k)
+        return top_labels(self.clip_scores(), self.label_names, top_k)
 
     def highest(self, top_k: int | None = None) -> list[LabelScore]:
         """The labels that score highest in any window, best first."""
-        return top_labels(torch.from_numpy(self.scores.max(axis=0)), self.label_names, top_k)
+        return top_labels(self.scores.max(axis=0), self.label_names, top_k)
 
     def windows(self, top_k: int | None = None) -> list[Span]:
         """Each window with its labels."""
         return [
-            Span(start, end, top_labels(torch.from_numpy(scores), self.label_names, top_k))
+            Span(start, end, top_labels(scores, self.label_names, top_k))
             for (start, end), scores in zip(self.spans, self._scores, strict=True)
         ]
 

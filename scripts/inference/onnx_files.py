@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import AutoModelForAudioClassification
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTForAudioClassification
+from modeling_ast import ASTForAudioClassification, ASTFrameConfig
 from modeling_ast.export_ast import export_onnx, import_optional
 from modeling_ast.onnx_ast import OnnxModel
 
@@ -40,7 +41,14 @@ def export_and_check(options: ExportOptions) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     checkpoint = resolve_checkpoint(options.checkpoint)
-    model = ASTForAudioClassification.from_pretrained(checkpoint).eval()
+    # Our classifier or detector, whatever code comes with the folder.
+    model = AutoModelForAudioClassification.from_pretrained(
+        checkpoint, trust_remote_code=False
+    ).eval()
+    if model.config.model_type == ASTFrameConfig.model_type and (options.check or options.web):
+        raise ValueError(
+            f"{options.checkpoint} is a detector: --check and --web are for classifiers."
+        )
     extractor = ASTFeatureExtractor.from_pretrained(checkpoint)
     # The exporter mentions operators that this graph does not have.
     warnings.filterwarnings("ignore", category=FutureWarning)

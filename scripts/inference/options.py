@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
@@ -10,7 +11,16 @@ from ..data.options import GROUP as SOUNDS
 from ..data.options import DatasetOptions, LabelledOptions
 from .formats import FORMATS
 
+if TYPE_CHECKING:
+    from modeling_ast.events_ast import EventRules
+
 MODEL_HELP = "checkpoint: a folder, an ONNX file, a Hub name or the bundled one"
+SPEED_HELP = (
+    "the fastest way on this machine that loses at most 0.5 (fast) or 2 points (fastest); the "
+    "first time it measures for a minute"
+)
+# As in modeling_ast/speed_ast.py; a test compares.
+SPEEDS = ("exact", "fast", "fastest")
 # What `ast-export-onnx` can write; modeling_ast/export_ast.py has the same, and a test compares.
 ONNX_VARIANTS = ("fp32", "fp16", "int8", "spectrogram")
 
@@ -37,7 +47,77 @@ def read_threshold(word: str) -> float | dict[str, float]:
 
 
 @dataclass
-class ClassifyOptions(DatasetOptions):
+class WindowOptions(Options):
+    """Which windows a sound is cut into."""
+
+    chunk_length_s: float | None = setting(
+        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
+    )
+    hop_length_s: float | None = setting(
+        None,
+        "from one window's start to the next; default: half a window",
+        group=_WINDOWS,
+        metavar="SECONDS",
+    )
+    batch_size: int = setting(8, "windows per forward pass", at_least=1, group=_WINDOWS)
+
+
+@dataclass
+class HearingOptions(WindowOptions):
+    """Which windows a sound is cut into, and what to make of their scores."""
+
+    window_pooling: str | None = setting(
+        None,
+        "how to combine the windows' scores of a long sound; default: as the checkpoint was "
+        "trained, else mean",
+        choices=("mean", "max", "linear_softmax"),
+        group=_WINDOWS,
+    )
+
+    threshold: float = setting(
+        0.5,
+        "score that makes an event: a number, or a JSON file {label: number} for some labels",
+        parse=read_threshold,
+        group=_EVENTS,
+    )
+    release_threshold: float | None = setting(
+        None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
+    )
+    minimum_length_s: float = setting(
+        0.0,
+        "drop shorter events",
+        at_least=0,
+        group=_EVENTS,
+        metavar="SECONDS",
+        aliases=["minimum_length"],
+    )
+    median_filter_s: float = setting(
+        0.0,
+        "find events in the running median of the scores over this long; ignores shorter peaks "
+        "and gaps",
+        at_least=0,
+        group=_EVENTS,
+        metavar="SECONDS",
+    )
+
+    def event_rules(self) -> "EventRules":
+        """What makes an event.
+
+        Raises:
+            ValueError: for thresholds that contradict each other.
+        """
+        from modeling_ast.events_ast import EventRules  # numpy takes a moment to load
+
+        return EventRules(
+            self.threshold,
+            self.release_threshold,
+            self.minimum_length_s,
+            self.median_filter_s,
+        )
+
+
+@dataclass
+class ClassifyOptions(DatasetOptions, HearingOptions):
     """What to listen to, with which model, and where the results go."""
 
     sounds: list[str] = setting(
@@ -47,6 +127,7 @@ class ClassifyOptions(DatasetOptions):
         positional="+",
     )
     model: str = setting(DEFAULT_MODEL, MODEL_HELP)
+    speed: str = setting("exact", SPEED_HELP, choices=SPEEDS)
     output: Path | None = setting(
         None,
         "write the results into this folder instead of printing them; after an interruption, the "
@@ -84,48 +165,8 @@ class ClassifyOptions(DatasetOptions):
         group=_RESULTS,
     )
 
-    chunk_length_s: float | None = setting(
-        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
-    )
-    hop_length_s: float | None = setting(
-        None,
-        "from one window's start to the next; default: half a window",
-        group=_WINDOWS,
-        metavar="SECONDS",
-    )
-    window_pooling: str | None = setting(
-        None,
-        "how to combine the windows' scores; default: as the checkpoint was trained, else mean",
-        choices=("mean", "max", "linear_softmax"),
-        group=_WINDOWS,
-    )
-    batch_size: int = setting(8, "windows per forward pass", at_least=1, group=_WINDOWS)
-
-    threshold: float = setting(
-        0.5,
-        "score that makes an event: a number, or a JSON file {label: number} for some labels",
-        parse=read_threshold,
-        group=_EVENTS,
-    )
-    release_threshold: float | None = setting(
-        None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
-    )
-    minimum_length_s: float = setting(
-        0.0,
-        "drop shorter events",
-        at_least=0,
-        group=_EVENTS,
-        metavar="SECONDS",
-        aliases=["minimum_length"],
-    )
-
-    median_filter_s: float = setting(
-        0.0,
-        "find events in the running median of the scores over this long; ignores shorter peaks "
-        "and gaps",
-        at_least=0,
-        group=_EVENTS,
-        metavar="SECONDS",
+    processes: int = setting(
+        1, "on this machine, which share files and processors", at_least=1, group=_WINDOWS
     )
 
     split: str = setting("train", "split of a data set", group=SOUNDS)
@@ -138,8 +179,73 @@ class ClassifyOptions(DatasetOptions):
                     raise ValueError(f"--{name} writes files: it needs --output FOLDER.")
         elif self.json:
             raise ValueError("--json prints; with --output, choose --formats json.")
-        if self.embeddings and self.model.endswith(".onnx"):
-            raise ValueError("--embeddings needs a checkpoint: an ONNX file only gives scores.")
+        if self.embeddings and (self.model.endswith(".onnx") or self.speed != "exact"):
+            raise ValueError(
+                "--embeddings needs a checkpoint at --speed exact: an ONNX file only gives scores."
+            )
+
+
+@dataclass
+class ListenOptions(Options):
+    """What to listen to, now, with which model, and what to tell of it."""
+
+    source: str | None = setting(
+        None,
+        "- for a WAV stream on standard input, or an address that ffmpeg reads (rtsp://…, "
+        "http://…); default: the microphone",
+        positional="?",
+    )
+    model: str = setting(DEFAULT_MODEL, MODEL_HELP)
+    speed: str = setting("exact", SPEED_HELP, choices=SPEEDS)
+    format: str = setting("text", "of the lines", choices=("text", "csv", "json"))
+    device: str | None = setting(None, "microphone: its number, or a part of its name")
+    labels: Path | None = setting(
+        None, "only these labels: a text file, a name on each line", metavar="FILE"
+    )
+    clips: Path | None = setting(
+        None,
+        "cut out every event when it is over, with a second before and after: FOLDER/LABEL/….wav",
+        metavar="FOLDER",
+    )
+
+    chunk_length_s: float | None = setting(
+        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
+    )
+    hop_length_s: float = setting(
+        1.0, "from one window to the next", group=_WINDOWS, metavar="SECONDS"
+    )
+    buffer_s: float = setting(
+        60.0,
+        "sound that is kept: for cut-outs, and until the model gets to it",
+        group=_WINDOWS,
+        metavar="SECONDS",
+    )
+    wait: bool = setting(
+        False,
+        "standard input can wait for the model: nothing is dropped; a file on standard input "
+        "always does",
+        group=_WINDOWS,
+    )
+
+    threshold: float = setting(
+        0.5,
+        "score that makes an event: a number, or a JSON file {label: number} for some labels",
+        parse=read_threshold,
+        group=_EVENTS,
+    )
+    release_threshold: float | None = setting(
+        None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
+    )
+    minimum_length_s: float = setting(
+        0.0, "leave out shorter events", at_least=0, group=_EVENTS, metavar="SECONDS"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device is not None and self.source is not None:
+            raise ValueError("--device chooses a microphone; leave out the source, or the device.")
+        if self.wait and self.source != "-":
+            raise ValueError("--wait is for standard input: ast-listen - --wait")
 
 
 @dataclass
@@ -147,6 +253,7 @@ class DemoOptions(Options):
     """Which model the page shows, and to whom."""
 
     model: str = setting(DEFAULT_MODEL, MODEL_HELP, positional="?")
+    speed: str = setting("exact", SPEED_HELP, choices=SPEEDS)
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 serves the network")
     port: int | None = setting(None, "default: the first free one from 7860", at_least=1)
     index: Path | None = setting(

@@ -3,13 +3,13 @@
 import html
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from feature_extraction import AudioDecodingError, load_audio
 from modeling_ast import class_relevance, plot_relevance
@@ -19,11 +19,15 @@ from ..common.shown import clock, readable, shown
 from .classifier import Classifier
 from .formats import FORMATS
 from .heard import Heard
+from .live import Listener
+from .live_sources import Resampler
 from .options import DemoOptions
 
 _KEPT_S = 900  # uploads; deleted within a minute after that
 _SESSIONS = 20  # whose last sound stays in memory, for the slider
 _TOP_LABELS = 5
+_LIVE_ROWS = 50
+_LIVE_HOP_S = 1.0
 _NAMED_SOUNDS = 12  # of those the model knows, before "and … more"
 _EVENT_COLUMNS = {"start": "double", "end": "double", "label": "string", "score": "float"}
 # On a phone, class names wrap instead of being cut off, and pictures keep a readable size and
@@ -92,9 +96,9 @@ def draw_timeline(classifier: Classifier, sound: Listened, events: Sequence[Even
 
 def can_explain(classifier: Classifier) -> bool:
     """Whether the model's attention is available: not from ONNX, and not with merged tokens."""
-    model = classifier.pipeline.model
-    is_torch = isinstance(model, torch.nn.Module)
-    return is_torch and not classifier.pipeline.model.config.merged_tokens_per_layer
+    if classifier.model_name.endswith(".onnx"):
+        return False
+    return not classifier.pipeline.model.config.merged_tokens_per_layer
 
 
 def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
@@ -107,7 +111,7 @@ def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
     start, end = sound.heard.best_window(label)
     rate = classifier.sampling_rate
     samples = sound.waveform[round(start * rate) : round(end * rate)]
-    features = next(classifier.windows(samples)).features
+    features = next(classifier.windows(samples)).content
     input_values = features["input_values"].to(model.device)
     mask = features.get("attention_mask")
     mask = None if mask is None else mask.to(model.device)
@@ -116,8 +120,60 @@ def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
     bank = classifier.pipeline.feature_extractor.filterbank
     frames = max(1, bank.num_frames(len(samples)))  # without padding
     caption = f"Evidence for “{readable(label)}”, {start:.1f} s to {end:.1f} s"
-    plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption, rate)
+    plot_relevance(input_values[0, :frames], relevance[:, :frames], path, caption, bank)
     return caption
+
+
+class LiveSession:
+    """A visitor's microphone: a second of sound comes in, and a row stands for each event.
+
+    Args:
+        classifier: the model.
+        rate: of the microphone, in Hz.
+    """
+
+    def __init__(self, classifier: Classifier, rate: int):
+        self.rate = rate
+        self.events: deque[tuple[Event, bool]] = deque(maxlen=_LIVE_ROWS)  # and whether it is over
+        length, _ = classifier.window_samples()
+        window_s = length / classifier.sampling_rate
+        hop_s = min(_LIVE_HOP_S, window_s)
+        self._listener = Listener(classifier, EventRules(), hop_s, 3 * window_s + 3)
+        self._resampler = Resampler(rate, classifier.sampling_rate)
+
+    def hear(self, samples: np.ndarray) -> None:
+        """(samples,) or (samples, channels), whole numbers or floats, as a browser sends them."""
+        full_scale = 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max)
+        mono = samples.reshape(len(samples), -1).mean(axis=1, dtype=np.float32) / full_scale
+        self._listener.ring.write(self._resampler(mono))
+        while self._listener.is_ready:
+            for line in self._listener.step():
+                begun = [i for i, (event, _) in enumerate(self.events) if _same(event, line.event)]
+                if line.is_over and begun:
+                    self.events[begun[0]] = (line.event, True)
+                else:
+                    self.events.appendleft((line.event, line.is_over))
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """When, sound, score; the newest first."""
+        return [
+            [
+                f"{clock(e.start, 1)} – {clock(e.end, 1) if is_over else 'now'}",
+                readable(e.label),
+                f"{e.score:.0%}",
+            ]
+            for e, is_over in self.events
+        ]
+
+    @property
+    def figures(self) -> str:
+        """How listening goes."""
+        return str(self._listener.figures)
+
+
+def _same(one: Event, other: Event) -> bool:
+    return (one.start, one.label) == (other.start, other.label)
 
 
 def write_example(folder: str | Path) -> Path:
@@ -162,7 +218,7 @@ def build_app(
             `$GRADIO_TEMP_DIR`.
         max_minutes: longest sound.
         title: of the page.
-        tabs: more tabs, next to the one that names sounds: titles, and functions that build them.
+        tabs: more tabs, next to those that name sounds: titles, and functions that build them.
         script: JavaScript to run once the page has loaded.
 
     Raises:
@@ -292,16 +348,55 @@ def build_app(
             api_visibility="private",
         )
 
+    def hear_live(
+        chunk: tuple[int, np.ndarray] | None, session: LiveSession | None
+    ) -> tuple[LiveSession | None, Any, str]:
+        if chunk is None:
+            return session, gradio.skip(), ""
+        rate, samples = chunk
+        if session is None or session.rate != rate:
+            session = LiveSession(classifier, rate)
+        session.hear(samples)
+        return session, session.rows, session.figures
+
+    def live_tab() -> None:
+        gradio.Markdown(
+            "Press record: a row appears as a sound begins. Nothing is kept but the last seconds."
+        )
+        session = gradio.State(time_to_live=_KEPT_S)
+        microphone = gradio.Audio(
+            sources=["microphone"],
+            type="numpy",
+            streaming=True,
+            label="Microphone",
+            elem_id="microphone",
+        )
+        table = gradio.Dataframe(
+            headers=["when", "sound", "score"],
+            datatype=["str", "str", "str"],
+            label="Heard",
+            interactive=False,
+            wrap=True,
+            elem_id="live_events",
+        )
+        figures = gradio.Markdown(elem_id="live_figures")
+        microphone.stream(
+            hear_live,
+            [microphone, session],
+            [session, table, figures],
+            stream_every=_LIVE_HOP_S,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        microphone.start_recording(lambda: None, None, session, api_visibility="private")
+
     with gradio.Blocks(
         title=title, analytics_enabled=False, delete_cache=(60, _KEPT_S), fill_width=True
     ) as app:
-        if not tabs:
-            name_tab()
-        else:
-            with gradio.Tabs():
-                for name, build in [("Name", name_tab), *tabs]:
-                    with gradio.Tab(name):
-                        build()
+        with gradio.Tabs():
+            for name, build in [("Name", name_tab), ("Live", live_tab), *tabs]:
+                with gradio.Tab(name):
+                    build()
         if script:
             app.load(None, js=script)
     return app

@@ -3,25 +3,24 @@
 import contextlib
 import json
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from feature_extraction import AudioDecodingError
+from feature_extraction.audio_ast import AudioDecodingError
 from modeling_ast.events_ast import EventRules
 from modeling_ast.scores_ast import activation
 
-from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder
+from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder, resolve_checkpoint
 from ..common.lock import hold
 from ..common.options import did_you_mean
-from ..common.shown import shown
+from ..common.shown import shown, valid_text
 from ..data.recordings import Recording, Recordings, locate
 from .classifier import Classifier, Scored, Unreadable
 from .clips import best_events, clip_name, write_clip
@@ -29,6 +28,7 @@ from .heard import Heard
 from .options import ClassifyOptions
 from .parts import Parts, Result, check_settings
 from .printed import format_json, format_results
+from .processes import Share, launched_share, run_shares
 from .progress import Progress
 from .results import collect, file_of, path_of
 
@@ -137,17 +137,12 @@ class Listening:
 def classify(options: ClassifyOptions) -> int:
     """Run the command. Returns the exit status."""
     # Find wrong thresholds before hours of work.
-    rules = EventRules(
-        options.threshold,
-        options.release_threshold,
-        options.minimum_length_s,
-        options.median_filter_s,
-    )
+    rules = options.event_rules()
     status = _print(options, rules) if options.output is None else _write(options, rules)
     if options.model == DEFAULT_MODEL:
         print(
-            f"Classified by the bundled {DEFAULT_MODEL}, which knows ten sounds. For AudioSet's "
-            f"527: --model {_LARGER_MODEL}",
+            f"Classified by the bundled {DEFAULT_MODEL}, a small model. A larger and better one: "
+            f"--model {_LARGER_MODEL}",
             file=sys.stderr,
         )
     return status
@@ -155,11 +150,17 @@ def classify(options: ClassifyOptions) -> int:
 
 def _print(options: ClassifyOptions, rules: EventRules) -> int:
     recordings = _recordings(options)
-    classifier = _classifier(options, rules)
-    listening = Listening(classifier, options, rules)
-    files = None if recordings.datasets else recordings.files
-    with Progress(files, leave=False) as progress:
-        found = [r for r in listening.results(recordings.share(0, 1), progress) if r is not None]
+    if options.processes > 1:
+        found = _found_by_processes(options, recordings)
+        if found is None:
+            return 2
+    else:
+        classifier = _classifier(options, rules)
+        listening = Listening(classifier, options, rules)
+        files = None if recordings.datasets else recordings.files
+        with Progress(files, leave=False) as progress:
+            results = listening.results(recordings.share(0, 1), progress)
+            found = [result for result in results if result is not None]
     if options.json:
         print(format_json(found, options.per))
     elif table := format_results(found, options.per):
@@ -171,23 +172,61 @@ def _print(options: ClassifyOptions, rules: EventRules) -> int:
     return 1 if errors else 0
 
 
+def _found_by_processes(options: ClassifyOptions, recordings: Recordings) -> list[Result] | None:
+    """What several processes hear, in order; None when they could not."""
+    with tempfile.TemporaryDirectory(prefix="ast-classify-") as folder:
+        status, _, _ = run_shares(replace(options, output=Path(folder), json=False, plot=False))
+        if status:
+            return None
+        parts = Parts(Path(folder))
+        found = [*parts.results(), *parts.results(errors=True)]
+    order = {sound: place for place, sound in enumerate(map(valid_text, recordings.files))}
+    return sorted(found, key=lambda result: (order.get(result.sound, len(order)), result.sound))
+
+
 def _write(options: ClassifyOptions, rules: EventRules) -> int:
     """Classify this process's share into the output folder; the first process merges all shares."""
     output = options.output
     assert output is not None
+    if options.processes > 1:
+        began = time.perf_counter()
+        status, seconds, run = run_shares(options)
+        if status:
+            return status
+        remove_unfinished(output)
+        elapsed = time.perf_counter() - began
+        return _collect(options, replace(run, seconds=seconds, elapsed=elapsed, processes=1))
+    with listen_into(output, options, rules, _settings(options)) as run:
+        return 0 if run is None else _collect(options, run)
+
+
+def hear_share(options: ClassifyOptions, share: Share) -> "Run":
+    """One process's part of `--processes`."""
+    assert options.output is not None
+    with hold(options.output, _lock_of(share)):
+        return _hear_share(
+            options.output, options, options.event_rules(), _settings(options), share
+        )
+
+
+def _settings(options: ClassifyOptions) -> dict[str, Any]:
     settings = {name: getattr(options, name) for name in _SETTINGS}
     settings["labels"] = None if options.labels is None else read_names(options.labels)
     settings["model_version"] = model_version(options.model)
     if options.logits:
         settings["logits"] = True
-    with listen_into(output, options, rules, settings) as run:
-        if run is None:
-            return 0
-        top_k = min(options.top_k, run.labels)
-        answers = run.answers if options.logits else None
-        errors = collect(output, options.per, options.formats, top_k, options.embeddings, answers)
-        if options.clips is not None:
-            _cut_out(options, Parts(output).results())
+    return settings
+
+
+def _collect(options: ClassifyOptions, run: "Run") -> int:
+    """Make what people read of the parts. Returns the exit status."""
+    output = options.output
+    assert output is not None
+    top_k = min(options.top_k, run.labels)
+    answers = run.answers if options.logits else None
+    errors = collect(output, options.per, options.formats, top_k, options.embeddings, answers)
+    if options.clips is not None:
+        _cut_out(options, Parts(output).results())
     print(f"{run} Results: {shown(output)}", file=sys.stderr)
     report_errors("ast-classify", errors)
     return 1 if errors else 0
@@ -248,48 +287,61 @@ def listen_into(
         settings: what the results depend on.
         check: raises ValueError for a model that does not belong here.
     """
-    from accelerate import PartialState
-
-    # At the end, processes wait for the slowest, however many hours its share takes.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
-    rank, count = state.process_index, state.num_processes
-    recordings = _recordings(options)
-    with hold(output, f"rank{rank:05d}"):
-        check_settings(output, settings)
-        parts = Parts(output, rank)
-        done = parts.done()
-        classifier = _classifier(options, rules, state.device)
-        if check is not None:
-            check(classifier)
-        share: Iterator[Recording] = (
-            sound
-            for sound in recordings.share(rank, count)
-            if done.get(sound.name) != sound.version
-        )
-        files = None
-        if not recordings.datasets:
-            remaining = list(share)
-            share, files = iter(remaining), [str(sound.source) for sound in remaining]
-        listening = Listening(
-            classifier,
-            options,
-            rules,
-            lambda sound: parts.unfinished(sound.name, sound.version, classifier.label_names),
-        )
-        began = time.perf_counter()
-        with Progress(files, disabled=not state.is_main_process) as progress:
-            _listen_and_keep(listening.results(share, progress), parts, listening)
-        elapsed = time.perf_counter() - began
-        state.wait_for_everyone()
-        if not state.is_main_process:
+    share = launched_share()
+    with hold(output, _lock_of(share)):
+        run = _hear_share(output, options, rules, settings, share, check)
+        share.wait()
+        if share.index:
             yield None
             return
         remove_unfinished(output)
-        about = {
-            "label_names": json.dumps(classifier.label_names),
-            "activation": activation(classifier.problem_type),
-        }
-        yield Run(progress.seconds, elapsed, count, len(classifier.label_names), about)
+        yield run
+
+
+def _lock_of(share: Share) -> str:
+    return f"rank{share.index:05d}"
+
+
+def _hear_share(
+    output: Path,
+    options: ClassifyOptions,
+    rules: EventRules,
+    settings: dict[str, Any],
+    share: Share,
+    check: Callable[[Classifier], None] | None = None,
+) -> Run:
+    """Hear what an earlier run left of a share, into parts."""
+    recordings = _recordings(options)
+    check_settings(output, settings)
+    parts = Parts(output, share.index)
+    done = parts.done()
+    classifier = _classifier(options, rules, share.device)
+    if check is not None:
+        check(classifier)
+    sounds: Iterator[Recording] = (
+        sound
+        for sound in recordings.share(share.index, share.count)
+        if done.get(sound.name) != sound.version
+    )
+    files = None
+    if not recordings.datasets:
+        remaining = list(sounds)
+        sounds, files = iter(remaining), [str(sound.source) for sound in remaining]
+    listening = Listening(
+        classifier,
+        options,
+        rules,
+        lambda sound: parts.unfinished(sound.name, sound.version, classifier.label_names),
+    )
+    began = time.perf_counter()
+    with Progress(files, disabled=share.index > 0) as progress:
+        _listen_and_keep(listening.results(sounds, progress), parts, listening)
+    elapsed = time.perf_counter() - began
+    about = {
+        "label_names": json.dumps(classifier.label_names),
+        "activation": activation(classifier.problem_type),
+    }
+    return Run(progress.seconds, elapsed, share.count, len(classifier.label_names), about)
 
 
 def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: Listening) -> None:
@@ -341,11 +393,14 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def model_version(model: str) -> str:
-    """A checksum of a local checkpoint's files, so that results of different weights never mix.
+    """What a checkpoint holds, so that results of different weights never mix.
 
-    "" for a name on the Hub.
+    A checksum of its files, or of a name on the Hub the commit that is there now, or, without a
+    network, that was downloaded.
     """
     path = Path(checkpoint_folder(model))
+    if not path.exists():
+        return _commit(model)
     files = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
     checksum = 0
     for file in files:
@@ -356,13 +411,19 @@ def model_version(model: str) -> str:
     return f"{checksum:08x}" if files else ""
 
 
+def _commit(model: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    found = Path(resolve_checkpoint(model))
+    # In its cache each commit has a folder of this name.
+    return (found if found.is_dir() else Path(hf_hub_download(model, "config.json")).parent).name
+
+
 def _recordings(options: ClassifyOptions) -> Recordings:
     return Recordings(options.sounds, options.split, options.dataset_config, options.audio_column)
 
 
-def _classifier(
-    options: ClassifyOptions, rules: EventRules, device: torch.device | None = None
-) -> Classifier:
+def _classifier(options: ClassifyOptions, rules: EventRules, device: Any = None) -> Classifier:
     classifier = Classifier(
         options.model,
         device,

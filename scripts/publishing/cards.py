@@ -21,11 +21,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
+from transformers import AutoConfig
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTConfig
+from modeling_ast import ASTConfig, ASTFrameConfig
 
 from ..common.bundled import hub_configs_folder, read_label_names
+from ..common.descendants import descendant_license, published_descendants
 from ..common.files import file_name, write_whole
 
 ENDING = (
@@ -77,15 +79,15 @@ def write_model_card(
         ValueError: if a file cannot be read, or the metadata breaks the Hub's rules.
     """
     run_folder, checkpoint = Path(run_folder), Path(checkpoint)
-    config = ASTConfig.from_pretrained(checkpoint)
+    config: ASTConfig = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     labels = [config.id2label[index] for index in range(config.num_labels)]
-    arguments = _read_yaml(run_folder / "arguments.yaml")
+    report = _read_yaml(run_folder / "report.yaml")
+    arguments = _read_yaml(run_folder / "arguments.yaml") | (report.get("chosen") or {})
     records = _read_records(run_folder / "metrics.jsonl")
     data_name = str(arguments.get("dataset") or "")
     data = find_source("data", data_name, labels)
     start_name = str(arguments.get("model") or arguments.get("model_name_or_path") or "scratch")
     start = {} if start_name == "scratch" else find_source("weights", start_name)
-    report = _read_yaml(run_folder / "report.yaml")
     result = report.get("result") or (records[-1] if records else {})
     card = render_card(
         repo_id or run_folder.resolve().name,
@@ -164,6 +166,7 @@ def render_card(
     if metadata.eval_results is None:
         metadata.model_name = None
     rows, columns = config.trained_grid
+    is_detector = config.model_type == ASTFrameConfig.model_type
     card = ModelCard.from_template(
         metadata,
         template_path=str(hub_configs_folder() / "model_card_template.md"),
@@ -180,7 +183,11 @@ def render_card(
         parameters=f"{parameters:,}",
         patches=f"{rows} x {columns} patches of {config.patch_shape[0]} mel bins x "
         f"{config.patch_shape[1]} frames of 10 ms",
-        native=config.is_native,
+        native=config.is_native and not is_detector,
+        model_type=config.to_dict()["model_type"],
+        detector=is_detector,
+        auto_class=f"AutoModelForAudio{'Frame' if is_detector else ''}Classification",
+        column_s=f"{config.time_stride / 100:g}",
         evaluations=evaluations,
         pictures=pictures,
         recipe=recipe,
@@ -291,8 +298,6 @@ def find_source(kind: str, name: str, labels: list[str] | None = None) -> dict[s
     for folder, checkpoint in published.items():
         if kind == "weights" and name in (folder, checkpoint["hub"]):
             source = {"name": folder, "hub": checkpoint["hub"], "license": "bsd-3-clause"}
-    from .descendants import descendant_license, published_descendants  # which imports this file
-
     if kind == "weights" and name in published_descendants():
         source = {"name": name, "license": descendant_license(name)}
     card = path / "README.md"

@@ -11,7 +11,7 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification, convert_checkpoint
 
 from ..common.bundled import hub_configs_folder, read_label_names
-from ..common.files import write_whole
+from ..common.files import usual_modes, write_whole
 from ..common.options import did_you_mean
 
 _IMAGE_CLASSES = 1000
@@ -62,6 +62,7 @@ def weights_to_folder(
         notes.append("527 labels: assumed to be AudioSet's, in its order.")
     model.save_pretrained(folder)
     converted.feature_extractor.save_pretrained(folder)
+    usual_modes(folder)
     return notes
 
 
@@ -103,6 +104,7 @@ def weights_to_repository(source: Path, folder: Path, variant: str) -> None:
     model.save_pretrained(folder)
     extractor.save_pretrained(folder)
     shutil.copy(known[variant] / "README.md", folder)
+    usual_modes(folder)
 
 
 def folder_to_original(source: Path, file: Path) -> None:

@@ -6,7 +6,6 @@
 import json
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from feature_extraction import ASTFeatureExtractor
@@ -14,6 +13,12 @@ from modeling_ast import ASTConfig
 from modeling_ast.conversion_ast import CED_FEATURES, KALDI_FEATURES, PASST_FEATURES
 
 from ..common.bundled import hub_configs_folder, read_label_names
+from ..common.descendants import (
+    descendant_license,
+    published_descendants,
+    weights_file,
+    weights_page,
+)
 from .cards import check_card
 
 _TAG = "audio-classification"
@@ -24,7 +29,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "config": {"num_mel_bins": 64, "max_length": 1012, **_NO_TOKENS},
         "patch": [16, 16],
         "features": CED_FEATURES,
-        "license": "apache-2.0",
         "authors": "H. Dinkel, Y. Wang, Z. Yan, J. Zhang and Y. Wang",
         "paper": "CED, consistent ensemble distillation ([arXiv 2308.11957]"
         "(https://arxiv.org/abs/2308.11957)),",
@@ -40,7 +44,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "config": {"num_mel_bins": 64, "max_length": 1008, **_NO_TOKENS},
         "patch": [64, 4],
         "features": CED_FEATURES,
-        "license": "apache-2.0",
         "authors": "H. Dinkel, Z. Yan, Y. Wang, J. Zhang, Y. Wang and B. Wang",
         "paper": "Dasheng ([arXiv 2406.06992](https://arxiv.org/abs/2406.06992))",
         "code": "The authors' code, github.com/RicherMans/Dasheng, is Apache-2.0.",
@@ -58,7 +61,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "config": {"max_length": 1000},
         "patch": [16, 16],
         "features": PASST_FEATURES,
-        "license": "apache-2.0",
         "authors": "K. Koutini, J. Schlüter, H. Eghbal-zadeh and G. Widmer",
         "paper": "PaSST ([arXiv 2110.05069](https://arxiv.org/abs/2110.05069))",
         "code": "The authors' code, github.com/kkoutini/PaSST, is Apache-2.0.",
@@ -74,7 +76,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "config": {"num_special_tokens": 1, "pooling": "patches"},
         "patch": [16, 16],
         "features": KALDI_FEATURES,
-        "license": "cc-by-nc-4.0",
         "authors": "P.-Y. Huang, H. Xu, J. Li, A. Baevski, M. Auli, W. Galuba, F. Metze and "
         "C. Feichtenhofer",
         "paper": "AudioMAE, masked autoencoders that listen ([arXiv 2207.06405]"
@@ -92,7 +93,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "SSAST": {
         "config": {"pooling": "patches"},
         "features": KALDI_FEATURES,
-        "license": "bsd-3-clause",
         "authors": "Y. Gong, C.-I. Lai, Y.-A. Chung and J. Glass",
         "paper": "SSAST, self-supervised AST ([arXiv 2110.09784]"
         "(https://arxiv.org/abs/2110.09784)),",
@@ -107,12 +107,6 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }""",
     },
 }
-
-
-def published_descendants() -> dict[str, dict[str, Any]]:
-    """The descendants' checkpoints by folder name; see `hub_configs/published_descendants.yaml`."""
-    path = hub_configs_folder() / "published_descendants.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def descendant_config(name: str) -> tuple[ASTConfig, ASTFeatureExtractor]:
@@ -178,27 +172,6 @@ def descendant_files(name: str) -> dict[str, str]:
     }
 
 
-def descendant_license(name: str) -> str:
-    """The licence of its weights, as the Hub spells it."""
-    return _FAMILIES[published_descendants()[name]["family"]]["license"]
-
-
-def weights_file(name: str) -> str:
-    """The name of the authors' file."""
-    checkpoint = published_descendants()[name]
-    if "hub" in checkpoint:
-        return "model.safetensors"
-    return checkpoint.get("file") or checkpoint["url"].rpartition("/")[2].partition("?")[0]
-
-
-def weights_page(name: str) -> str:
-    """The page where people find it."""
-    checkpoint = published_descendants()[name]
-    if "hub" in checkpoint:
-        return f"https://huggingface.co/{checkpoint['hub']}"
-    return checkpoint.get("page") or checkpoint["url"]
-
-
 def _card(name: str, config: ASTConfig, extractor: ASTFeatureExtractor) -> str:
     checkpoint = published_descendants()[name]
     family = _FAMILIES[checkpoint["family"]]
@@ -225,7 +198,7 @@ def _card(name: str, config: ASTConfig, extractor: ASTFeatureExtractor) -> str:
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=_TAG,
-        license=family["license"],
+        license=descendant_license(name),
         datasets=["agkphysics/AudioSet"],
         base_model=checkpoint.get("hub"),
         tags=["audio-spectrogram-transformer", checkpoint["family"].lower(), _TAG],
@@ -248,7 +221,7 @@ def _card(name: str, config: ASTConfig, extractor: ASTFeatureExtractor) -> str:
             labels=0 if is_pretrained else config.num_labels,
             authors=family["authors"],
             source=f"[{weights_file(name)}]({weights_page(name)})",
-            license=family["license"],
+            license=descendant_license(name),
             code_licence=family["code"],
             score=None if score is None else f"{score:.4g}",
             file=weights_file(name),

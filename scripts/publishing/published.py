@@ -18,9 +18,10 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig
 
 from ..common.bundled import hub_configs_folder, read_label_names
+from ..common.descendants import published_descendants
 from ..common.options import did_you_mean
 from .cards import find_source, published_checkpoints, render_card
-from .descendants import descendant_files, published_descendants
+from .descendants import descendant_files
 
 _DATA: dict[str, dict[str, Any]] = {
     "audioset": {

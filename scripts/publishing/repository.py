@@ -7,9 +7,10 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import AutoModelForAudioClassification
 
 from feature_extraction import ASTFeatureExtractor
-from modeling_ast import ASTAudioClassificationPipeline, ASTForAudioClassification
+from modeling_ast import ASTAudioClassificationPipeline
 
 from .cards import ENDING, check_card, write_model_card
 
@@ -43,7 +44,10 @@ def write_repository(
     ):
         if not (checkpoint / name).is_file():
             raise ValueError(f"{checkpoint} is not a complete checkpoint: no {name} ({purpose}).")
-    model, report = ASTForAudioClassification.from_pretrained(checkpoint, output_loading_info=True)
+    # Our classifier or detector, whatever code comes with the folder.
+    model, report = AutoModelForAudioClassification.from_pretrained(
+        checkpoint, output_loading_info=True, trust_remote_code=False
+    )
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(f"The weights in {checkpoint} are incomplete: {missing} … are missing.")

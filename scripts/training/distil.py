@@ -1,16 +1,15 @@
 """What a student learns from a teacher's answers: the losses, and the parts that only they need.
 
-    logits              (B, labels)             of the student's own labels: hard labels; also the
-                                                teacher's targets, where its labels are the same
-    teacher_logits      (B, teacher's labels)   of a head of its own, where they are others
+    logits              (B, labels)             for the student's labels: hard labels, and the
+                                                teacher's targets if its labels are the same
+    teacher_logits      (B, teacher's labels)   from a separate head if they are not
     embedding           (B, D of the teacher)   projected from the student's pooler_output
 
     loss = (1 - share) * hard + share * T^2 * soft + weight * embedding
 
-Soft targets at a temperature T (Hinton, Vinyals and Dean, arXiv 1503.02531): cross-entropy, or,
-where each label is by itself, binary cross-entropy, mean over labels; T^2 keeps the size of the
-gradients. Embeddings: squared error, mean over dimensions, of what the teacher's deviate from their
-mean, in deviations.
+Soft targets at a temperature T (Hinton, Vinyals and Dean, arXiv 1503.02531): cross-entropy, or for
+independent labels binary cross-entropy, mean over labels; T^2 preserves the size of the gradients.
+Embeddings: squared error, mean over dimensions, of the teacher's standardised embeddings.
 """
 
 import copy
@@ -33,14 +32,14 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Lesson:
-    """How a student's loss is made.
+    """The recipe of a student's loss.
 
     Args:
-        share: of the teacher's targets, against hard labels.
+        share: weight of the teacher's targets; the rest is for hard labels.
         temperature: of the targets.
         embedding_weight: of the embeddings' loss.
-        order: where each of the student's labels is among the teacher's, when they are the same;
-            None: the teacher's have a head of their own.
+        order: the position of each of the student's labels among the teacher's, if they are the
+            same; None: the teacher's have a separate head.
         activation: "sigmoid" or "softmax", of the head that learns the targets.
     """
 
@@ -67,7 +66,7 @@ class Student(nn.Module):
         ast: an `ASTForAudioClassification`, or one with adapters (PEFT).
         teacher: whose answers it learns.
         options: of the run.
-        embeddings: mean and deviation (D,) of the teacher's; None: they are not learnt.
+        embeddings: mean and deviation (D,) of the teacher's; None: they are not learned.
     """
 
     embedding_mean: Tensor
@@ -118,7 +117,7 @@ class Student(nn.Module):
 
     @property
     def _base(self) -> Any:
-        """Without adapters around it; those inside it work all the same."""
+        """The AST without adapters around it; those inside it still work."""
         return self.ast.get_base_model() if hasattr(self.ast, "get_base_model") else self.ast
 
     def forward(
@@ -133,7 +132,7 @@ class Student(nn.Module):
         )
 
     def checkpoint(self) -> Any:
-        """The AST alone, with the head that is wanted; a copy where that is the teacher's."""
+        """The AST alone, with the chosen head; a copy if that is the teacher's."""
         if self.teacher_head is None or not self.keeps_teacher_head:
             return self.ast
         ast = copy.deepcopy(self.ast)
@@ -147,13 +146,13 @@ class Student(nn.Module):
     def loss(
         self, output: StudentOutput, batch: Batch, num_items_in_batch: Any, pooling: str
     ) -> Tensor:
-        """Of a part of a step's batch; those of all parts add up to the whole batch's mean.
+        """The loss of a part of a step's batch; those of all parts add up to the batch's mean.
 
         Args:
-            output: of this student's `forward`, for the batch's clips or, of bags, its windows.
+            output: of this student's `forward`, for the batch's clips or, for bags, its windows.
             batch: with "labels", "teacher_targets", "teacher_embeddings".
             num_items_in_batch: elements of "labels" in the whole batch.
-            pooling: of bags.
+            pooling: for bags.
         """
         lesson, labels = self.lesson, batch["labels"]
         config = self.config
@@ -195,7 +194,7 @@ def soft_loss(logits: Tensor, targets: Tensor, activation: str, temperature: flo
 def _of_clips(
     values: Tensor | None, weights: Tensor | None, problem_type: str | None, pooling: str
 ) -> Tensor:
-    """One row per clip (B, n); of bags, values of windows (those that are there, n) are pooled."""
+    """One row per clip (B, n); for bags, the values of the existing windows are pooled."""
     assert values is not None
     if weights is None:
         return values
@@ -213,14 +212,14 @@ def make_student(
     """A student, with new parts that have small random weights.
 
     Raises:
-        ValueError: when there is nothing to learn from the teacher, or no head of its own to keep.
+        ValueError: if there is nothing to learn from the teacher, or no separate head to keep.
     """
     student = Student(ast, teacher, options, embeddings)
     if options.keep_teacher_head and not teacher.are_names_known:
         raise ValueError("--keep_teacher_head: name the teacher's labels (--teacher_labels).")
     if options.keep_teacher_head and student.teacher_head is None:
         raise ValueError(
-            "--keep_teacher_head: the teacher has the labels of the data, or none, and so no head "
-            "of its own."
+            "--keep_teacher_head: the teacher has the data's labels, or none, and therefore no "
+            "separate head."
         )
     return student

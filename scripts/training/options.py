@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import setting
 from ..data.options import GROUP as SOUNDS
-from ..data.options import LabelledOptions
+from ..data.options import AnnotatedOptions
 from ..evaluation.metrics import METRICS
 
 _MODEL = "the model"
@@ -18,7 +18,7 @@ _RUNNING = "how it runs"
 
 
 @dataclass
-class FinetuneOptions(LabelledOptions):
+class FinetuneOptions(AnnotatedOptions):
     """Options of a run. Lengths in frames count 10 ms each.
 
     Raises:
@@ -39,20 +39,15 @@ class FinetuneOptions(LabelledOptions):
         metavar="FOLDER",
         aliases=["output_dir"],
     )
-    num_epochs: int = setting(10, "passes over the training part", at_least=1)
-    batch_size: int = setting(16, "clips per forward pass and process", at_least=1)
+    num_epochs: int = setting(
+        0, "passes over the training part; default: fewer, the more clips there are", at_least=0
+    )
+    batch_size: int = setting(
+        0, "clips per forward pass and process; default: by the clips' number and length",
+        at_least=0,
+    )  # fmt: skip
     learning_rate: float = setting(1e-4, "peak, after the warm-up")
 
-    annotations: str | None = setting(
-        None,
-        "file or folder that says what can be heard when (Raven, Audacity, DCASE's TSV, CSV): "
-        "trains a detector, which gives scores for every tenth of a second",
-        group=SOUNDS,
-        metavar="PATH",
-    )
-    annotation_label_column: str | None = setting(
-        None, "the annotations' label column, if it has an unusual name", group=SOUNDS
-    )
     unmarked: str = setting(
         "background",
         "what unmarked parts of annotated recordings are",
@@ -83,8 +78,8 @@ class FinetuneOptions(LabelledOptions):
 
     max_length: int | None = setting(
         None,
-        "frames per input: longer clips are read in windows, shorter ones padded; default, here "
-        "and below: the checkpoint's, or AST's (1024, 128, 10, 10)",
+        "frames per input: longer clips are read in windows, shorter ones padded; default: what "
+        "the clips last, at most the checkpoint's",
         group=_INPUT,
         at_least=1,
     )
@@ -101,7 +96,12 @@ class FinetuneOptions(LabelledOptions):
         group=_INPUT,
         choices=["mean", "max", "linear_softmax"],
     )
-    num_mel_bins: int | None = setting(None, "mel bins", group=_INPUT, at_least=1)
+    num_mel_bins: int | None = setting(
+        None,
+        "mel bins; default, here and below: the checkpoint's, or AST's (128, 10, 10)",
+        group=_INPUT,
+        at_least=1,
+    )
     frequency_stride: int | None = setting(
         None, "mel bins between patches", group=_INPUT, at_least=1
     )
@@ -115,7 +115,7 @@ class FinetuneOptions(LabelledOptions):
 
     teacher: list[str] = setting(
         [],
-        "models that hear what the student hears (checkpoint folder, ONNX file, bundled or Hub "
+        "models that get what the student gets (checkpoint folder, ONNX file, bundled or Hub "
         "name of any audio classifier; several: an ensemble), or Parquet files of stored answers, "
         "as ast-classify --logits writes them",
         group=_TEACHER,
@@ -139,7 +139,7 @@ class FinetuneOptions(LabelledOptions):
     )
     teacher_activation: str | None = setting(
         None,
-        "from the teacher's logits to probabilities; default: as it says itself, else sigmoid",
+        "from the teacher's logits to probabilities; default: its own, else sigmoid",
         group=_TEACHER,
         choices=["sigmoid", "softmax"],
     )
@@ -153,7 +153,7 @@ class FinetuneOptions(LabelledOptions):
         1.0, "logits are divided by it, for softer targets", group=_TEACHER
     )
     embedding_weight: float = setting(
-        1.0, "of the teacher's embeddings in the loss, where there are any; 0: not learnt",
+        1.0, "weight of the teacher's embeddings in the loss, if any; 0: not used",
         group=_TEACHER, at_least=0,
     )  # fmt: skip
     keep_teacher_head: bool = setting(
@@ -171,10 +171,11 @@ class FinetuneOptions(LabelledOptions):
         choices=["cross_entropy", "binary_cross_entropy"],
     )
     gradient_accumulation_steps: int = setting(
-        1,
-        "parts of batch_size clips per optimizer step: only saves memory",
+        0,
+        "parts of batch_size clips per optimizer step: only saves memory; default: 1, or as "
+        "batch_size is chosen",
         group=_OPTIMISATION,
-        at_least=1,
+        at_least=0,
     )
     optimizer: str = setting(
         "adamw",
@@ -230,11 +231,19 @@ class FinetuneOptions(LabelledOptions):
     mixup_rate: float = setting(
         0.0, "share of the clips to mix with another clip", group=_AUGMENTATION
     )
-    time_mask: int = setting(
-        96, "SpecAugment: mask up to this many frames", group=_AUGMENTATION, at_least=0
+    time_mask: int | None = setting(
+        None,
+        "SpecAugment: mask up to this many frames; default: a fifth of a clip, at most 96; 0 with "
+        "a frozen encoder",
+        group=_AUGMENTATION,
+        at_least=0,
     )
-    frequency_mask: int = setting(
-        24, "SpecAugment: mask up to this many mel bins", group=_AUGMENTATION, at_least=0
+    frequency_mask: int | None = setting(
+        None,
+        "SpecAugment: mask up to this many mel bins; default: 3 of 16, at most 24; 0 with a frozen "
+        "encoder",
+        group=_AUGMENTATION,
+        at_least=0,
     )
     time_roll: int = setting(
         0, "shift clips by up to this many frames, wrapping around", group=_AUGMENTATION, at_least=0
@@ -317,8 +326,8 @@ class FinetuneOptions(LabelledOptions):
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")
         if self.annotations is not None:
             for option, off in (
-                ("windows_per_clip", 1), ("speed_perturbation", 0.0), ("time_roll", 0),
-                ("time_patchout", 0), ("label_smoothing", 0.0),
+                ("speed_perturbation", 0.0), ("time_roll", 0), ("time_patchout", 0),
+                ("label_smoothing", 0.0),
             ):  # fmt: skip
                 if getattr(self, option) != off:
                     raise ValueError(f"With --annotations, --{option} must be {off}.")

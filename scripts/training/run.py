@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..common.lock import hold
-from ..data.batches import Collator, SkippedSounds
+from ..data.batches import Collator, SkippedSounds, repeated
 from ..data.labelled import LabelledAudio
+from .choices import choices, choose, describe_choices
 from .distil import Student, make_student
+from .embedded import Embedded, is_constant
 from .optimisation import learning_rate_factor, make_average, make_optimizer
 from .options import FinetuneOptions
 from .run_folder import Progress, RunFolder
@@ -34,6 +38,7 @@ from .start import (
     check_sharded,
     choose_trained_weights,
     describe_data,
+    describe_device,
     describe_run,
     describe_start,
     describe_teacher,
@@ -54,7 +59,9 @@ from .steps import (
     evaluate_model,
     evaluation_batches,
     parts_of,
+    readable_time,
     training_loss,
+    with_targets,
 )
 from .teachers import Teacher, open_teacher
 
@@ -75,6 +82,10 @@ def open_run(
     # The first process holds the lock for all.
     with hold(Path(options.output)) if rank == 0 else contextlib.nullcontext():
         yield TrainingRun(options, data, command, rank, processes, device)
+
+
+_TIMED_STEPS = 10
+_EVALUATION_COST = 0.4  # of a clip, over that of training on it
 
 
 class TrainingRun:
@@ -101,14 +112,17 @@ class TrainingRun:
         processes: int,
         device: torch.device,
     ):
-        self.options = options
         self.is_main = rank == 0
         self.data = data
         self.folder = RunFolder(options, command, processes, self.data.fingerprint)
+        given, options = options, choose(options, data)
+        self.options = options
+        self._chosen = choices(given, options)
         self.skipped = SkippedSounds(
             options.max_corrupt, self.data.train_clips + self.data.evaluation_clips
         )
         self.say(describe_data(self.data))
+        self.say(describe_device())
         self.teacher = open_teacher(options, self.data, device)
         self._is_unlabelled = self.teacher is not None and not self.data.label_names
         if self.teacher is not None and self._is_unlabelled:
@@ -120,7 +134,9 @@ class TrainingRun:
         ast, self.extractor = start_model(options, self.data)
         self.folder.settle_statistics(self.extractor)
         self.frames = frame_grid(ast, options)
-        self.say(describe_windows(options, self.data, self.extractor))
+        self.say(describe_choices(self._chosen, options))
+        long_clips, text = describe_windows(options, self.data, self.extractor)
+        self.say(text)
         self.model: Any = choose_trained_weights(ast, options)
         if self.teacher is not None:
             self.model = self._student(self.model, self.teacher)
@@ -131,7 +147,18 @@ class TrainingRun:
             self.average.to(device)
         self.steps_per_epoch = count_steps(options, self.data, processes)
         self._rank, self._processes = rank, processes
+        self._embedded: Embedded | None = None
+        if processes == 1 and is_constant(options, self.model, long_clips):
+            self.say("Nothing random comes before the frozen encoder: it runs only once per clip")
+            self._embedded = Embedded(
+                self.model,
+                device,
+                partial(self._whole_clips, replace(self.data, evaluation=self.data.train)),
+                partial(self._whole_clips, self.data),
+                options.seed,
+            )
         self._begin = time.perf_counter() - self.progress.seconds
+        self._steps_timed, self._first_step_at = 0, 0.0
 
     def _student(self, model: Any, teacher: Teacher) -> Student:
         embeddings = None
@@ -190,7 +217,8 @@ class TrainingRun:
             check_sharded(self.options)
         accelerator.wait_for_everyone()  # all have read the folder
         if self.is_main:
-            self.folder.begin(describe_run(self.options, self.data, self.model, self.extractor))
+            about = describe_run(self.options, self.data, self.model, self.extractor)
+            self.folder.begin({**about, "chosen": self._chosen})
         if self.resumes is not None:
             self.say(
                 f"Resuming {self.folder.path}: epoch {self.progress.epoch}, "
@@ -201,6 +229,12 @@ class TrainingRun:
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """An epoch's batches of this process, one per optimizer step, after the first `skip`."""
+        if self._embedded is not None:
+            options = self.options
+            size = options.batch_size * options.gradient_accumulation_steps
+            one_pass = partial(self._embedded.epoch, epoch, size)
+            steps = islice(repeated(one_pass), skip, self.steps_per_epoch)
+            return (with_targets(batch, options, len(self.data.label_names)) for batch in steps)
         return epoch_batches(
             self.options,
             self.data,
@@ -214,12 +248,26 @@ class TrainingRun:
             self.teacher,
         )
 
+    def _whole_clips(self, data: LabelledAudio) -> Iterator[Batch]:
+        return evaluation_batches(
+            self.options,
+            data,
+            self.extractor,
+            self.skipped,
+            self.frames,
+            self._rank,
+            self._processes,
+            self.teacher if self._is_unlabelled else None,
+        )
+
     def augmented(self, batch: Batch, step: int) -> Batch:
-        """A step's batch as the student gets it; a teacher hears it before."""
+        """A step's batch as the student gets it; an online teacher gets it first."""
         if self.teacher is not None:
             batch = self.teacher.with_answers(batch, self.extractor.sampling_rate)
         if self._is_unlabelled:
             batch = {**batch, "labels": batch["teacher_targets"]}
+        if self._embedded is not None:
+            return batch
         return augment(batch, self.options, self.extractor, step, self._rank, self._processes)
 
     def parts(self, batch: Batch) -> list[Batch]:
@@ -244,6 +292,25 @@ class TrainingRun:
                 f"{self.options.learning_rate:g})."
             )
         self.progress.add_step(loss, clips, self.seconds)
+        self._steps_timed += 1
+        if self._steps_timed == 1:
+            self._first_step_at = self.seconds  # it takes longer than the others
+        elif self._steps_timed == 1 + _TIMED_STEPS and self.is_main:
+            tqdm.write(self._time_left())
+
+    def _time_left(self) -> str:
+        """What training and evaluation will take, after some steps."""
+        steps = self.options.num_epochs * self.steps_per_epoch - self.step
+        per_step = (self.seconds - self._first_step_at) / _TIMED_STEPS
+        per_epoch = per_step * self.steps_per_epoch
+        share = self.data.evaluation_clips / self.data.train_clips
+        evaluated = _EVALUATION_COST * share * per_epoch * (
+            self.options.num_epochs - self.progress.epoch + 1
+        )  # fmt: skip
+        return (
+            f"About {readable_time(steps * per_step + evaluated)} to go: {steps} steps, "
+            f"{per_step:.2f} s each, and an evaluation after each epoch"
+        )
 
     def average_after_step(self) -> None:
         """With --ema_decay: call after the optimizer has changed the weights."""
@@ -306,15 +373,8 @@ class TrainingRun:
         say: Callable[[str], object] = print,
     ) -> dict[str, Any]:
         """Evaluate, record, and keep the result if it is the best so far; returns the record."""
-        batches = evaluation_batches(
-            self.options,
-            self.data,
-            self.extractor,
-            self.skipped,
-            self.frames,
-            self._rank,
-            self._processes,
-            self.teacher if self._is_unlabelled else None,
+        batches = (
+            self._whole_clips(self.data) if self._embedded is None else self._embedded.evaluation()
         )
         scores = evaluate_model(self.result(model), batches, accelerator)
         record = self.progress.end_epoch(scores, learning_rate, self.seconds)

@@ -22,6 +22,7 @@ from modeling_ast.conversion_ast import vision_config
 from ..common.checkpoints import DEFAULT_MODEL, resolve_checkpoint
 from ..common.shown import shown
 from ..data.annotated import open_annotated_audio
+from ..data.answers import answer_files, is_answers
 from ..data.batches import Collator, FrameGrid
 from ..data.labelled import LabelledAudio, for_class_folders, open_labelled_audio
 from ..data.options import LabelledOptions
@@ -52,6 +53,9 @@ def open_data(options: FinetuneOptions) -> LabelledAudio:
     if _has_no_labels(plain):
         plain = replace(plain, label_column="")
     data = open_labelled_audio(options.dataset, plain, kept_columns(options))
+    # A run is not resumed on other answers, either.
+    answers = answer_files([name for name in options.teacher if is_answers(name)])
+    data.fingerprint.files.update({str(file): file.stat().st_size for file in answers})
     if not plain.label_column:
         return data
     if len(data.label_names) < 2 and data.problem_type == "single_label_classification":
@@ -99,7 +103,7 @@ def with_teachers_labels(data: LabelledAudio, teacher: Teacher) -> LabelledAudio
 
 
 def describe_teacher(options: FinetuneOptions, teacher: Teacher, student: Student) -> str:
-    """What is learnt from whom."""
+    """What is learned from whom."""
     who = ", ".join(options.teacher) or "the data set's column " + " and ".join(
         filter(None, (options.teacher_column, options.teacher_embedding_column))
     )
@@ -155,11 +159,18 @@ def describe_run(
 
 def describe_windows(
     options: FinetuneOptions, data: LabelledAudio, extractor: ASTFeatureExtractor
-) -> str:
-    """What happens to clips that are longer than the model's input; "" if there are none."""
+) -> tuple[int, str]:
+    """How many clips are longer than the model's input, and what happens to them."""
     window_s = Collator(extractor, 0).window_s
     counted = count_long_clips(data.train, data.train_clips, window_s)
-    return describe_long_clips(*counted, data.train_clips, window_s, options.windows_per_clip)
+    text = describe_long_clips(
+        *counted,
+        data.train_clips,
+        window_s,
+        options.windows_per_clip,
+        options.annotations is not None,
+    )
+    return counted[0], text
 
 
 def frame_grid(model: Any, options: FinetuneOptions) -> FrameGrid | None:
@@ -182,9 +193,19 @@ def check_sharded(options: FinetuneOptions) -> None:
         if getattr(options, option) != off:
             raise ValueError(f"With FSDP or DeepSpeed --{option} must be {off}.")
     if options.has_teacher:
-        raise ValueError("A teacher does not go with FSDP or DeepSpeed.")
+        raise ValueError("A teacher does not work with FSDP or DeepSpeed.")
     if options.trained == "lora":
         raise ValueError("--trained lora does not work with FSDP or DeepSpeed.")
+
+
+def describe_device() -> str:
+    """Says so if torch is built for GPUs but finds none; else empty."""
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return ""
+    return (
+        f"Training on the CPU: this torch is built for CUDA {torch.version.cuda} but finds no GPU. "
+        "If there should be one, check its driver; if not, torch's CPU build is gigabytes smaller."
+    )
 
 
 def precision(options: FinetuneOptions) -> str:

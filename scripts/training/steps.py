@@ -28,6 +28,7 @@ from feature_extraction import (
     spec_augment,
 )
 from modeling_ast import ASTFrameConfig
+from modeling_ast.detection_ast import detection_loss
 from modeling_ast.loss_ast import classification_loss
 from modeling_ast.pooling_ast import pool_logits
 from modeling_ast.scores_ast import scores_from_logits
@@ -90,9 +91,14 @@ def epoch_batches(
         read_in_turn=data.train_clips <= options.shuffle_buffer,
     )
     for batch in islice(repeated(one_pass), skip, count_steps(options, data, processes)):
-        if options.loss == "binary_cross_entropy" and batch["labels"].dim() == 1:
-            batch["labels"] = one_hot(batch["labels"], num_labels).float()
-        yield batch
+        yield with_targets(batch, options, num_labels)
+
+
+def with_targets(batch: Batch, options: FinetuneOptions, num_labels: int) -> Batch:
+    """A batch whose labels are targets, where the loss is of each label by itself."""
+    if options.loss == "binary_cross_entropy" and batch["labels"].dim() == 1:
+        return {**batch, "labels": one_hot(batch["labels"], num_labels).float()}
+    return batch
 
 
 def evaluation_batches(
@@ -156,7 +162,9 @@ def augment(
         inputs = filter_augment(inputs, options.filter_augment * decibel, generator=generator)
     # Masked parts become the data's mean. (The original masks before normalising, with a log-mel of
     # 0, about as loud as sound gets.)
-    inputs = spec_augment(inputs, options.time_mask, options.frequency_mask, generator=generator)
+    inputs = spec_augment(
+        inputs, options.time_mask or 0, options.frequency_mask or 0, generator=generator
+    )
     if options.noise_level:
         inputs = add_noise(inputs, options.noise_level, generator)
     inputs = roll(inputs, options.time_roll, generator)
@@ -175,10 +183,17 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
     Args:
         model: prepared for training.
         batch: if it has "window_weights" (B, N), it consists of bags.
-        pooling: for bags.
+        pooling: for bags; a frame model's is in its config.
         num_items_in_batch: see `classification_loss`.
     """
     student: Any = getattr(model, "module", model)  # DDP wraps the model
+    if "embeddings" in batch:
+        return student.loss_function(  # as in its `forward`
+            batch["labels"],
+            student.classifier(batch["embeddings"]),
+            student.config,
+            num_items_in_batch=num_items_in_batch,
+        )
     if isinstance(student, Student):
         inputs = {key: batch[key] for key in ("input_values", "attention_mask") if key in batch}
         if "window_weights" in batch:
@@ -193,9 +208,23 @@ def training_loss(model: nn.Module, batch: Batch, pooling: str, num_items_in_bat
         key: batch[key][is_there] for key in ("input_values", "attention_mask") if key in batch
     }
     logits = model(**windows).logits
-    bags = logits.new_zeros(*weights.shape, logits.shape[-1])
+    bags = logits.new_zeros(*weights.shape, *logits.shape[1:])
     bags[is_there] = logits
-    config: Any = getattr(model, "module", model).config  # DDP wraps the model
+    config = student.config
+    if config.model_type == ASTFrameConfig.model_type:
+        # The columns of all windows of a clip are those of one long window.
+        is_sound = torch.zeros(*bags.shape[:3], dtype=torch.bool, device=bags.device)
+        is_sound[is_there] = student.column_mask(
+            windows["input_values"], windows.get("attention_mask")
+        )
+        return detection_loss(
+            bags.flatten(1, 2),
+            labels,
+            batch["clip_labels"],
+            is_sound.flatten(1, 2),
+            config.window_pooling,
+            num_items_in_batch,
+        )
     pooled = pool_logits(bags, config.problem_type, pooling, weights)
     smoothing = config.label_smoothing if model.training else 0.0
     return classification_loss(pooled, labels, config.problem_type, num_items_in_batch, smoothing)
@@ -241,7 +270,10 @@ def evaluate_model(
             if key in batch
         }
         with accelerator.autocast():
-            logits = model(**inputs).logits
+            if "embeddings" in batch:
+                logits = _head(model)(batch["embeddings"].to(accelerator.device))
+            else:
+                logits = model(**inputs).logits
         if not counts:
             continue
         windows = zip(
@@ -269,6 +301,10 @@ def evaluate_model(
         f"evaluation_{name}": value if math.isfinite(value) else None
         for name, value in values.items()
     }
+
+
+def _head(model: Any) -> Any:
+    return getattr(model, "module", model).classifier
 
 
 @dataclass
@@ -322,6 +358,13 @@ def _measured(
         targets = one_hot(targets, logits.shape[1])
     per_row = binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1)
     return per_row.tolist(), scores_from_logits(logits, problem_type).tolist(), references
+
+
+def readable_time(seconds: float) -> str:
+    """A duration, as precise as one wants to know it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def describe_epoch(record: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""Teachers: models whose answers a student learns, heard while it trains or stored before.
+"""Teachers: models whose answers a student learns, computed during training or stored before.
 
     stored      -> `data.answers`: the loaders' workers find the answers to each crop
-    online      -> `OnlineTeacher`: hears, in inference mode, the very sound that the student gets
+    online      -> `OnlineTeacher`: answers, in inference mode, the exact sound the student gets
 
     answers     targets (B, labels): probabilities; embeddings (B, D)
 
-Several online teachers are an ensemble: the mean of their targets, their embeddings side by side.
+Several online teachers form an ensemble: the mean of their targets, their embeddings concatenated.
 """
 
 from collections.abc import Mapping
@@ -37,10 +37,10 @@ from ..data.answers import (
 )
 from ..data.batches import Collator
 from ..data.labelled import LabelledAudio
-from ..inference.classifier import load_classifier
+from ..inference.torch_engine import load_classifier
 from .options import FinetuneOptions
 
-_LOOKED_AT = 20  # rows of the data that stored answers must know one of
+_LOOKED_AT = 20  # rows of the data; stored answers must have one of them
 _MEASURED_STORED, _MEASURED_ONLINE = 2000, 64  # clips, for the embeddings' mean and deviation
 _HEARD_AT_ONCE = 16
 _SMALLEST_DEVIATION = 1e-4
@@ -49,15 +49,15 @@ Batch = dict[str, Tensor]
 
 
 class OnlineTeacher:
-    """An audio classifier that answers what it hears.
+    """An audio classifier that answers during training.
 
     Args:
-        name: checkpoint folder, ONNX file of ours, bundled or Hub name of any audio classifier.
+        name: checkpoint folder, one of our ONNX files, bundled or Hub name of any classifier.
         device: where it computes.
         activation: "sigmoid" or "softmax" instead of the checkpoint's.
 
     Raises:
-        ValueError: for a frame model, and as `load_classifier`.
+        ValueError: for a frame model, and as for `load_classifier`.
     """
 
     def __init__(self, name: str, device: torch.device, activation: str | None = None):
@@ -65,13 +65,13 @@ class OnlineTeacher:
             OnnxClassifier(name) if name.endswith(".onnx") else load_classifier(name, device=device)
         )
         if self.pipeline.is_ast and self.pipeline.is_frame_model:
-            raise ValueError(f"{name} is a frame model; a teacher answers for whole clips.")
+            raise ValueError(f"{name} is a frame model; a teacher must score whole clips.")
         self._model: Any = self.pipeline.model
         config = self._model.config
         self.label_names = [config.id2label[index] for index in range(config.num_labels)]
         self.activation = activation or activation_of(config.problem_type)
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"{name} is a regression model; a teacher scores labels.")
+            raise ValueError(f"{name} is a regression model; a teacher must score labels.")
         self._embedder: nn.Module | None = None
         self.embedding_size = 0
         if isinstance(self._model, nn.Module):
@@ -84,7 +84,7 @@ class OnlineTeacher:
     ) -> tuple[Tensor, Tensor]:
         """Waveforms (samples,) -> targets (B, labels), embeddings (B, D), on the CPU.
 
-        Of a sound that is longer than the teacher hears at once, the mean over its windows.
+        For a sound longer than the teacher's input: the mean over its windows.
         """
         windows: list[tuple[int, float, dict[str, Tensor]]] = []
         for number, sound in enumerate(sounds):
@@ -94,7 +94,7 @@ class OnlineTeacher:
         targets = torch.zeros(len(sounds), len(self.label_names))
         embeddings = torch.zeros(len(sounds), self.embedding_size)
         total = torch.zeros(len(sounds), 1)
-        # Padding could change an answer, so only what has one shape goes in together.
+        # Padding could change an answer, so only inputs of equal shape go in together.
         groups: dict[Any, list[tuple[int, float, dict[str, Tensor]]]] = {}
         for window in windows:
             shapes = tuple((name, values.shape) for name, values in window[2].items())
@@ -113,7 +113,7 @@ class OnlineTeacher:
         return targets / total, embeddings / total
 
     def _features(self, sound: np.ndarray, rate: int) -> list[dict[str, Any]]:
-        """What the model takes, window by window, each a batch of one."""
+        """The model's inputs, window by window, each a batch of one."""
         pipeline = self.pipeline
         extractor: FeatureExtractionMixin = pipeline.feature_extractor
         wanted = extractor.sampling_rate
@@ -148,7 +148,7 @@ class OnlineTeacher:
             if hook is not None:
                 hook.remove()
         vectors = kept[0] if kept else torch.empty(len(windows), 0)
-        # Copies: what inference mode made may not take part in a loss.
+        # Copies: tensors made in inference mode cannot take part in a loss.
         return logits.float().cpu().clone(), vectors.float().cpu().clone()
 
 
@@ -164,23 +164,23 @@ def _last_linear(model: nn.Module, num_labels: int) -> nn.Linear:
 
 
 def _embedder(model: Any, num_labels: int) -> nn.Module:
-    """The module whose input is the embedding: an AST's head, of others the last layer."""
+    """The module whose input is the embedding: an AST's head, or another model's last layer."""
     is_ours = hasattr(model, "audio_spectrogram_transformer")
     return model.classifier if is_ours else _last_linear(model, num_labels)
 
 
 @dataclass
 class Teacher:
-    """All that teach a run, as one.
+    """All teachers of a run, as one.
 
     Args:
         label_names: of the targets.
         activation: "sigmoid" or "softmax".
-        embedding_size: 0 where there are no embeddings.
+        embedding_size: 0 if there are no embeddings.
         stored: answers that the loaders' workers find.
-        online: models that hear.
+        online: models that answer during training.
         temperature: of the targets.
-        cache: by the crops' keys, what online teachers answered; None: they hear again.
+        cache: online teachers' answers by the crops' keys; None: no cache.
     """
 
     label_names: list[str]
@@ -196,7 +196,7 @@ class Teacher:
         return self.stored is None or self.stored.label_names is not None
 
     def with_answers(self, batch: Batch, rate: int) -> Batch:
-        """A batch with the answers of online teachers to its sounds, which it then lacks."""
+        """Replace a batch's sounds by the online teachers' answers to them."""
         if not self.online:
             return batch
         batch = dict(batch)
@@ -216,8 +216,8 @@ class Teacher:
         for sound, key in zip(sounds, keys, strict=True):
             answer = self.cache.get(key)
             if answer is None:
-                # One by one: in a batch an answer's last bits would depend on the others in it, and
-                # a run that is resumed, with an empty cache, would differ.
+                # One by one: in a batch, an answer's last bits would depend on its neighbours, and
+                # a resumed run, with an empty cache, would differ.
                 answer = self._heard([sound], rate)[0]
                 if key >= 0:
                     self.cache[key] = answer
@@ -235,7 +235,7 @@ class Teacher:
         return torch.cat([torch.as_tensor(targets), *embeddings], dim=1)
 
     def measure_embeddings(self, data: LabelledAudio, collator: Collator) -> tuple[Tensor, Tensor]:
-        """Mean and deviation (D,) of its embeddings, over answers to the first training clips."""
+        """Mean and deviation (D,) of the embeddings, over answers to the first training clips."""
         if isinstance(self.stored, FileAnswers):
             vectors = torch.from_numpy(self.stored.embeddings.astype(np.float32))
         elif self.stored is not None:
@@ -256,7 +256,7 @@ class Teacher:
 
 
 def kept_columns(options: FinetuneOptions) -> Mapping[str, str]:
-    """Columns of the data that hold a teacher's answers or lead to them, by their name in rows."""
+    """The data's columns with a teacher's answers, or keys to them, by their name in rows."""
     found = {
         LOGITS: options.teacher_column,
         EMBEDDING: options.teacher_embedding_column,
@@ -268,11 +268,11 @@ def kept_columns(options: FinetuneOptions) -> Mapping[str, str]:
 def open_teacher(
     options: FinetuneOptions, data: LabelledAudio, device: torch.device
 ) -> Teacher | None:
-    """The teacher that the options name; None where they name none.
+    """The teacher that the options name; None if there is none.
 
     Raises:
-        ValueError: for one that cannot be loaded, teachers of different labels, and stored answers
-            that are not of these sounds.
+        ValueError: for one that cannot be loaded, teachers with different labels, and stored
+            answers that do not belong to these sounds.
     """
     if not options.has_teacher:
         return None
@@ -299,8 +299,8 @@ def open_teacher(
     names = stored.label_names
     if names is not None and stored.num_labels and len(names) != stored.num_labels:
         raise ValueError(
-            f"The teacher's answers have {stored.num_labels} numbers, and there are {len(names)} "
-            "names of labels for them (--teacher_labels)."
+            f"The teacher's answers have {stored.num_labels} numbers, but there are {len(names)} "
+            "label names for them (--teacher_labels)."
         )
     stored.activation = options.teacher_activation or stored.activation or "sigmoid"
     stored.temperature = options.teacher_temperature

@@ -23,9 +23,6 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     accelerator = Accelerator(
         mixed_precision=precision(options), log_with=options.report_to, project_dir=options.output
     )
-    if accelerator.state.deepspeed_plugin is not None:  # it asks for a loader, or for this
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        settings["train_micro_batch_size_per_gpu"] = options.batch_size
     with open_run(
         options,
         "ast-finetune-accelerate",
@@ -38,6 +35,9 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
 
 def _train(run: TrainingRun, accelerator: Accelerator) -> dict[str, Any]:
     options = run.options
+    if accelerator.state.deepspeed_plugin is not None:  # it asks for a loader, or for this
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = options.batch_size
     optimizer = run.make_optimizer(run.model)
     scheduler = run.make_scheduler(optimizer)
     model, optimizer = accelerator.prepare(run.model, optimizer)

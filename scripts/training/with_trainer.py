@@ -76,6 +76,10 @@ class ASTTrainer(Trainer):
         self.run.end_step(self.accelerator.reduce(loss, "mean").item(), int(clips))
         return loss
 
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Not counted: a batch of embeddings has no input to count by."""
+        return 0
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -83,8 +87,9 @@ class ASTTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The loss of a part of a step's batch, which may consist of bags or need a teacher."""
-        if "window_weights" not in inputs and self.run.teacher is None:
+        """The loss of a part of a step's batch."""
+        is_plain = "input_values" in inputs and "window_weights" not in inputs
+        if is_plain and self.run.teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = self.run.loss(model, inputs, num_items_in_batch)
         # As in Trainer: the count covers all processes, whose gradients are averaged.
@@ -191,8 +196,6 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     mixed_precision = precision(options)
     arguments = TrainingArguments(
         output_dir=options.output,
-        num_train_epochs=options.num_epochs,
-        per_device_train_batch_size=options.batch_size * options.gradient_accumulation_steps,
         max_grad_norm=options.max_grad_norm,
         bf16=mixed_precision == "bf16",
         fp16=mixed_precision == "fp16",
@@ -206,6 +209,11 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     with open_run(
         options, "ast-finetune", arguments.process_index, arguments.world_size, arguments.device
     ) as run:
+        options = run.options  # with what it chose itself
+        arguments.num_train_epochs = options.num_epochs
+        arguments.per_device_train_batch_size = (
+            options.batch_size * options.gradient_accumulation_steps
+        )
         trainer = ASTTrainer(run, args=arguments)
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(_Progress(run))

@@ -76,7 +76,9 @@ def calibrate(
         positives, negatives = there.sum(), (~there).sum()
         wanted = np.where(there, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 
-        def loss(x: np.ndarray, of_label=of_label, wanted=wanted) -> float:
+        def loss(
+            x: np.ndarray, of_label: np.ndarray = of_label, wanted: np.ndarray = wanted
+        ) -> float:
             answer = np.exp(x[0]) * of_label + x[1]
             return float((np.logaddexp(0, answer) - wanted * answer).mean())
 

@@ -6,16 +6,16 @@ from pathlib import Path
 from ..common.options import Options, setting
 from ..data.options import GROUP as SOUNDS
 from ..data.options import DatasetOptions
-from ..inference.options import MODEL_HELP
+from ..inference.options import MODEL_HELP, WindowOptions
 from .calibration import Wish
 from .queues import QUEUES
 
-_WINDOWS, _SEARCH, _FOUND, _QUEUE = "windows", "search", "what is found", "what to listen to next"
+_SEARCH, _FOUND, _QUEUE = "search", "what is found", "what to listen to next"
 _ANNOTATIONS = "annotations"
 
 
 @dataclass
-class IndexOptions(DatasetOptions):
+class IndexOptions(DatasetOptions, WindowOptions):
     """What an index holds, and what to look for in it."""
 
     sounds: list[str] = setting(
@@ -54,17 +54,7 @@ class IndexOptions(DatasetOptions):
         None, "also write them as tasks for Label Studio", metavar="FILE", group=_FOUND
     )
 
-    chunk_length_s: float | None = setting(
-        None, "length of a window; default: the model's", group=_WINDOWS, metavar="SECONDS"
-    )
-    hop_length_s: float | None = setting(
-        None,
-        "from one window's start to the next; default: half a window",
-        group=_WINDOWS,
-        metavar="SECONDS",
-    )
-    batch_size: int = setting(8, "windows at a time", at_least=1, group=_WINDOWS)
-    split: str = setting("train", "of a data set", group=SOUNDS)
+    split: str = setting("train", "split of a data set", group=SOUNDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +88,7 @@ class TeachOptions(Options):
     )
     annotations: Path | None = setting(
         None,
-        "file or folder of annotations beside the marks, or instead of them (Raven, Audacity, "
+        "file or folder of annotations, with marks or instead of them (Raven, Audacity, "
         "DCASE's TSV, CSV)",
         metavar="PATH",
         group=_ANNOTATIONS,

@@ -77,7 +77,7 @@ element.addEventListener('play', event => {
 }, true);
 """
 
-# Keys of the Review tab; none while somebody types, and none with Ctrl or Alt.
+# Keys of the Review tab; not while typing, and not with Ctrl or Alt.
 KEYS = """
 () => {
   if (window.astKeys) return;

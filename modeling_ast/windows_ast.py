@@ -1,0 +1,54 @@
+"""A sound that comes in blocks, cut into overlapping windows. Needs no torch."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+
+def cut_windows(
+    blocks: Iterable[tuple[int, np.ndarray]], length: int, hop: int, shortest_rest: int = 1
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Cut a sound that arrives in blocks into overlapping windows.
+
+    Args:
+        blocks: what `stream_audio` yields: starts, which are ignored, and waveforms (samples,).
+        length: of a window, in samples.
+        hop: from one window's start to the next, in samples.
+        shortest_rest: a remainder with fewer samples joins the window before it.
+
+    Yields:
+        start in samples, waveform (samples,), whether it is the last one, with the remainder.
+    """
+    start = 0
+    held = np.empty(0, np.float32)
+    for _, block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) >= length + shortest_rest:
+            yield start, held[:length], False
+            start += hop
+            held = held[hop:]
+    yield start, held, True
+
+
+def window_and_hop(
+    rate: int, model_samples: int, chunk_length_s: float | None, hop_length_s: float | None
+) -> tuple[int, int]:
+    """Length of a window and from one's start to the next one's, in samples.
+
+    Args:
+        rate: in Hz.
+        model_samples: length of the model's windows, which None stands for.
+        chunk_length_s: of a window, in seconds.
+        hop_length_s: in seconds; None: half a window.
+
+    Raises:
+        ValueError: for a hop that is longer than a window.
+    """
+    chunk = model_samples if chunk_length_s is None else round(chunk_length_s * rate)
+    hop = chunk // 2 if hop_length_s is None else round(hop_length_s * rate)
+    if hop > chunk:
+        raise ValueError(
+            f"hop_length_s ({hop / rate:g}) is longer than chunk_length_s ({chunk / rate:g}): "
+            "the sound between windows would be skipped."
+        )
+    return chunk, hop
