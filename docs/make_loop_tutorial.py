@@ -155,6 +155,7 @@ def write_page(truth: list[Mark], options: argparse.Namespace) -> Page:
     known = [mark for mark in truth if mark.file.startswith("recordings")]
     minutes = sum(max(m.end for m in known if m.file == f) for f in files if f not in unheard) / 60
     model = f" --model {options.model}" if options.model else ""
+    folds = " --folds " + " ".join(map(str, options.folds))
     windows = "--chunk_length_s 5 --hop_length_s 2.5"
     page.say(f"""
 # A detector in an afternoon
@@ -162,8 +163,8 @@ def write_page(truth: list[Mark], options: argparse.Namespace) -> Page:
 Somebody has recordings and looks for three sounds in them: dogs, roosters, babies. This page goes
 round the loop of [From recordings to a detector](../loop.md) once, with what the commands print and
 how long they took, without the start of Python, on {os.cpu_count()} CPU cores that other work
-shared. A program wrote it (`python -m docs.make_loop_tutorial ESC10{model}`), so that nothing on it
-is made up.
+shared. A program wrote it (`python -m docs.make_loop_tutorial ESC10{model}{folds}`), so that
+nothing on it is made up.
 
 The recordings are {len(files) - len(unheard)} files of about 50 s, {minutes:.0f} minutes together,
 made of clips of ESC-10 (Piczak 2015, CC BY 3.0): dogs, roosters and babies between rain, waves,
