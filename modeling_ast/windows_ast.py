@@ -33,16 +33,16 @@ def cut_windows(
 def window_and_hop(
     rate: int, model_samples: int, chunk_length_s: float | None, hop_length_s: float | None
 ) -> tuple[int, int]:
-    """Length of a window and from one's start to the next one's, in samples.
+    """Window length and hop, in samples.
 
     Args:
         rate: in Hz.
-        model_samples: length of the model's windows, which None stands for.
+        model_samples: length of the model's windows, the default.
         chunk_length_s: of a window, in seconds.
         hop_length_s: in seconds; None: half a window.
 
     Raises:
-        ValueError: for a hop that is longer than a window.
+        ValueError: for a hop longer than a window.
     """
     chunk = model_samples if chunk_length_s is None else round(chunk_length_s * rate)
     hop = chunk // 2 if hop_length_s is None else round(hop_length_s * rate)

@@ -4,10 +4,10 @@
     arecord -t wav -f S16_LE -r 16000 | ast-listen -
     ast-listen rtsp://camera/stream --format json --clips heard/
 
-Without a source this is the microphone (pip install '.[listen]'). An address is read by the ffmpeg
-program, and again when it breaks off. Memory stays the same, however long it listens. Times are
-those of the windows, as in ast-classify. On standard error: what was dropped as the model could not
-keep up, connections lost, and at the end the latency and the real-time factor.
+Without a source, this listens to the microphone (pip install '.[listen]'). The ffmpeg program reads
+addresses, and reconnects if the connection is lost. Memory does not grow with time. Times are those
+of ast-classify. Standard error reports sound dropped because the model could not keep up, lost
+connections, and at the end the latency and the real-time factor.
 """
 
 import signal

@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -19,8 +20,8 @@ from scripts.benchmarks.forward import multiplications
 from scripts.benchmarks.weak import compare
 from scripts.workbench.heads import Standard, fit_head, layer_normed
 
-from .conftest import TINY_RECIPE
-from .sounds import write_class_folders
+from .conftest import TINY_MODEL, TINY_RECIPE
+from .sounds import PITCHES, write_class_folders, write_parquet
 
 
 def test_features(tmp_path, capsys):
@@ -334,3 +335,68 @@ def test_weak_labels_are_learnt_from_bags():
     assert right["bags, linear_softmax"] > 0.9
     assert right["first window"] < 0.6
     assert right["bags, mean"] < 0.6
+
+
+def test_hours(tmp_path, capsys):
+    """A checkpoint, and models by their shape, in the same table; no export, which takes long."""
+    checkpoint = tmp_path / "tiny"
+    config = ASTConfig(
+        hidden_size=16,
+        num_attention_heads=1,
+        num_hidden_layers=1,
+        intermediate_size=16,
+        num_mel_bins=32,
+        max_length=998,
+    )
+    ASTForAudioClassification(config).save_pretrained(checkpoint)
+    ASTFeatureExtractor(num_mel_bins=32, max_length=998).save_pretrained(checkpoint)
+    path = tmp_path / "hours.json"
+    arguments = [str(checkpoint), "--no_int8", "--no_stock", "--no_tagger", "--repeats=1"]
+    benchmark(["hours", *arguments, f"--json={path}"])
+    written = json.loads(path.read_text())
+    names = [case["case"] for case in written["cases"]]
+    assert names[:2] == ["tiny, exact, half hop", "tiny, exact, whole hop"]
+    assert names[2].startswith("of these, decoding")
+    for case in written["cases"]:
+        rate = 3600 / (case["ms_per_min"] / 1000 * 60)
+        assert written["hours_of_sound_per_hour"][case["case"]] == pytest.approx(rate, rel=0.5)
+    assert "tiny, exact, half hop" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--models: expected such as tiny-64-16, got 'huge-1-2'"):
+        benchmark(["hours", "--models", "huge-1-2"])
+
+
+def test_the_tagger_has_the_shape_of_mobilenet():
+    from scripts.benchmarks.hours import ConvolutionalTagger
+
+    model = ConvolutionalTagger(width=1.0).eval()
+    assert model(torch.zeros(2, 200, 64)).shape == (2, 527)
+    # MobileNetV2 has 2.22 million parameters below its classifier, of 3 channels in.
+    count = sum(p.numel() for name, p in model.named_parameters() if "head" not in name)
+    assert count == pytest.approx(2.22e6, rel=0.01)
+
+
+def test_detection(tmp_path, capsys):
+    """Soundscapes are made, both models are trained and measured; a second call only measures."""
+    for fold in (1, 5):
+        write_parquet(tmp_path / "clips" / f"fold{fold}.parquet", 2, seed=fold, fold=fold)
+    names = dict(enumerate(PITCHES))
+    config = {**TINY_MODEL, "num_labels": len(names), "max_length": 64}
+    tiny = ASTConfig(**config, id2label=names, label2id={n: i for i, n in names.items()})
+    ASTForAudioClassification(tiny).save_pretrained(tmp_path / "model")
+    ASTFeatureExtractor(num_mel_bins=64, max_length=64).save_pretrained(tmp_path / "model")
+    path = tmp_path / "detection.json"
+    words = ["detection", str(tmp_path / "clips"), f"--model={tmp_path / 'model'}", "--threads=1"]
+    words += [f"--output={tmp_path / 'run'}", f"--json={path}", "--soundscape_s=2"]
+    words += ["--mixtures_per_fold=2", "--windows_per_clip=2", "--frequency_patchout=1"]
+    benchmark(words)
+    table = capsys.readouterr().out
+    assert "2 soundscapes of 2 s, fold 5 held out" in table
+    assert "event F1" in table
+    models = json.loads(path.read_text())["models"]
+    assert list(models) == ["frames", "windows"]
+    windows = pq.read_table(tmp_path / "run" / "windows_of_soundscapes.parquet").to_pylist()
+    assert [row["fold"] for row in windows] == ["others"] * 4 + ["5"] * 2
+    assert any(row["labels"] for row in windows)
+    trained = (tmp_path / "run" / "frames" / "metrics.jsonl").read_text()
+    benchmark([*words, "--models", "frames"])
+    assert (tmp_path / "run" / "frames" / "metrics.jsonl").read_text() == trained

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import soundfile
 import yaml
+from transformers.utils import logging
 
 from feature_extraction import ASTFeatureExtractor
 from scripts.common.checkpoints import DEFAULT_MODEL, bundled_checkpoints
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.choices import choices, choose, describe_choices
 from scripts.training.options import FinetuneOptions
-from scripts.training.start import open_data
+from scripts.training.start import open_data, start_model
 
 from .conftest import TINY_RECIPE, tiny_model
 from .sounds import PITCHES, tone
@@ -80,6 +81,20 @@ def test_a_start_with_masks_keeps_its_length(sounds, tmp_path):
     assert chosen.max_length is None
     assert chosen.time_mask == 80 // 5
     assert chosen.frequency_mask == 12
+
+
+def test_a_new_head_is_nothing_to_warn_of(sounds, tmp_path, caplog):
+    tiny_model().save_pretrained(tmp_path / "start")
+    ASTFeatureExtractor(max_length=128, num_mel_bins=64).save_pretrained(tmp_path / "start")
+    options = FinetuneOptions(dataset=str(sounds), model=str(tmp_path / "start"))
+    data = open_data(options)
+    logging.enable_propagation()
+    try:
+        model, _ = start_model(options, data)
+    finally:
+        logging.disable_propagation()
+    assert model.config.num_labels == 3
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("door", [with_accelerate, with_trainer])

@@ -386,7 +386,7 @@ def test_what_is_wrong_is_said_in_one_line(hub, run_folder, capsys, monkeypatch,
     line = pushing_fails([str(run_folder), "someone/x"], capsys)
     assert line.startswith("The Hub cannot be reached: ConnectError")
     assert pushing_fails([str(tmp_path), "someone/x"], capsys).startswith(
-        f"{tmp_path} has no config.json (the model's shape and label names)"
+        f"{tmp_path} is not a complete checkpoint: no config.json (the model's shape"
     )
 
 
@@ -426,7 +426,7 @@ def test_dry_run_sends_nothing(hub, run_folder, capsys, monkeypatch):
 def test_half_a_checkpoint_is_refused(run_folder, tmp_path):
     encoder = ASTForAudioClassification.from_pretrained(run_folder / "checkpoint")
     encoder.audio_spectrogram_transformer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"has no preprocessor_config\.json \(the statistics"):
+    with pytest.raises(ValueError, match=r"checkpoint: no preprocessor_config\.json"):
         write_repository(tmp_path, tmp_path / "out", "someone/x")
     ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"incomplete: classifier\..* are missing"):

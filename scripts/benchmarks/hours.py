@@ -86,7 +86,10 @@ def write_recordings(folder: Path, minutes: int) -> list[str]:
         spectrum /= np.sqrt(np.arange(1, len(spectrum) + 1))
         noise = np.fft.irfft(spectrum, len(samples))
         files.append(str(folder / f"{number:03d}.ogg"))
-        soundfile.write(files[-1], 0.5 * noise / np.abs(noise).max(), _RATE, format="OGG")
+        noise *= 0.5 / np.abs(noise).max()
+        with soundfile.SoundFile(files[-1], "w", _RATE, 1, format="OGG") as file:
+            for second in np.split(noise, _FILE_S):  # libsndfile crashes on a minute at once
+                file.write(second)
     return files
 
 

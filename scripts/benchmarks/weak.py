@@ -193,7 +193,7 @@ def _embed(options: WeakOptions) -> Embeddings:
             windows.append(Window(0.0, window_s, True, window.content))
         size = classifier.batch_size
         parts = [windows[i : i + size] for i in range(0, len(windows), size)]
-        return np.concatenate([classifier.score(part)[1] for part in parts])
+        return np.concatenate([classifier.score(part)[2] for part in parts])
 
     embeddings, of_events = [], []
     for name, row in zip(names, rows, strict=True):

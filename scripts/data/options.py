@@ -127,3 +127,16 @@ class MixOptions(DatasetOptions):
             raise ValueError(
                 f"--snr_to ({self.snr_to:g}) must not be below --snr_from ({self.snr_from:g})."
             )
+
+
+@dataclass
+class PoolOptions(Options):
+    """Which sounds to collect."""
+
+    sources: str = setting("", "folder with a folder for each source", positional="?")
+    output: str = setting(
+        "runs/pool", "folder for the Parquet files", metavar="FOLDER", aliases=["output_dir"]
+    )
+    list: str = setting("open_sounds", "YAML list of sources, or the name of a bundled one")
+    skip_missing: bool = setting(False, "leave out sources that are not there")
+    sampling_rate: int = setting(32000, "Hz of the windows", at_least=1)

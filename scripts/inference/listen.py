@@ -1,4 +1,4 @@
-"""What `ast-listen` does: one thread takes the sound, this one hears it and prints."""
+"""What `ast-listen` does: one thread receives the sound, this one classifies it and prints."""
 
 import csv
 import json
@@ -24,9 +24,9 @@ from .results import file_of, path_of
 from .run import read_names
 
 _COLUMNS = ["state", "time", "start", "end", "label", "score", "latency_s"]
-_SILENT_S = 10.0  # without any sound: said, and the source is asked anew
+_SILENT_S = 10.0  # without any sound: report it, and reconnect
 _LONGEST_PAUSE_S = 30.0  # between attempts to reconnect
-_STEADY_S = 60.0  # a connection that held so long was a good one: the next pause is short again
+_STEADY_S = 60.0  # a connection that lasted this long was good: the next pause is short again
 
 
 def listen(options: ListenOptions) -> int:
@@ -71,7 +71,7 @@ def open_source(options: ListenOptions, rate: int) -> Source:
     """The microphone, standard input or a stream, as the options say.
 
     Raises:
-        ValueError: when it cannot be opened, or is a file, which is for `ast-classify`.
+        ValueError: if it cannot be opened, or is a file, which is for `ast-classify`.
     """
     if options.source is None:
         return Microphone(rate, options.device)
@@ -85,17 +85,17 @@ def open_source(options: ListenOptions, rate: int) -> Source:
     if "://" in options.source:
         return Ffmpeg(options.source, rate)
     raise ValueError(
-        f"{options.source!r} is no live sound: expected - (a WAV stream on standard input) or an "
+        f"{options.source!r} is not live sound: expected - (a WAV stream on standard input) or an "
         "address (rtsp://…), or nothing for the microphone. Files are for ast-classify."
     )
 
 
 class Feeder(threading.Thread):
-    """Takes a source's sound into the listener's ring, and asks again where it is lost.
+    """Moves a source's sound into the listener's ring, and reconnects if it is lost.
 
     Args:
         source: of the sound.
-        listener: who hears it.
+        listener: classifies it.
         say: tells the user.
     """
 
@@ -103,8 +103,8 @@ class Feeder(threading.Thread):
         super().__init__(daemon=True)
         self.source, self.ring, self.rate = source, listener.ring, listener.rate
         self.reconnects = 0
-        self.error: str | None = None  # that ended it
-        self.began: datetime | None = None  # when the first sound came
+        self.error: str | None = None  # what ended it
+        self.began: datetime | None = None  # when the first sound arrived
         self._say = say
         self._last = time.monotonic()  # that sound came
 
@@ -125,7 +125,7 @@ class Feeder(threading.Thread):
                     pause = 1.0
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-        # Nobody would see what ends a thread.
+        # Otherwise nobody would see what ended the thread.
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
         finally:
@@ -201,7 +201,7 @@ class Printer:
                 self._cut_out(line, self._options.clips)
 
     def _time(self, seconds: float) -> datetime | None:
-        """When a second of the sound was; None of a file, whose time nobody knows."""
+        """Clock time of a second of the sound; None for a file, which has none."""
         began = self._feeder.began
         if began is None or self._feeder.source.waits:
             return None

@@ -1,12 +1,12 @@
-"""Sound as it happens: the one path from windows to events, on a sound that has no end yet.
+"""Live sound: the one path from windows to events, on sound that has not ended yet.
 
-Ring        the last seconds of the sound, in fixed memory; a thread writes, another one listens
+Ring        the last seconds of the sound, in fixed memory; one thread writes, another reads
 Listener    every hop a window that ends now -> scores -> what begins and what is over
-Line        one of these, with the time it took from the sound to it
+Line        one of these, with its latency
 
-Windows are as long as the model's and end one hop apart; at the start they hold what there is.
-Where the model is slower than the sound, hops are left out, as windows overlap; sound that no
-window heard is counted as dropped.
+Windows are as long as the model's and end one hop apart; at the start they hold what there is. If
+the model is slower than the sound, hops are skipped, because windows overlap; sound that no window
+covers counts as dropped.
 """
 
 import bisect
@@ -24,18 +24,18 @@ from modeling_ast.frames_ast import column_spans
 
 from .classifier import Classifier
 
-_SAME_S = 1e-4  # times that are the same but for rounding
-_ARRIVALS = 1 << 12  # blocks whose arrival is known: minutes
-_LATENCIES = 1 << 14  # lines that the median is of
+_SAME_S = 1e-4  # times closer than this are equal up to rounding
+_ARRIVALS = 1 << 12  # blocks with a known arrival time: minutes
+_LATENCIES = 1 << 14  # lines in the median
 
 
 class Ring:
-    """The end of a sound that goes on, in fixed memory. Positions are samples since its start.
+    """The latest part of an ongoing sound, in fixed memory. Positions are samples from its start.
 
     Args:
-        samples: that are kept.
-        waits: `write` waits until the listener has room, and nothing is lost: for files. Else the
-            oldest samples go: for sound that does not wait.
+        samples: how many to keep.
+        waits: `write` waits until the listener has room, so nothing is lost: for files. Otherwise
+            the oldest samples go: for sound that does not wait.
     """
 
     def __init__(self, samples: int, waits: bool = False):
@@ -49,7 +49,7 @@ class Ring:
 
     @property
     def begin(self) -> int:
-        """The oldest sample that is kept."""
+        """The oldest sample still kept."""
         return max(0, self.end - len(self._samples))
 
     def write(self, samples: np.ndarray) -> None:
@@ -69,20 +69,20 @@ class Ring:
                 self._changed.notify_all()
 
     def skip(self, samples: int) -> None:
-        """So much of the sound never came: silence stands for it."""
+        """Insert silence for sound that never arrived."""
         silence = min(samples, len(self._samples))
         with self._changed:
             self.end += samples - silence
         self.write(np.zeros(silence, np.float32))
 
     def read(self, start: int, end: int) -> np.ndarray:
-        """A copy of what is kept of the samples from `start` to `end`."""
+        """A copy of the samples from `start` to `end`, as far as they are kept."""
         with self._changed:
             places = np.arange(max(start, self.begin), min(end, self.end)) % len(self._samples)
             return self._samples[places]
 
     def release(self, position: int) -> None:
-        """The listener needs no sample before this one any more."""
+        """Tell the ring that the listener no longer needs samples before this one."""
         with self._changed:
             self._needed_from = position
             self._changed.notify_all()
@@ -94,12 +94,12 @@ class Ring:
             self._changed.notify_all()
 
     def wait(self, position: int, seconds: float) -> None:
-        """Until the sound has come so far, or is over, or so much time has passed."""
+        """Wait until the sound has reached this point, is over, or the time has passed."""
         with self._changed:
             self._changed.wait_for(lambda: self.end >= position or self.is_closed, seconds)
 
     def arrival(self, position: int) -> float:
-        """When a sample came, by `time.monotonic`."""
+        """When a sample arrived, by `time.monotonic`."""
         with self._changed:
             place = bisect.bisect_right(self._arrivals, position, key=lambda entry: entry[0])
             return self._arrivals[min(place, len(self._arrivals) - 1)][1]
@@ -110,8 +110,8 @@ class Line:
     """An event begins, or is over."""
 
     is_over: bool
-    event: Event  # one that begins ends, so far, where its window does
-    latency_s: float  # since the first sound that its window was the first to hear
+    event: Event  # one that begins ends, so far, with its window
+    latency_s: float  # since the first new sound in its window
 
 
 @dataclass
@@ -121,14 +121,14 @@ class Figures:
     windows: int = 0
     heard_s: float = 0.0
     computed_s: float = 0.0
-    dropped_s: float = 0.0  # came, but no window heard it
+    dropped_s: float = 0.0  # arrived, but no window covered it
     drops: int = 0
     hops_left_out: int = 0  # no sound was lost with them
     latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
 
     @property
     def real_time_factor(self) -> float:
-        """Time of computing for each second of sound: below 1 keeps up."""
+        """Computing time per second of sound: below 1 keeps up."""
         return self.computed_s / self.heard_s if self.heard_s else 0.0
 
     def __str__(self) -> str:
@@ -143,14 +143,14 @@ class Figures:
 
 
 class Listener:
-    """Hears what is in a ring, window by window.
+    """Classifies the sound in a ring, window by window.
 
     Args:
-        classifier: the model; `chunk_length_s` is that of the windows.
-        rules: of events.
-        hop_length_s: from one window's end to the next one's; no longer than a window.
-        buffer_s: of sound that is kept; longer than a window and a hop.
-        waits: as `Ring`.
+        classifier: the model; its `chunk_length_s` is the windows'.
+        rules: for events.
+        hop_length_s: from one window's end to the next; no longer than a window.
+        buffer_s: how much sound to keep; longer than a window and a hop.
+        waits: as for `Ring`.
 
     Raises:
         ValueError: for a hop or buffer that does not fit the window.
@@ -186,12 +186,12 @@ class Listener:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a window to hear."""
+        """Whether a window is ready."""
         rest = self.ring.end - self._heard_to
         return rest >= self.hop or (self.ring.is_closed and rest > 0)
 
     def step(self) -> list[Line]:
-        """Hear one window; what begins with it, and what is over."""
+        """Classify one window; returns what begins with it, and what is over."""
         begin, end = self.ring.begin, self.ring.end
         if begin > self._heard_to:
             self.figures.drops += 1
@@ -222,17 +222,17 @@ class Listener:
         return lines + [Line(False, event, latency) for event in begun]
 
     def finish(self) -> list[Line]:
-        """The sound is over: so are all events."""
+        """End the sound, and with it all events."""
         return [Line(True, event, 0.0) for event in self._events.close()]
 
     def cut(self, start: float, end: float) -> np.ndarray:
-        """What is kept of the sound from `start` to `end`, in seconds: (samples,)."""
+        """The sound from `start` to `end`, in seconds, as far as it is kept: (samples,)."""
         return self.ring.read(max(0, round(start * self.rate)), round(end * self.rate))
 
     def _parts(
         self, span: tuple[float, float], samples: int, scores: np.ndarray
     ) -> list[tuple[tuple[float, float], np.ndarray]]:
-        """The window, or of a frame model its columns that are new."""
+        """The window, or a frame model's new columns."""
         if not self.classifier.is_frame_model:
             return [(span, scores)]
         config = self.classifier.pipeline.model.config
@@ -242,7 +242,7 @@ class Listener:
         new: list[tuple[tuple[float, float], np.ndarray]] = []
         for (start, end), of_column in zip(spans.tolist(), of_sound, strict=True):
             if end > self._columns_to + _SAME_S:
-                # Without a gap for rounding's sake, which would end an event.
+                # No gap from rounding, which would end an event.
                 is_next = start < self._columns_to + _SAME_S
                 new.append(((self._columns_to if is_next else start, end), of_column))
                 self._columns_to = end

@@ -1,7 +1,7 @@
-"""Where live sound comes from: a microphone, a WAV stream on standard input, ffmpeg.
+"""Sources of live sound: a microphone, a WAV stream on standard input, ffmpeg.
 
-Each source yields blocks (samples,) float32, mono, at the model's rate, some 50 ms each, and ends,
-or raises `SourceLostError` where it may come back.
+Each source yields blocks (samples,) float32, mono, at the model's rate, about 50 ms each, and ends,
+or raises `SourceLostError` if it may come back.
 """
 
 import contextlib
@@ -18,27 +18,27 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 _BLOCK_S = 0.05
-# Programs that do not know how long their sound will be write sizes from here on, or 0.
+# Programs that do not know the length in advance write sizes from here up, or 0.
 _UNKNOWN_BYTES = 0x7FF00000
 
 
 class SourceLostError(Exception):
-    """The sound stopped; it may come back."""
+    """The sound stopped, but may come back."""
 
 
 class Source(Protocol):
-    """Yields sound at the rate that it was made for."""
+    """Yields sound at the rate it was created for."""
 
-    name: str  # as messages show it
-    waits: bool  # it can wait for the listener, as a file can
-    comes_back: bool  # after `SourceLostError` it is worth asking again
-    overflows: int  # times that the device lost sound before it came here
+    name: str  # as shown in messages
+    waits: bool  # it can wait for the listener, like a file
+    comes_back: bool  # reconnecting after `SourceLostError` makes sense
+    overflows: int  # how often the device lost sound before it got here
 
     def blocks(self) -> Iterator[np.ndarray]:
         """(samples,) each."""
 
     def interrupt(self) -> None:
-        """Give up what gives no sound: `blocks` raises `SourceLostError`."""
+        """Give up a silent source: `blocks` raises `SourceLostError`."""
 
 
 class Microphone:
@@ -49,7 +49,7 @@ class Microphone:
         device: its number, or a part of its name; None: the system's default.
 
     Raises:
-        ValueError: when sounddevice or PortAudio is missing, or there is no such device.
+        ValueError: if sounddevice or PortAudio is missing, or there is no such device.
     """
 
     waits, comes_back = False, True
@@ -68,7 +68,7 @@ class Microphone:
         self.name = f"microphone {about['name']!r}"
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Raises SourceLostError when the device fails."""
+        """Raises SourceLostError if the device fails."""
         try:
             about = self._sounddevice.query_devices(self._device, "input")
             device_rate = int(about["default_samplerate"])
@@ -87,19 +87,19 @@ class Microphone:
             raise SourceLostError(str(error)) from error
 
     def interrupt(self) -> None:
-        """A device that hangs cannot be told so; unplugging ends it."""
+        """Does nothing: a hanging device cannot be interrupted; unplugging ends it."""
 
 
 class WavStream:
-    """A WAV file or stream of whole numbers (PCM), as `arecord -t wav` writes, from a pipe or file.
+    """A WAV file or stream of integer PCM, as written by `arecord -t wav`, from a pipe or file.
 
     Args:
-        file: binary; read from where it stands.
+        file: binary; read from its current position.
         rate: wanted, in Hz.
-        waits: nothing is lost, as the other side waits; default: it does where `file` is a file.
+        waits: the other side waits, so nothing is lost; default: true if `file` is a file.
 
     Raises:
-        ValueError: when it is no such WAV.
+        ValueError: if it is not such a WAV.
     """
 
     comes_back, overflows, name = False, 0, "standard input"
@@ -116,19 +116,19 @@ class WavStream:
             self._width, frames = header.getsampwidth(), header.getnframes()
         except (wave.Error, EOFError) as error:
             raise ValueError(
-                f"Standard input is no WAV of whole numbers (PCM): {error or 'it is empty'}. "
-                "Expected a stream such as arecord -t wav -f S16_LE -r 16000 writes."
+                f"Standard input is not an integer PCM WAV: {error or 'it is empty'}. Expected a "
+                "stream as written by arecord -t wav -f S16_LE -r 16000."
             ) from error
         size = frames * self._channels * self._width
         self._bytes = size if 0 < size < _UNKNOWN_BYTES else None
-        self._wave = header  # holds the file open
+        self._wave = header  # keeps the file open
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """To the end of the stream, whatever its header promises; of a file, of its sound."""
+        """To the end of the stream, whatever its header promises; for a file, of its sound."""
         return _resampled(self._read(), self._source_rate, self._rate)
 
     def interrupt(self) -> None:
-        """Who writes is another program's affair."""
+        """Does nothing: another program writes."""
 
     def _read(self) -> Iterator[np.ndarray]:
         frame = self._width * self._channels
@@ -140,14 +140,14 @@ class WavStream:
 
 
 class Ffmpeg:
-    """What the ffmpeg program reads: rtsp://, http(s)://, …
+    """Anything the ffmpeg program reads: rtsp://, http(s)://, …
 
     Args:
         address: of the stream.
         rate: wanted, in Hz.
 
     Raises:
-        ValueError: when there is no ffmpeg.
+        ValueError: if there is no ffmpeg.
     """
 
     waits, comes_back, overflows = False, True, 0
@@ -163,7 +163,7 @@ class Ffmpeg:
             )
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Raises SourceLostError when the stream ends, with what ffmpeg says."""
+        """Raises SourceLostError when the stream ends, with ffmpeg's message."""
         command = ["ffmpeg", "-nostdin", "-loglevel", "error"]
         if self._address.startswith("rtsp"):
             command += ["-rtsp_transport", "tcp"]
@@ -200,8 +200,8 @@ def _import_sounddevice() -> Any:
         import sounddevice
     except ImportError as error:
         raise ValueError(
-            "The microphone needs the package sounddevice, which is not installed. In the folder "
-            "of this project: pip install '.[listen]'. Or: arecord -t wav -f S16_LE -r 16000 | "
+            "The microphone needs the package sounddevice, which is not installed. In this "
+            "project's folder: pip install '.[listen]'. Or: arecord -t wav -f S16_LE -r 16000 | "
             "ast-listen -"
         ) from error
     except OSError as error:
@@ -213,11 +213,11 @@ def _import_sounddevice() -> Any:
 
 
 def _pcm(content: bytes, width: int, channels: int) -> np.ndarray:
-    """WAV's whole numbers -> (samples,) float32, full scale is -1..1, channels averaged."""
+    """WAV's integers -> (samples,) float32, full scale is -1..1, channels averaged."""
     if width == 1:
         samples: np.ndarray = np.frombuffer(content, np.uint8).astype(np.float32) - 128
     else:
-        # In the upper bytes of 32 bits, also those of 24.
+        # In the upper bytes of 32 bits, also for 24.
         raw = np.frombuffer(content, np.uint8).reshape(-1, width)
         whole = np.zeros((len(raw), 4), np.uint8)
         whole[:, 4 - width :] = raw
@@ -226,11 +226,11 @@ def _pcm(content: bytes, width: int, channels: int) -> np.ndarray:
 
 
 class Resampler:
-    """Sound of one rate to another, block by block, without clicks between them.
+    """Resamples sound block by block, without clicks between blocks.
 
     Args:
-        rate: of what comes, in Hz.
-        wanted: of what goes, in Hz.
+        rate: of the input, in Hz.
+        wanted: of the output, in Hz.
     """
 
     def __init__(self, rate: int, wanted: int):
@@ -241,7 +241,7 @@ class Resampler:
             self._stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32")
 
     def __call__(self, samples: np.ndarray, is_last: bool = False) -> np.ndarray:
-        """(samples,) float32 -> (samples,), what is known by now."""
+        """(samples,) float32 -> (samples,), as far as it is known by now."""
         if self._stream is None:
             return samples
         resampled: np.ndarray = self._stream.resample_chunk(samples, last=is_last)

@@ -1,6 +1,8 @@
 """What a run starts from: data, model, precision; and how its result is saved."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig
+from transformers.utils import logging
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import (
@@ -293,12 +296,24 @@ def _load_model(
     model_class: Any = ASTForAudioClassification
     if options.annotations is not None:  # can also start from a classifier, with a new head
         model_class = ASTForAudioFrameClassification
-    model = model_class.from_pretrained(
-        name, ignore_mismatched_sizes=True, **geometry, **labels, **training
-    )
+    with _without_warnings():  # that the head is new; an incomplete encoder is an error
+        model = model_class.from_pretrained(
+            name, ignore_mismatched_sizes=True, **geometry, **labels, **training
+        )
     return model, ASTFeatureExtractor.from_pretrained(
         name, max_length=model.config.max_length, num_mel_bins=model.config.num_mel_bins
     )
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Let transformers speak of errors only."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def find_weights(model: str) -> tuple[str, bool]:
