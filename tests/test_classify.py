@@ -519,6 +519,32 @@ def test_resumed_within_a_recording(run, folder, tmp_path, monkeypatch):
     assert not list(output.rglob("*unfinished*"))
 
 
+def test_tables_are_renewed_while_a_file_is_heard(run, tmp_path, monkeypatch):
+    """The rows so far of a long file and of what came before it."""
+    monkeypatch.setattr("scripts.inference.run.PART_S", 0.0)
+    monkeypatch.setattr("scripts.inference.run.SHOWING", 1.0)
+    soundfile.write(tmp_path / "a.wav", noise(1.0, 1), 16000)
+    soundfile.write(tmp_path / "b.wav", noise(9.0, 2), 16000)
+    output, score, seen = tmp_path / "out", Classifier.score, []
+
+    def table():
+        return [(row["sound"], row["end"]) for row in read_csv(output / "windows.csv")]
+
+    def watched(self, windows):
+        if (output / "windows.csv").exists():
+            seen.append(table())
+        return score(self, windows)
+
+    monkeypatch.setattr(Classifier, "score", watched)
+    arguments = [tmp_path / "a.wav", tmp_path / "b.wav", "--output", output, "--batch-size", "1"]
+    assert run(*arguments, "--per", "window")[0] == 0
+    whole = table()
+    assert {Path(rows[-1][0]).name for rows in seen} == {"a.wav", "b.wav"}
+    for rows in seen:
+        assert rows == whole[: len(rows)]
+    assert len(seen[-1]) > 3
+
+
 def test_half_heard_sounds_that_changed_begin_again(native_folder, folder, tmp_path):
     classifier = Classifier(str(native_folder))
     heard = classifier.hear(str(folder / "0.wav"))
@@ -755,7 +781,6 @@ def test_two_processes_one_killed(native_folder, run, tmp_path):
     assert len(rank_1) == 2
     before = Parts(output).done()
     assert 2 <= len(before) < 36
-    assert not (output / "files.csv").exists()
 
     restarted = launch()
     assert restarted.returncode == 0, restarted.stderr

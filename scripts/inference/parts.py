@@ -169,7 +169,8 @@ class Parts:
         for path in self._paths():
             table = pq.read_table(path, columns=PART.names if embeddings else columns)
             for index, row in enumerate(table.select(columns).to_pylist()):
-                wanted = latest[row["sound"]][:2] == (path, index)
+                # Another process may have written a part since.
+                wanted = latest.get(row["sound"], ())[:2] == (path, index)
                 if wanted and (row["error"] is not None) == errors:
                     result = _result(row)
                     if embeddings:

@@ -6,7 +6,7 @@ OUTPUT/windows.csv, events.csv, audacity/…, embeddings.parquet, answers.parque
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -30,6 +30,7 @@ def collect(
     top_k: int,
     embeddings: bool,
     answers: Mapping[str, str] | None = None,
+    begun: Sequence[Result] = (),
 ) -> dict[str, str]:
     """Make the files that people read from the parts.
 
@@ -41,19 +42,26 @@ def collect(
         embeddings: also write embeddings.parquet.
         answers: also write answers.parquet, and this, with the names of the labels as JSON, in its
             header: the windows' vectors begin with their logits.
+        begun: what is known so far of recordings that are being heard, for the tables.
 
     Returns:
         errors: name of the sound -> what is wrong with it.
     """
     parts = Parts(folder)
+    names = {result.sound for result in begun}
+
+    def results() -> Iterator[Result]:
+        yield from (result for result in parts.results() if result.sound not in names)
+        yield from begun
+
     for name in formats:
         how = FORMATS[name]
         if how.table is not None:
             columns = _columns(per, top_k)
-            how.table(folder / f"{per}s.{name}", columns, _rows(parts.results(), per, top_k))
-            how.table(folder / f"events.{name}", _EVENTS, _event_rows(parts.results()))
+            how.table(folder / f"{per}s.{name}", columns, _rows(results(), per, top_k))
+            how.table(folder / f"events.{name}", _EVENTS, _event_rows(results()))
         if how.track is not None:
-            for result in parts.results():
+            for result in results():
                 path = file_of(folder / name, result.sound, how.suffix)
                 _write_text(path, how.track(result.events))
     labels = 0 if answers is None else len(json.loads(answers["label_names"]))

@@ -34,6 +34,7 @@ from .results import collect, file_of, path_of
 
 _LARGER_MODEL = "MIT/ast-finetuned-audioset-10-10-0.4593"
 PART_S = 30.0  # between writes: the most that a kill can cost
+SHOWING = 0.02  # of the time, at most, goes into tables that can be read during the run
 PART_WINDOWS = 4096  # in memory, at most, before a write
 _NOTHING = np.empty(0, np.float32)
 
@@ -110,17 +111,23 @@ class Listening:
             self.unfinished[recording.name] = (recording, heard)
             yield recording, recording.source, len(heard.spans)
 
-    def _result(self, recording: Recording, heard: Heard) -> Result:
-        options = self.options
-        result = Result(
+    def begun(self) -> list[Result]:
+        """What is known so far of the recordings that are being heard."""
+        return [self._so_far(*entry) for entry in self.unfinished.values() if entry[1].spans]
+
+    def _so_far(self, recording: Recording, heard: Heard) -> Result:
+        return Result(
             sound=recording.name,
             version=recording.version,
             duration=heard.duration,
-            labels=heard.labels(options.top_k),
-            windows=heard.windows(options.top_k),
+            labels=heard.labels(self.options.top_k),
+            windows=heard.windows(self.options.top_k),
             events=heard.events(self.rules),
             embeddings=heard.embeddings,
         )
+
+    def _result(self, recording: Recording, heard: Heard) -> Result:
+        options, result = self.options, self._so_far(recording, heard)
         if options.plot and options.output is not None:
             from .timeline import plot_timeline  # matplotlib takes a second to load
 
@@ -196,7 +203,7 @@ def _write(options: ClassifyOptions, rules: EventRules) -> int:
         remove_unfinished(output)
         elapsed = time.perf_counter() - began
         return _collect(options, replace(run, seconds=seconds, elapsed=elapsed, processes=1))
-    with listen_into(output, options, rules, _settings(options)) as run:
+    with listen_into(output, options, rules, _settings(options), show=_show) as run:
         return 0 if run is None else _collect(options, run)
 
 
@@ -205,7 +212,7 @@ def hear_share(options: ClassifyOptions, share: Share) -> "Run":
     assert options.output is not None
     with hold(options.output, _lock_of(share)):
         return _hear_share(
-            options.output, options, options.event_rules(), _settings(options), share
+            options.output, options, options.event_rules(), _settings(options), share, show=_show
         )
 
 
@@ -216,6 +223,14 @@ def _settings(options: ClassifyOptions) -> dict[str, Any]:
     if options.logits:
         settings["logits"] = True
     return settings
+
+
+def _show(listening: Listening) -> None:
+    """Renew the tables that people read during the run."""
+    options = listening.options
+    assert options.output is not None
+    top_k = min(options.top_k, len(listening.classifier.label_names))
+    collect(options.output, options.per, options.formats, top_k, False, begun=listening.begun())
 
 
 def _collect(options: ClassifyOptions, run: "Run") -> int:
@@ -274,6 +289,7 @@ def listen_into(
     rules: EventRules,
     settings: dict[str, Any],
     check: Callable[[Classifier], None] | None = None,
+    show: Callable[[Listening], None] | None = None,
 ) -> Iterator[Run | None]:
     """Classify the rest of this process's share of the recordings into parts.
 
@@ -286,10 +302,11 @@ def listen_into(
         rules: for events.
         settings: what the results depend on.
         check: raises ValueError for a model that does not belong here.
+        show: writes what people read, from the parts so far; the first process calls it at times.
     """
     share = launched_share()
     with hold(output, _lock_of(share)):
-        run = _hear_share(output, options, rules, settings, share, check)
+        run = _hear_share(output, options, rules, settings, share, check, show)
         share.wait()
         if share.index:
             yield None
@@ -309,6 +326,7 @@ def _hear_share(
     settings: dict[str, Any],
     share: Share,
     check: Callable[[Classifier], None] | None = None,
+    show: Callable[[Listening], None] | None = None,
 ) -> Run:
     """Hear what an earlier run left of a share, into parts."""
     recordings = _recordings(options)
@@ -335,7 +353,9 @@ def _hear_share(
     )
     began = time.perf_counter()
     with Progress(files, disabled=share.index > 0) as progress:
-        _listen_and_keep(listening.results(sounds, progress), parts, listening)
+        if share.index:
+            show = None
+        _listen_and_keep(listening.results(sounds, progress), parts, listening, show)
     elapsed = time.perf_counter() - began
     about = {
         "label_names": json.dumps(classifier.label_names),
@@ -344,9 +364,15 @@ def _hear_share(
     return Run(progress.seconds, elapsed, share.count, len(classifier.label_names), about)
 
 
-def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: Listening) -> None:
+def _listen_and_keep(
+    results: Iterator[Result | None],
+    parts: Parts,
+    listening: Listening,
+    show: Callable[[Listening], None] | None,
+) -> None:
     """Write results every half minute, and the rest when this run ends, for whatever reason."""
     kept: list[Result] = []
+    next_show = 0.0
     windows, written = 0, time.perf_counter()
 
     def write() -> None:
@@ -366,6 +392,12 @@ def _listen_and_keep(results: Iterator[Result | None], parts: Parts, listening: 
                 kept.append(result)
             if time.perf_counter() - written >= PART_S or windows >= PART_WINDOWS:
                 write()
+                if show is not None and time.perf_counter() >= next_show:
+                    began = time.perf_counter()
+                    show(listening)
+                    # It reads all parts: the more there are, the rarer.
+                    cost = time.perf_counter() - began
+                    next_show = time.perf_counter() + cost * (1 / SHOWING - 1)
     finally:
         write()
 
