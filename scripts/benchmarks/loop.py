@@ -29,7 +29,8 @@ def benchmark_loop(options: LoopOptions) -> None:
     marks = [
         Mark(
             index.sounds[window // 2],
-            *index.spans[window].tolist(),
+            float(index.spans[window, 0]),
+            float(index.spans[window, 1]),
             f"label {window // 2 % options.labels}",
         )
         for window in range(options.marks)

@@ -289,8 +289,9 @@ def benchmark_calibration(options: "CalibrationOptions") -> None:
             if threshold.kept and above.any():
                 attained.append(float((clips.classes[test][above] == label).mean()))
     print(f"{options.checkpoint} on {options.dataset}: {options.draws} draws, {options.head} head")
-    for name, values in errors.items():
-        print(f"calibration error {name:6s}  {np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
+    for name, of_draws in errors.items():
+        mean, deviation = np.mean(of_draws), np.std(of_draws, ddof=1)
+        print(f"calibration error {name:6s}  {mean:.3f} ± {deviation:.3f}")
     print(f"{options.wish}: promised for {len(attained)} of {labels} labels", end="")
     if attained:
         wanted = options.wish.precision or 0.0
