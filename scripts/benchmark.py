@@ -14,6 +14,8 @@
     ast-benchmark agreement CHECKPOINT DATASET --sources SOURCE
     ast-benchmark few CHECKPOINT DATASET --fold_column fold
     ast-benchmark queues CHECKPOINT DATASET --fold_column fold --plot queues.png
+    ast-benchmark calibration CHECKPOINT DATASET --fold_column fold
+    ast-benchmark loop --threads 2
     ast-benchmark detection DATASET
     ast-benchmark weak CHECKPOINT DATASET --events events.csv
 
@@ -102,6 +104,16 @@ BENCHMARKS = {
         options.QueuesOptions,
         "marks each queue needs to reach 90 and 95 % of the accuracy with all marks",
         "benchmarks.marking:benchmark_queues",
+    ),
+    "calibration": Subcommand(
+        options.CalibrationOptions,
+        "calibration error before and after; promised and attained precision",
+        "benchmarks.marking:benchmark_calibration",
+    ),
+    "loop": Subcommand(
+        options.LoopOptions,
+        "an index: seconds for a search, and for teaching",
+        "benchmarks.loop:benchmark_loop",
     ),
     "detection": Subcommand(
         options.DetectionOptions,

@@ -15,9 +15,10 @@ from transformers import ViTConfig, ViTModel
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts.benchmark import benchmark
-from scripts.benchmarks import accuracy, timing
+from scripts.benchmarks import accuracy, marking, timing
 from scripts.benchmarks.forward import multiplications
 from scripts.benchmarks.weak import compare
+from scripts.workbench.heads import Standard, fit_head, layer_normed
 
 from .conftest import TINY_MODEL, TINY_RECIPE
 from .sounds import PITCHES, write_class_folders, write_parquet
@@ -236,6 +237,85 @@ def test_cold(tmp_path):
     path = tmp_path / "cold.json"
     benchmark(["cold", *SMALL, f"--json={path}"])
     assert len(json.loads(path.read_text())["cases"]) == 2
+
+
+@pytest.fixture
+def embedded(tmp_path) -> list[str]:
+    """Arguments for a data set whose embeddings are at hand: 4 classes in 5 folds, told apart."""
+    random = np.random.default_rng(0)
+    classes = np.tile(np.arange(4), 50)
+    centres = np.random.default_rng(1).standard_normal((4, 16))
+    embeddings = centres[classes] + 0.7 * random.standard_normal((200, 16))
+    path = tmp_path / "embeddings.npz"
+    np.savez(
+        path,
+        model=np.array("model"),
+        embeddings=embeddings.astype(np.float32),
+        classes=classes,
+        groups=np.arange(200).astype(str),
+        parts=(np.arange(200) // 40).astype(str),
+    )
+    return ["model", "dataset", "--embeddings", str(path), "--json", str(tmp_path / "out.json")]
+
+
+def test_few_marks(embedded, tmp_path, capsys):
+    """More marks, more accuracy; the same command prints the same figures."""
+    benchmark(["few", *embedded, "--draws", "3", "--shots", "1", "20"])
+    printed = capsys.readouterr().out
+    assert "20 per class" in printed
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["few"]["1"]["mean"] < found["few"]["20"]["mean"] <= found["full"] + 5
+    benchmark(["few", *embedded, "--draws", "3", "--shots", "20"])
+    again = json.loads((tmp_path / "out.json").read_text())
+    assert again["few"]["20"]["mean"] == found["few"]["20"]["mean"]
+    with pytest.raises(ValueError, match="holds embeddings from model; name another file"):
+        benchmark(["few", "another", *embedded[1:]])
+
+
+def test_queues_of_marks(embedded, tmp_path, capsys):
+    plot = tmp_path / "queues.png"
+    benchmark(["queues", *embedded, "--draws", "2", "--plot", str(plot)])
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert list(found["curves"]) == ["random", "uncertain", "disputed", "novel"]
+    for queue, rows in found["needed"].items():
+        assert queue in printed
+        assert 4 <= rows[0][0] <= rows[1][0] <= 160
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibration_and_promises(embedded, tmp_path, capsys):
+    arguments = ["calibration", *embedded, "--draws", "5", "--wish", "precision=0.8"]
+    benchmark(arguments)
+    assert "precision at least 0.8: promised for" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["labels"] == 20
+    assert len(found["attained"]) > 5
+    assert np.mean(found["attained"]) > 0.8
+    with pytest.raises(ValueError, match="--wish is a precision here"):
+        benchmark(["calibration", *embedded, "--wish", "f1"])
+
+
+def test_a_head_that_is_kept_is_calibrated_on_half_of_the_clips(embedded, tmp_path, monkeypatch):
+    """One that claims three times too much, on clips that nobody else calibrated."""
+    with np.load(embedded[3]) as file:
+        normed = layer_normed(file["embeddings"], 1e-6)
+        targets = np.eye(4)[file["classes"]]
+    head = fit_head(normed, targets, True, Standard.of(normed), 0.1)
+    boastful = head.calibrated(np.full(4, 10.0), np.zeros(4))
+    monkeypatch.setattr(marking, "_own_head", lambda *_: boastful)
+    benchmark(["calibration", *embedded, "--draws", "5", "--head", "keep"])
+    errors = json.loads((tmp_path / "out.json").read_text())["calibration_error"]
+    assert np.mean(errors["after"]) < np.mean(errors["before"])
+
+
+def test_loop(tmp_path, capsys):
+    path = tmp_path / "loop.json"
+    sizes = ["--windows", "1000", "--width", "16", "--marks", "40", "--labels", "3"]
+    benchmark(["loop", *sizes, "--repeats", "1", "--json", str(path)])
+    printed = capsys.readouterr().out
+    for case in ("search by example", "search by label", "teach 40 marks"):
+        assert case in printed
 
 
 def test_weak_labels_are_learnt_from_bags():

@@ -35,7 +35,13 @@ from scripts.workbench.marks import (
     window_targets,
     write_marks,
 )
-from scripts.workbench.queues import disagreement, farthest_first, pick, uncertainty
+from scripts.workbench.queues import (
+    disagreement,
+    disputed_apart,
+    farthest_first,
+    pick,
+    uncertainty,
+)
 
 from .conftest import tiny_model
 
@@ -374,6 +380,17 @@ def test_farthest_first_takes_what_nothing_marked_is_like():
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     allowed = np.array([False, True, True, True, True])
     assert farthest_first(features, np.array([0]), 3, allowed) == [4, 2, 3]
+
+
+def test_a_round_of_disputed_windows_is_not_one_sound_many_times():
+    """Ten likes of one sound, disputed most; the round has the other disputed sound, too."""
+    features = np.zeros((40, 3), np.float32)
+    features[:10, 0] = features[10:20, 1] = features[20:, 2] = 1
+    values = np.r_[np.full(10, 0.9), np.full(10, 0.8), np.zeros(20)]
+    left = np.arange(40) != 39
+    chosen = disputed_apart(values, features, np.array([39]), 4, left)
+    assert {index // 10 for index in chosen} == {0, 1}
+    assert len(set(chosen)) == 4
 
 
 def test_a_queue_is_spread_over_recordings_and_never_repeats_itself():

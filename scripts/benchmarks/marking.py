@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.files import write_whole
+from ..workbench.calibration import calibrate, choose_thresholds
 from ..workbench.heads import (
     DEFAULT_STRENGTH,
+    Head,
     Standard,
     choose_strength,
     fit_head,
     layer_normed,
+    scores_of,
 )
-from ..workbench.queues import disagreement, farthest_first, uncertainty
+from ..workbench.queues import disagreement, disputed_apart, farthest_first, uncertainty
 
 if TYPE_CHECKING:
-    from .options import FewOptions, MarkedOptions, QueuesOptions
+    from .options import CalibrationOptions, FewOptions, MarkedOptions, QueuesOptions
 
 _HEAD_EPSILON = 1e-6
 _GROWTH = 1.12  # of the marks from round to round, if that is more than the batch
@@ -152,7 +155,7 @@ def _accuracy(clips: Clips, marked: np.ndarray, test: np.ndarray, pool: np.ndarr
     return _right(clips, head, test)
 
 
-def _right(clips: Clips, head: Any, test: np.ndarray) -> float:
+def _right(clips: Clips, head: Head, test: np.ndarray) -> float:
     return float((head.logits(clips.normed[test]).argmax(1) == clips.classes[test]).mean())
 
 
@@ -225,15 +228,13 @@ def _mark(
             more = random.permutation(np.flatnonzero(left))[:count].tolist()
         elif queue == "novel":
             more = farthest_first(features, marked, count, left)
-        else:
-            values = (
-                uncertainty(head.scores(normed), True)
-                if queue == "uncertain"
-                else disagreement(
-                    normed, targets, groups, True, standard, DEFAULT_STRENGTH, seed=draw
-                )
+        elif queue == "disputed":
+            values = disagreement(
+                normed, targets, groups, True, standard, DEFAULT_STRENGTH, seed=draw
             )
-            values = np.where(left, values, -np.inf)
+            more = disputed_apart(values, features, marked, count, left)
+        else:
+            values = np.where(left, uncertainty(head.scores(normed), True), -np.inf)
             more = np.argsort(-values, kind="stable")[: min(count, int(left.sum()))].tolist()
         marked = np.concatenate([marked, np.array(more, int)])
 
@@ -246,6 +247,80 @@ def _needed(curve: list[tuple[int, float]], accuracy: float) -> float:
                 return before
             return before + (after - before) * (accuracy - low) / (high - low)
     return float("nan")
+
+
+def benchmark_calibration(options: "CalibrationOptions") -> None:
+    """Calibration error, and promised precision, on clips the calibration has not seen."""
+    from ..evaluation.metrics import ScoredClips
+
+    clips = open_clips(options)
+    own = _own_head(options.checkpoint, clips) if options.head == "keep" else None
+    every = np.eye(clips.num_classes)[clips.classes]
+    names = [str(label) for label in range(clips.num_classes)]
+    errors: dict[str, list[float]] = {"before": [], "after": []}
+    attained: list[float] = []  # one per promise
+    labels = 0
+    for draw, (pool, test) in enumerate(clips.draws(options)):
+        if own is None:
+            standard = Standard.of(clips.normed[pool])
+            choice = choose_strength(
+                clips.normed[pool], every[pool], clips.groups[pool], True, standard
+            )
+            head = fit_head(clips.normed[pool], every[pool], True, standard, choice.strength)
+            logits = choice.logits  # each by a head that had not seen the clip
+        else:
+            head = own
+            pool, test = _halves(clips.groups, test, draw)
+            logits = head.logits(clips.normed[pool])
+        exclusive = head.exclusive
+        calibration = calibrate(logits, every[pool], clips.groups[pool], exclusive)
+        raw = head.logits(clips.normed[test])
+        scores = scores_of(calibration(raw), exclusive)
+        for name, values in (("before", scores_of(raw, exclusive)), ("after", scores)):
+            measured = ScoredClips(values, clips.classes[test])
+            errors[name].append(measured.expected_calibration_error())
+        thresholds = choose_thresholds(
+            scores_of(calibration(logits), exclusive), every[pool], clips.groups[pool], names,
+            options.wish,
+        )  # fmt: skip
+        for label, threshold in enumerate(thresholds):
+            above = scores[:, label] >= threshold.value
+            labels += 1
+            if threshold.kept and above.any():
+                attained.append(float((clips.classes[test][above] == label).mean()))
+    print(f"{options.checkpoint} on {options.dataset}: {options.draws} draws, {options.head} head")
+    for name, of_draws in errors.items():
+        mean, deviation = np.mean(of_draws), np.std(of_draws, ddof=1)
+        print(f"calibration error {name:6s}  {mean:.3f} ± {deviation:.3f}")
+    print(f"{options.wish}: promised for {len(attained)} of {labels} labels", end="")
+    if attained:
+        wanted = options.wish.precision or 0.0
+        kept = np.mean(np.array(attained) >= wanted)
+        print(f"; attained {np.mean(attained):.3f} on average, kept in {kept:.0%}", end="")
+    print()
+    if options.json:
+        _write(options.json, {"calibration_error": errors, "attained": attained, "labels": labels})
+
+
+def _own_head(checkpoint: str, clips: Clips) -> Head:
+    """A checkpoint's head, whose labels must be the data set's, in its order."""
+    from ..inference.classifier import Classifier
+    from ..workbench.teach import head_of
+
+    head = head_of(Classifier(checkpoint))
+    if len(head.bias) != clips.num_classes:
+        raise ValueError(
+            f"{checkpoint} has {len(head.bias)} labels, the data set {clips.num_classes}: --head "
+            "keep is for a model of these labels."
+        )
+    return head
+
+
+def _halves(groups: np.ndarray, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows, halved at random, no group in both halves."""
+    known, number = np.unique(groups[rows], return_inverse=True)
+    first = np.random.default_rng(seed).permutation(len(known))[number] % 2 == 0
+    return rows[first], rows[~first]
 
 
 def _write(path: Path, measured: dict[str, Any]) -> None:

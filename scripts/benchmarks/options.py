@@ -6,6 +6,7 @@ from pathlib import Path
 from ..common.checkpoints import DEFAULT_MODEL
 from ..common.options import Options, setting
 from ..data.options import LabelledOptions
+from ..workbench.calibration import Wish
 
 
 @dataclass
@@ -185,6 +186,31 @@ class QueuesOptions(MarkedOptions):
     batch: int = setting(10, "at least this many marks per round", at_least=1)
     draws: int = setting(10, "random draws", at_least=2)
     plot: Path | None = setting(None, "also draw accuracy over marks, to a PNG")
+
+
+@dataclass
+class CalibrationOptions(MarkedOptions):
+    head: str = setting(
+        "new",
+        "teach a head on the other folds, or keep the checkpoint's own: then half of the clips it "
+        "is tested on calibrate it",
+        choices=("new", "keep"),
+    )
+    wish: Wish = setting(Wish(0.9), "what the thresholds are to promise", parse=Wish.read)
+    draws: int = setting(20, "random draws", at_least=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wish.precision is None:
+            raise ValueError("--wish is a precision here, such as precision=0.9.")
+
+
+@dataclass
+class LoopOptions(RepeatedOptions):
+    windows: int = setting(1_000_000, "in the index", at_least=1000)
+    width: int = setting(192, "of an embedding", at_least=2)
+    marks: int = setting(1000, "marked windows, two per recording", at_least=20)
+    labels: int = setting(10, "different labels", at_least=2)
 
 
 @dataclass

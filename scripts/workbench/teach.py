@@ -27,7 +27,7 @@ from .heads import (
 )
 from .index import SoundIndex
 from .marks import BACKGROUND, Mark, label_names, window_targets
-from .queues import disagreement, farthest_first, pick, uncertainty
+from .queues import disagreement, disputed_apart, farthest_first, pick, uncertainty
 
 if TYPE_CHECKING:
     from ..inference.classifier import Classifier
@@ -321,12 +321,24 @@ def next_windows(
     marked = ~np.isnan(targets).all(axis=1)
     allowed = ~marked
     share = max(1, count // _FROM_ONE_RECORDING)
+    order = None
     if queue == "novel":
         # More than requested, because neighbours of one event are alike.
         order = farthest_first(index.features(), np.flatnonzero(marked), 2 * count, allowed)
-        values = np.full(len(index), -np.inf)
-        values[order] = -np.arange(len(order), dtype=float)
-        allowed = np.isfinite(values)
+    elif queue == "disputed":
+        assert head is not None
+        rows = np.flatnonzero(marked)
+        values = np.concatenate(
+            [
+                disagreement(
+                    index.normed(rows), targets[rows], index.sound_of_window[rows],
+                    head.exclusive, index.standard, DEFAULT_STRENGTH,
+                    of=index.normed(block), seed=seed,
+                )
+                for block in index.blocks()
+            ]
+        )  # fmt: skip
+        order = disputed_apart(values, index.features(), rows, 2 * count, allowed)
     elif queue == "random":
         values = np.random.default_rng(seed).random(len(index))
     else:
@@ -334,20 +346,12 @@ def next_windows(
         logits = index.logits(head.weight, head.bias)
         if queue == "uncertain":
             values = uncertainty(scores_of(logits, head.exclusive), head.exclusive)
-        elif queue == "likely":
+        else:
             assert label is not None
             values = logits[:, label]
             share = count
-        else:
-            rows = np.flatnonzero(marked)
-            values = np.concatenate(
-                [
-                    disagreement(
-                        index.normed(rows), targets[rows], index.sound_of_window[rows],
-                        head.exclusive, index.standard, DEFAULT_STRENGTH,
-                        of=index.normed(block), seed=seed,
-                    )
-                    for block in index.blocks()
-                ]
-            )  # fmt: skip
+    if order is not None:
+        values = np.full(len(index), -np.inf)
+        values[order] = -np.arange(len(order), dtype=float)
+        allowed = np.isfinite(values)
     return pick(values, index.sound_of_window, index.spans, count, allowed, share)
