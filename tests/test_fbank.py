@@ -23,7 +23,11 @@ def test_equals_torchaudio(case, mel_bins):
     log_mel = kaldi_fbank(waveform, num_mel_bins=mel_bins)
     assert log_mel.dtype == torch.float32
     assert log_mel.shape == expected.shape
-    assert np.abs(log_mel.numpy() - expected).max() <= 5e-4
+    # Far below a frame's loudest bin, both hold what float32 rounds in the FFT, and that differs
+    # from processor to processor: 1e-6 of the amplitude of the loudest.
+    depth = expected.max(axis=1, keepdims=True) - expected
+    tolerance = 5e-4 + np.minimum(2e-6 * np.exp(depth / 2), 0.05)
+    assert (np.abs(log_mel.numpy() - expected) <= tolerance).all()
 
 
 @settings(max_examples=30, deadline=None)

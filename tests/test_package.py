@@ -2,6 +2,7 @@
 
 import configparser
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -96,8 +97,12 @@ def test_every_hub_config_is_used():
         elif path.parent.name == "accelerate":
             config = load_config_from_file(str(path))  # refuses unknown keys
             assert config.distributed_type == path.stem.upper()
-        elif path.parent.name in ("space", "web"):
-            continue  # test_demo.py starts the one, test_web.py the other
+        elif path.parent.name == "label_matches":
+            known = read_label_names(path.stem.split("_in_")[1])
+            for names in json.loads(path.read_text()).values():
+                assert set(names) <= set(known), path
+        elif path.parent.name in ("space", "web", "pool"):
+            continue  # test_demo.py, test_web.py, test_pool.py
         else:
             pytest.fail(f"{path} is used by no test")
 
