@@ -632,11 +632,18 @@ def _check_end(file: Any, name: str, samples: int) -> None:
 
 
 def _resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """`librosa.resample(…, res_type="soxr_hq")`, bit for bit, by what that calls.
+
+    Importing librosa's resampling compiles functions for seconds, in each decoding process anew.
+    """
     if rate == wanted:
         return samples
-    import librosa
+    import soxr
 
-    return librosa.resample(samples, orig_sr=rate, target_sr=wanted, res_type="soxr_hq")
+    resampled = soxr.resample(samples, rate, wanted, quality="HQ")
+    # librosa's length; soxr's own is up to one sample less.
+    length = math.ceil(len(samples) * (wanted / rate))
+    return np.pad(resampled, (0, max(0, length - len(resampled))))[:length]
 
 
 def _resample_blocks(blocks: Iterator[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:

@@ -206,6 +206,18 @@ def long_file(request):
     return encoded, load_audio(encoded)
 
 
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_resampling_is_librosas(rate):
+    import librosa
+
+    for samples in (1, 7, rate // 3 + 1):
+        clip = np.random.default_rng(samples).normal(0, 0.1, samples).astype(np.float32)
+        expected = librosa.resample(clip, orig_sr=rate, target_sr=16000, res_type="soxr_hq")
+        heard = load_audio({"array": clip, "sampling_rate": rate})
+        assert heard.dtype == np.float32
+        assert np.array_equal(heard, expected)
+
+
 def test_blocks_equal_the_whole(long_file, monkeypatch):
     encoded, whole = long_file
     monkeypatch.setattr("feature_extraction.audio_ast._BLOCK_VALUES", 10_007)
