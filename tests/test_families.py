@@ -37,7 +37,7 @@ from modeling_ast import (
 )
 from modeling_ast.conversion_ast import CED_FEATURES, FAMILIES, KALDI_FEATURES, PASST_FEATURES
 from modeling_ast.token_merging_ast import merge_tokens
-from scripts.common.checkpoints import DEFAULT_MODEL, checkpoint_folder
+from scripts.common.checkpoints import bundled_checkpoints, checkpoint_folder
 from scripts.common.descendants import published_descendants
 from scripts.convert import main
 from scripts.publishing import fetching
@@ -719,7 +719,7 @@ def test_a_name_without_a_network_says_what_to_download(monkeypatch, tmp_path, c
         assert time.perf_counter() - started < 2
         assert f"Download {file} from {page}" in str(raised.value)
         assert f"put it into {folder / name}" in str(raised.value)
-        assert str(raised.value).endswith(f"or a bundled one: {DEFAULT_MODEL}.")
+        assert str(raised.value).endswith(f"or a bundled one: {', '.join(bundled_checkpoints())}.")
     assert capsys.readouterr().err == ""  # one line: the error's
     assert checkpoint_folder("someone/ced-tiny") == "someone/ced-tiny"
 

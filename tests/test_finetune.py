@@ -247,8 +247,8 @@ def test_geometry_is_the_checkpoints_unless_asked_otherwise(tmp_path, native_fol
 
     assert start(model=str(native_folder)) == ((128, 64), (10, 10), 5 * 12)
     assert start(model=str(native_folder), max_length=58) == ((58, 64), (10, 10), 5 * 5)
-    assert start() == ((512, 128), (16, 16), 256)  # the bundled checkpoint, offline
-    assert start(time_stride=8) == ((512, 128), (16, 8), 8 * 63)
+    assert start() == ((1000, 64), (16, 16), 4 * 62)  # the bundled checkpoint, offline
+    assert start(time_stride=8) == ((1000, 64), (16, 8), 4 * 124)
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     assert start(model="scratch", mean=0.0, std=1.0, **small)[:2] == ((1024, 128), (10, 10))
 

@@ -419,6 +419,7 @@ def test_dry_run_sends_nothing(hub, run_folder, capsys, monkeypatch):
         "pipeline_ast.py",
         "scores_ast.py",
         "frames_ast.py",
+        "windows_ast.py",
     }
     assert hub.requests == []
 

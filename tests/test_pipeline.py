@@ -166,7 +166,10 @@ def test_window_arguments(classifier):
         ({"return_timestamps": "word"}, "return_timestamps must be True or False, got 'word'"),
         ({"function_to_apply": "relu"}, "Invalid value for `function_to_apply`: relu"),
         ({"threshold": "high"}, "threshold must be a number or a dict .* got 'high'"),
-        ({"threshold": {"LABEL_9": 0.5}}, "Unknown label 'LABEL_9' in threshold. Known: LABEL_0, LABEL_1"),
+        (
+            {"threshold": {"LABEL_9": 0.5}},
+            "Unknown label 'LABEL_9' in threshold. Known: LABEL_0, LABEL_1",
+        ),
         ({"threshold": {"LABEL_1": None}}, "a dict of a number per label, got None"),
     ],
 )
