@@ -11,13 +11,25 @@ def hub_configs_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "hub_configs"
 
 
+def find_bundled(name: str, folder: str, suffix: str, what: str) -> Path:
+    """The user's file of this name, or else the one in a folder of `hub_configs`.
+
+    Raises:
+        ValueError: if there is neither; it names those that are bundled.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    bundled = hub_configs_folder() / folder
+    path = bundled / f"{name}{suffix}"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in bundled.glob(f"*{suffix}")))
+        raise ValueError(f"No {what} {name}: neither a file nor bundled ({known}).")
+    return path
+
+
 def read_label_names(labels: str) -> list[str]:
     """Names in order from a JSON list of names, or of {"index", "name"}; or a bundled list."""
-    bundled = hub_configs_folder() / "labels"
-    path = Path(labels) if Path(labels).is_file() else bundled / f"{labels}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in bundled.glob("*.json")))
-        raise ValueError(f"No label names {labels}: neither a file nor bundled ({known}).")
+    path = find_bundled(labels, "labels", ".json", "label names")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(entry, dict) for entry in entries):

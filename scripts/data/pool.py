@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from feature_extraction import AudioDecodingError, load_audio
 
-from ..common.bundled import hub_configs_folder
+from ..common.bundled import find_bundled
 from ..common.files import write_whole
 from .options import PoolOptions
 from .suffixes import AUDIO_SUFFIXES
@@ -107,11 +107,7 @@ def read_pool_list(name: str) -> PoolList:
     Raises:
         ValueError: if there is no such list, or it is none.
     """
-    bundled = hub_configs_folder() / "pool"
-    path = Path(name) if Path(name).is_file() else bundled / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in bundled.glob("*.yaml")))
-        raise ValueError(f"No list of sources {name}: neither a file nor bundled ({known}).")
+    path = find_bundled(name, "pool", ".yaml", "list of sources")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         kinds = {kind: Kind(**values) for kind, values in content["kinds"].items()}

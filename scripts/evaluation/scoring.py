@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from feature_extraction import AudioDecodingError, load_audio
 
-from ..common.bundled import hub_configs_folder
+from ..common.bundled import find_bundled
 from ..common.options import did_you_mean
 from ..data.annotated import open_annotated_audio
 from ..data.annotations import Annotation
@@ -239,8 +239,7 @@ def _common_labels(checkpoints: Sequence[str], classifiers: Sequence[Classifier]
 
 def _read_meanings(file: str, labels: list[str]) -> dict[str, list[str]]:
     """The checkpoint's labels for each of the dataset's, from a JSON object."""
-    bundled = hub_configs_folder() / "label_matches" / f"{file}.json"
-    path = bundled if bundled.is_file() and not Path(file).is_file() else Path(file)
+    path = find_bundled(file, "label_matches", ".json", "label matches")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -63,16 +63,8 @@ class WindowOptions(Options):
 
 
 @dataclass
-class HearingOptions(WindowOptions):
-    """Which windows a sound is cut into, and what to make of their scores."""
-
-    window_pooling: str | None = setting(
-        None,
-        "how to combine the windows' scores of a long sound; default: as the checkpoint was "
-        "trained, else mean",
-        choices=("mean", "max", "linear_softmax"),
-        group=_WINDOWS,
-    )
+class EventOptions(Options):
+    """What makes an event."""
 
     threshold: float = setting(
         0.5,
@@ -91,6 +83,20 @@ class HearingOptions(WindowOptions):
         metavar="SECONDS",
         aliases=["minimum_length"],
     )
+
+
+@dataclass
+class HearingOptions(EventOptions, WindowOptions):
+    """Which windows a sound is cut into, and what to make of their scores."""
+
+    window_pooling: str | None = setting(
+        None,
+        "how to combine the windows' scores of a long sound; default: as the checkpoint was "
+        "trained, else mean",
+        choices=("mean", "max", "linear_softmax"),
+        group=_WINDOWS,
+    )
+
     median_filter_s: float = setting(
         0.0,
         "find events in the running median of the scores over this long; ignores shorter peaks "
@@ -186,7 +192,7 @@ class ClassifyOptions(DatasetOptions, HearingOptions):
 
 
 @dataclass
-class ListenOptions(Options):
+class ListenOptions(EventOptions):
     """What to listen to, now, with which model, and what to tell of it."""
 
     source: str | None = setting(
@@ -225,19 +231,6 @@ class ListenOptions(Options):
         "standard input can wait for the model: nothing is dropped; a file on standard input "
         "always does",
         group=_WINDOWS,
-    )
-
-    threshold: float = setting(
-        0.5,
-        "score that makes an event: a number, or a JSON file {label: number} for some labels",
-        parse=read_threshold,
-        group=_EVENTS,
-    )
-    release_threshold: float | None = setting(
-        None, "score that continues one; default: four fifths of the threshold", group=_EVENTS
-    )
-    minimum_length_s: float = setting(
-        0.0, "leave out shorter events", at_least=0, group=_EVENTS, metavar="SECONDS"
     )
 
     def __post_init__(self) -> None:
