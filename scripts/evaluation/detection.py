@@ -42,14 +42,14 @@ _PSDS: dict[str, dict[str, Any]] = {
     "psds_2": {"dtc_threshold": 0.1, "gtc_threshold": 0.1, "cttc_threshold": 0.3, "alpha_ct": 0.5},
 }
 _PSDS_RESAMPLES = 200  # maximum: each sorts all thresholds of all classes
-_COLLARS = {"onset_collar": 0.2, "offset_collar": 0.2, "offset_collar_rate": 0.2}
+_COLLAR_S = 0.2
+_COLLARS = {"onset_collar": _COLLAR_S, "offset_collar": _COLLAR_S, "offset_collar_rate": 0.2}
 _SEGMENT_S = 1.0
 # Scores closer than this in log odds count as one threshold, which bounds time and memory for hours
 # of sound.
 _LOG_ODDS_STEP = 0.05
 _GRID_S = 0.1  # for reading a window classifier's scores
 _SHOWN_ERROR_S = 1.0
-_COLLAR_S = 0.2
 
 
 @dataclass
@@ -420,8 +420,8 @@ def _sed_scores_eval() -> Any:
         import sed_scores_eval
     except ImportError as error:
         raise ValueError(
-            "Measuring detection needs sed_scores_eval: pip install "
-            "'audio-spectrogram-transformer[detection]'"
+            "Measuring detection needs sed_scores_eval. In the project's folder: "
+            "pip install '.[detection]'"
         ) from error
     return sed_scores_eval
 
