@@ -241,7 +241,7 @@ def test_cold(tmp_path):
 
 @pytest.fixture
 def embedded(tmp_path) -> list[str]:
-    """Arguments for a data set whose embeddings are at hand: 4 classes in 5 folds, told apart."""
+    """Arguments for a dataset whose embeddings are at hand: 4 classes in 5 folds, told apart."""
     random = np.random.default_rng(0)
     classes = np.tile(np.arange(4), 50)
     centres = np.random.default_rng(1).standard_normal((4, 16))

@@ -102,7 +102,7 @@ def open_stream(
 def open_sounds(
     folder: str, audio_column: str, columns: list[str] | None = None
 ) -> IterableDataset | None:
-    """All sounds of a folder and its sub-folders, by path; None of any other data set."""
+    """All sounds of a folder and its sub-folders, by path; None of any other dataset."""
     path = Path(folder)
     if not path.is_dir() or _files_by_kind(path)[1] or _tables(path):
         return None
@@ -181,7 +181,7 @@ def data_files(dataset: str, splits: Iterable[str]) -> dict[str, int]:
 
 
 def hub_revision(dataset: str) -> str | None:
-    """The commit of a data set on the Hub; None for local data."""
+    """The commit of a dataset on the Hub; None for local data."""
     if Path(dataset).exists() or Path(dataset).suffix in (".parquet", ".tar", *_TABLE_SUFFIXES):
         return None
     try:

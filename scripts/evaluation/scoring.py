@@ -36,10 +36,10 @@ _CONFIDENCE = 0.95
 
 @dataclass
 class _Clip:
-    """A clip from the data set: decoded, or with what is wrong with it; later scored."""
+    """A clip from the dataset: decoded, or with what is wrong with it; later scored."""
 
     file: str
-    label: Any  # index, or list of indices, in the data set's order
+    label: Any  # index, or list of indices, in the dataset's order
     events: list[list[float]] | None = None  # start, end, index; None: nobody annotated it
     waveform: np.ndarray | None = None  # (samples,)
     error: str | None = None
