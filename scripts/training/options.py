@@ -46,7 +46,9 @@ class FinetuneOptions(AnnotatedOptions):
         0, "clips per forward pass and process; default: by the clips' number and length",
         at_least=0,
     )  # fmt: skip
-    learning_rate: float = setting(1e-4, "peak, after the warm-up")
+    learning_rate: float = setting(
+        0.0, "peak, after the warm-up; default: 1e-4, and 5e-4 for a detector, whose head is new"
+    )
 
     unmarked: str = setting(
         "background",
@@ -84,10 +86,11 @@ class FinetuneOptions(AnnotatedOptions):
         at_least=1,
     )
     windows_per_clip: int = setting(
-        1,
-        "random windows of a longer clip to use together in each epoch",
+        0,
+        "random windows of a longer clip to use together in each epoch; default: 1, or of "
+        "annotated recordings as many as cover them, at most 8",
         group=_INPUT,
-        at_least=1,
+        at_least=0,
     )
     window_pooling: str | None = setting(
         None,
@@ -323,7 +326,10 @@ class FinetuneOptions(AnnotatedOptions):
         self._check_teacher()
         if self.bucket_batches and self.time_roll:
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")
-        if self.annotations is not None:
+        self.learning_rate = self.learning_rate or (1e-4 if self.annotations is None else 5e-4)
+        if self.annotations is None:
+            self.windows_per_clip = self.windows_per_clip or 1
+        else:
             for option, off in (
                 ("speed_perturbation", 0.0), ("time_roll", 0), ("time_patchout", 0),
                 ("label_smoothing", 0.0),
