@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.common.tables import write_csv
+from scripts.workbench import queues
 from scripts.workbench.calibration import (
     Wish,
     calibrate,
@@ -36,6 +37,7 @@ from scripts.workbench.marks import (
     write_marks,
 )
 from scripts.workbench.queues import (
+    committee,
     disagreement,
     disputed_apart,
     farthest_first,
@@ -370,7 +372,8 @@ def test_a_committee_disputes_what_lies_between_the_marks():
     means = np.stack([normed[classes == label].mean(axis=0) for label in range(3)])
     between = layer_normed((means[[0]] + means[[1]]) / 2, 1e-6)
     asked = np.concatenate([means, between])
-    values = disagreement(normed, targets, recordings, True, Standard.of(normed), 1.0, of=asked)
+    members = committee(normed, targets, recordings, True, Standard.of(normed), 1.0)
+    values = disagreement(members, asked)
     assert values.argmax() == 3
     assert (values >= -1e-9).all()
 
@@ -401,3 +404,24 @@ def test_a_queue_is_spread_over_recordings_and_never_repeats_itself():
     assert pick(values, recordings, spans, 6, at_a_time=1) == [0, 4, 5, 2, 3]
     assert pick(values, recordings, spans, 2, at_a_time=2) == [0, 2]
     assert pick(values, recordings, spans, 9, np.array([0, 1, 0, 0, 0, 1], bool)) == [1, 5]
+
+
+@pytest.mark.parametrize("at_a_time", [None, 2])
+def test_a_day_in_one_recording_is_picked_from_in_one_pass(monkeypatch, at_a_time):
+    """Windows beyond those that can be returned are not compared with each other."""
+    windows = 20_000
+    values = np.random.default_rng(0).integers(0, 500, windows).astype(float)  # ties, too
+    starts = np.arange(windows, dtype=float)
+    spans = np.stack([starts, starts + 1], axis=1)
+    compared = []
+    monkeypatch.setattr(queues, "_repeats", lambda one, other: compared.append(1))
+    found = pick(values, np.zeros(windows, int), spans, 20, at_a_time=at_a_time)
+    assert found == np.argsort(-values, kind="stable")[:20].tolist()
+    assert len(compared) <= 20 * 20
+
+
+def test_picking_sorts_as_the_whole_would_be():
+    values = np.random.default_rng(0).integers(0, 50, 9000).astype(float)
+    spans = np.tile([[0.0, 1.0]], (9000, 1))
+    everything = pick(values, np.arange(9000), spans, 9000)
+    assert everything == np.argsort(-values, kind="stable").tolist()
