@@ -131,7 +131,40 @@ def test_a_mark_is_on_the_disk_at_once_and_can_be_taken_back(tmp_path):
     assert book.undo() is None
 
 
+def test_a_mark_fits_the_columns_of_a_table_made_elsewhere(tmp_path):
+    path = tmp_path / "marks.csv"
+    path.write_text("label,start,note,end,file\nbark,1,mine,2,x.wav\n")
+    book = MarkBook(path)
+    book.add(Mark("y.wav", 3.0, 4.5, "rain"))
+    assert read_marks(path) == [Mark("x.wav", 1, 2, "bark"), Mark("y.wav", 3, 4.5, "rain")]
+    assert book.undo() == Mark("y.wav", 3.0, 4.5, "rain")
+    assert path.read_text() == "label,start,note,end,file\nbark,1,mine,2,x.wav\n"
+    path.write_text("file,label\nx.wav,bark\n")
+    with pytest.raises(ValueError, match=r"has no column 'start'"):
+        MarkBook(path)
+    with pytest.raises(ValueError, match=r"marks\.json.*CSV"):
+        MarkBook(tmp_path / "marks.json")
+
+
+def test_undo_leaves_what_others_wrote(tmp_path):
+    """A second page, or a spreadsheet, on the same file."""
+    path = tmp_path / "marks.csv"
+    here, there = MarkBook(path), MarkBook(path)
+    here.add(Mark("x.wav", 0.12345, 1.0, "bark"))
+    there.add(Mark("y.wav", 0.0, 1.0, "rain"))
+    here.undo()
+    assert read_marks(path) == [Mark("y.wav", 0.0, 1.0, "rain")]
+    there.add(Mark("z.wav", 0.0, 1.0, "rain"))
+    path.write_text(path.read_text().replace("y.wav", "w.wav").replace("1.000", "1"))
+    there.undo()
+    assert read_marks(path) == [Mark("w.wav", 0.0, 1.0, "rain")]
+
+
 def test_names_that_a_spreadsheet_must_not_compute_come_back(tmp_path):
+    book = MarkBook(tmp_path / "marked.csv")
+    book.add(Mark("=1+1.wav", 0.0, 2.0, "@x"))
+    assert (tmp_path / "marked.csv").read_text().splitlines()[1] == "'=1+1.wav,0.000,2.000,'@x"
+    assert read_marks(book.path) == book.marks
     row = {"file": "=1+1.wav", "start": 0.0, "end": 2.0, "label": "-x"}
     write_csv(tmp_path / "marks.csv", list(row), [row])
     assert read_marks(tmp_path / "marks.csv") == [Mark("=1+1.wav", 0.0, 2.0, "-x")]
