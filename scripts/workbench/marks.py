@@ -64,19 +64,23 @@ def read_marks(path: Path) -> list[Mark]:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     if path.suffix.lower() == ".json":
         return _of_label_studio(path, text)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = reader.fieldnames or []
-    missing = [name for name in ("file", "label") if name not in columns]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {missing[0]!r}: expected CSV with the columns "
-            f"{', '.join(_COLUMNS)}, got {', '.join(columns) or 'an empty file'}."
-        )
-    return [
-        _of_row(row, f"{path}, line {reader.line_num}")
-        for row in reader
-        if (row["label"] or "").strip()  # a queue's row that nobody has filled in
-    ]
+    # Strict: a quote that nobody closes would swallow all rows after it.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = reader.fieldnames or []
+        missing = [name for name in ("file", "label") if name not in columns]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {missing[0]!r}: expected CSV with the columns "
+                f"{', '.join(_COLUMNS)}, got {', '.join(columns) or 'an empty file'}."
+            )
+        return [
+            _of_row(row, f"{path}, line {reader.line_num}")
+            for row in reader
+            if (row["label"] or "").strip()  # a queue's row that nobody has filled in
+        ]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}.") from error
 
 
 def marks_of_annotations(
