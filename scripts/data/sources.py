@@ -25,6 +25,7 @@ from datasets import (
     Value,
     load_dataset,
 )
+from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import HfApi
 
@@ -32,6 +33,10 @@ from ..common.options import did_you_mean
 from .suffixes import AUDIO_SUFFIXES
 
 logger = logging.getLogger(__name__)
+
+# After each shuffled pass through Parquet files `datasets` sleeps for 5 s, so that the threads that
+# read them end before Python does. Commands have more to do after their last pass.
+datasets_config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1
 
 _SPLIT_FOLDERS = {
     "train": "train",
