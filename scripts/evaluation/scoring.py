@@ -192,7 +192,6 @@ def evaluate_checkpoints(
         "mistakes": most_confident_mistakes(measured, labels, [clip.file for clip in readable]),
         "seconds": seconds,
     }
-    errors = None
     if options.annotations is not None:
         recordings = [
             Recording(
@@ -203,12 +202,12 @@ def evaluate_checkpoints(
             for clip in readable
             if clip.heard is not None
         ]
-        report["detection"], errors = measure_detection(
+        report["detection"] = measure_detection(
             recordings, rules, options.bootstrap_resamples, options.seed, _CONFIDENCE
         )
         report["detection"]["rules"] = vars(rules)
     report = finite(report)
-    write_report(report, measured, Path(options.output), errors)
+    write_report(report, measured, Path(options.output))
     return report
 
 
