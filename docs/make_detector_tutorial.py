@@ -2,7 +2,7 @@
 
     python -m docs.make_detector_tutorial ESC10 --work runs/detector_tutorial
 
-ESC10 is the data set's folder in five folds (Parquet: audio, label, fold). Clips of four classes
+ESC10 is the dataset's folder in five folds (Parquet: audio, label, fold). Clips of four classes
 become recordings of 30 s with noise; those of folds 1 to 4 are annotated in Raven selection tables,
 those of fold 5 are new. What the commands print goes to standard output, with the time that each
 took; pictures go to docs/images. What is already in the folder is not made again.

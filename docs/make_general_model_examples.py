@@ -2,7 +2,7 @@
 
     python -m docs.make_general_model_examples ESC10
 
-ESC10 is the data set's folder (Parquet: audio, label); the bundled model was not trained on it.
+ESC10 is the dataset's folder (Parquet: audio, label); the bundled model was not trained on it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     for file in files:
         for row in pq.read_table(file).to_pylist():
             first.setdefault(row["label"], row["audio"]["bytes"])
-    print("| the first clip of class | says |\n| --- | --- |")
+    print("| class | best labels |\n| --- | --- |")
     for clip, heard in Classifier(DEFAULT_MODEL).hear_each(sorted(first.items())):
         assert isinstance(heard, Heard), heard
         said = ", ".join(f"{label} {score:.2f}" for score, label in heard.labels(3))

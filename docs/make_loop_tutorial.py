@@ -2,7 +2,7 @@
 
     python -m docs.make_loop_tutorial ESC10 --work runs/loop
 
-ESC10 is the data set's folder in five folds (Parquet: audio, label, fold). The clips of some folds
+ESC10 is the dataset's folder in five folds (Parquet: audio, label, fold). The clips of some folds
 are joined to recordings of ten; a quarter of them is left for the test at the end. Every command is
 run as it stands on the page, with what it prints and how long it took; somebody who knows what is
 in the recordings answers the queues. The page's prose is here, its figures are not.
@@ -92,7 +92,7 @@ class Page:
             lines = re.split(r"[\r\n]+", printed.getvalue())
             shown = [line for line in lines if line.strip() and not re.match(PROGRESS, line)]
             self.text.append("```text\n$ " + "\n".join([command, *shown]) + "\n```")
-            self.text.append(f"{seconds:.1f} s, of which {cpu:.1f} s of CPU time.")
+            self.text.append(f"{seconds:.1f} s, {cpu:.1f} s of it CPU time.")
 
 
 def answer(start: float, end: float, truth: list[Mark]) -> str | None:
@@ -141,7 +141,7 @@ def compare(truth: list[Mark]) -> tuple[list[str], int, int, int]:
         f"{'event':8}  {e.start:5.1f} – {e.end:5.1f}  {e.label}" for e in events if e.file == first
     ]
     lines += [
-        f"{'in truth':8}  {c.start:5.1f} – {c.end:5.1f}  {WANTED[c.label]}"
+        f"{'actual':8}  {c.start:5.1f} – {c.end:5.1f}  {WANTED[c.label]}"
         for c in calls
         if c.file == first
     ]
@@ -160,16 +160,16 @@ def write_page(truth: list[Mark], options: argparse.Namespace) -> Page:
     page.say(f"""
 # A detector in an afternoon
 
-Somebody has recordings and looks for three sounds in them: dogs, roosters, babies. This page goes
-round the loop of [From recordings to a detector](../loop.md) once, with what the commands print and
-how long they took, without the start of Python, on {os.cpu_count()} CPU cores that other work
-shared. A program wrote it (`python -m docs.make_loop_tutorial ESC10{model}{folds}`), so that
-nothing on it is made up.
+You have recordings and want to find three sounds in them: dogs, roosters and babies. This page goes
+once round the loop of [From recordings to a detector](../loop.md), with everything the commands
+printed and the time each took (Python's start-up not counted) on {os.cpu_count()} CPU cores shared
+with other work. A program wrote the page (`python -m docs.make_loop_tutorial ESC10{model}{folds}`):
+no figure is made up.
 
-The recordings are {len(files) - len(unheard)} files of about 50 s, {minutes:.0f} minutes together,
-made of clips of ESC-10 (Piczak 2015, CC BY 3.0): dogs, roosters and babies between rain, waves,
-clocks, sneezes, helicopters, chainsaws and fires. {len(unheard)} more wait in `unheard/` for the
-end.
+The recordings are {len(files) - len(unheard)} files of about 50 s, {minutes:.0f} minutes in all,
+joined from clips of ESC-10 (Piczak 2015, CC BY 3.0): dogs, roosters and babies among rain, waves,
+clocks, sneezes, helicopters, chainsaws and fires. {len(unheard)} more are set aside in `unheard/`
+for a final test.
 
 ## Index
 """)
@@ -177,7 +177,7 @@ end.
     page.say("""
 ## Find
 
-One bark is known, from a minute's listening. What sounds like it?
+A minute's listening has turned up one bark. What else sounds like it?
 """)
     for label, name in WANTED.items():
         example = next(mark for mark in known if mark.label == label)
@@ -191,9 +191,9 @@ One bark is known, from a minute's listening. What sounds like it?
         if name == "dog":
             heard, dogs = len(marks), sum("dog" in mark.label for mark in marks)
     page.say(f"""
-Of the {heard} that can be told, {dogs} are dogs. The same for a rooster and a baby: listening to
-the clips in `found/` gives {len(marks)} marks in `marks.csv`. What is none of the three is worth a
-mark, too: `background`.
+Of the {heard} that can be told apart by ear, {dogs} are dogs. The same search for a rooster and a
+baby, and listening to the clips in `found/`, gives {len(marks)} marks in `marks.csv`. Windows with
+none of the three are worth marking, too, as `background`.
 
 ## Teach, and ask what to mark next
 """)
@@ -209,8 +209,9 @@ mark, too: `background`.
             marked = listen(Path("next.csv"), known, marks)
             if number == 0:
                 page.say(f"""
-`next.csv` names 20 windows that the detector is least sure of. Listened to, {marked} of them get
-their label; where a sound only begins or ends, nothing is said. Again, {ROUNDS - 1} rounds in all:
+`next.csv` lists the 20 windows that the detector is least sure of. Listening settles {marked} of
+them; a window in which a sound only begins or ends is left unmarked. After {ROUNDS - 1} such
+rounds:
 """)
     rows = "\n".join(
         f"| {n} | {ap:.3f} | {before:.3f} → {after:.3f} |" for n, ap, before, after in rounds
@@ -220,8 +221,8 @@ their label; where a sound only begins or ends, nothing is said. Again, {ROUNDS 
 | --- | --- | --- |
 {rows}
 
-All of it is of recordings that were held out, in cross-validation. The queue asks for what is hard,
-so the figures are of harder windows from round to round.
+All figures are cross-validated over held-out recordings. The queue asks about hard windows, so each
+round is measured on harder ones than the last.
 
 ## Use it
 
@@ -239,8 +240,8 @@ The {len(unheard)} recordings in `unheard/` were neither indexed nor marked.
 {chr(10).join(lines)}
 ```
 
-Over all {len(unheard)} recordings, {hits} of {calls} calls are found, with {false} false alarms,
-from {len(marks)} marks of five seconds: {len(marks) * 5 / 60:.0f} minutes of listening.
+In the {len(unheard)} recordings, {hits} of {calls} calls are found, with {false} false alarms,
+after {len(marks)} marks of five seconds: {len(marks) * 5 / 60:.0f} minutes of listening.
 
 ![Waveform, spectrogram and scores of a recording that nobody marked](../images/loop_unheard.png)
 
@@ -254,7 +255,8 @@ from {len(marks)} marks of five seconds: {len(marks) * 5 / 60:.0f} minutes of li
         )
         + """
 
-The same with ears and eyes is a page in the browser: `ast-demo --index index --marks marks.csv`.
+To do the same in the browser, with players and pictures:
+`ast-demo --index index --marks marks.csv`.
 """
     )
     return page

@@ -49,7 +49,7 @@ def mixup(
     A clip becomes λ · clip + (1 - λ) · partner, with λ from Beta(alpha, alpha) and the partner
     padded with silence or cut to the clip's length. The mean is removed from each clip before
     mixing and from the result, even if nothing is mixed. The original does the same, with alpha 10
-    and partners from the whole data set; rates: 0.5 on AudioSet, 0.6 on Speech Commands.
+    and partners from the whole dataset; rates: 0.5 on AudioSet, 0.6 on Speech Commands.
 
     Args:
         waveforms: B clips (samples,) of any lengths, or (B, samples).

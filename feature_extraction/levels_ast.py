@@ -61,7 +61,7 @@ def integer_warning(bits: int, peak: float) -> str:
 
 
 def warn_once(name: str, warning: str) -> None:
-    """Log each kind of warning once: what is true of one array is true of its whole data set."""
+    """Log each kind of warning once: what is true of one array is true of its whole dataset."""
     kind = warning[-40:]
     if warning and kind not in _warned:
         _warned.add(kind)

@@ -92,7 +92,7 @@ class ASTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         named = getattr(self, "id2label", None)
-        if isinstance(named, dict):  # some data sets use numbers as class names
+        if isinstance(named, dict):  # some datasets use numbers as class names
             self.id2label = {
                 index: str(name) if type(name) in (int, float) else name
                 for index, name in named.items()

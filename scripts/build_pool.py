@@ -11,7 +11,7 @@ Writes one Parquet file per source: train-NAME.parquet, or test-NAME.parquet for
 held out, whose sounds are kept out of the others. Columns: audio (FLAC), source, file, offset and
 length in seconds, kind, licence, author, original_rate, and the SHA-256 of file and window.
 README.md is the table of sources for the model card. Files are written whole or not at all; after
-an interruption, the same command goes on.
+an interruption, the same command resumes.
 """
 
 from collections.abc import Sequence

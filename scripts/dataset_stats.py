@@ -1,4 +1,4 @@
-"""Measure the mean and standard deviation of a data set's log-mel values: a model's normalisation.
+"""Measure the mean and standard deviation of a dataset's log-mel values: a model's normalisation.
 
     ast-dataset-stats sounds/ --output my-checkpoint
 

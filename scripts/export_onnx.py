@@ -4,7 +4,7 @@
     ast-export-onnx CHECKPOINT --output onnx/ --check DATASET --fold_column fold --evaluation_fold 5
 
 Every file is compared with PyTorch on sounds from 0.1 s to 20 s. `--check` also measures accuracy
-and speed on labelled clips: a data set's evaluation split, one of its folds, or the fifth that
+and speed on labelled clips: a dataset's evaluation split, one of its folds, or the fifth that
 `ast-finetune-accelerate` holds out.
 """
 

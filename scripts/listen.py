@@ -5,9 +5,9 @@
     ast-listen rtsp://camera/stream --format json --clips heard/
 
 Without a source, this listens to the microphone (pip install '.[listen]'). The ffmpeg program reads
-addresses, and reconnects if the connection is lost. Memory does not grow with time. Times are those
-of ast-classify. Standard error reports sound dropped because the model could not keep up, lost
-connections, and at the end the latency and the real-time factor.
+addresses, and reconnects if the connection is lost. Memory does not grow with time. Times mean the
+same as in ast-classify. Standard error reports sound dropped because the model could not keep up,
+lost connections, and at the end the latency and the real-time factor.
 """
 
 import signal

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -58,6 +59,15 @@ def test_class_folders_with_splits(tmp_path):
     assert data.evaluation_counts == [2, 2, 2]
     with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'valid'\]"):
         open_labelled_audio(str(tmp_path), evaluation_split="test")
+
+
+def test_a_shuffled_pass_through_parquet_ends_at_once(tmp_path):
+    """`datasets` would sleep for 5 s."""
+    write_parquet(tmp_path / "train.parquet", 4)
+    rows = open_stream(str(tmp_path), "train").shuffle(seed=0, buffer_size=4)
+    began = time.perf_counter()
+    assert len(list(rows)) == 12
+    assert time.perf_counter() - began < 2.5
 
 
 def test_parquet_folder_with_splits_in_names(tmp_path):

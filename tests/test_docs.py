@@ -265,6 +265,17 @@ def test_code_of_a_page_runs(page, place, commands, capsys):
             )
 
 
+def test_readmes_tree_has_every_module_and_room():
+    tree = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## What is where")[1]
+    libraries = [REPOSITORY / "modeling_ast", REPOSITORY / "feature_extraction"]
+    names = [path.name for folder in libraries for path in folder.glob("*_ast.py")]
+    rooms = [path.parent.name + "/" for path in (REPOSITORY / "scripts").glob("*/__init__.py")]
+    named = set(re.findall(r"[\w*-]+(?:\.py|/)", tree))
+    missing = {*names, *rooms} - named
+    assert not missing
+    assert {name for name in named if name.endswith("_ast.py")} == set(names)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_runs_within_two_minutes(path, tmp_path, monkeypatch):

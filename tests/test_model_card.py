@@ -182,7 +182,7 @@ HOSTILE = "](x) <img src=http://tracker>\n\n# New title\n| cell |\x1b[31m"
 
 
 def test_names_from_anywhere_are_text_in_a_card(run, tmp_path):
-    """Names of a data set, its licence, a fold, a split and the run itself."""
+    """Names of a dataset, its licence, a fold, a split and the run itself."""
     evaluation = {**EVALUATION, "dataset": HOSTILE, "fold": HOSTILE}
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(evaluation))
     data = tmp_path / "data"

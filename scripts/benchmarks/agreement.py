@@ -74,7 +74,7 @@ def agreement(
 
 
 def _sounds(options: AgreementOptions) -> Iterator[tuple[dict[str, Any], Any]]:
-    """What tells a clip and holds its answer, if the data set does; and its sound."""
+    """What tells a clip and holds its answer, if the dataset does; and its sound."""
     stream = open_stream(options.dataset, options.split)
     count = 0
     for row in stream:

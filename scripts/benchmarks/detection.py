@@ -27,7 +27,7 @@ from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator
 from ..data.mixtures import mix_clips
 from ..data.options import MixOptions
-from ..evaluation.detection import DETECTION_METRICS
+from ..evaluation.detection import DETECTION_METRICS, draw_onset_errors
 from ..evaluation.options import EvaluateOptions
 from ..evaluation.scoring import evaluate_checkpoints
 from ..training.options import FinetuneOptions
@@ -55,28 +55,35 @@ def benchmark_detection(options: DetectionOptions) -> None:
                 seed=options.seed,
             )
         )
-    report: dict[str, Any] = {"machine": machine(), "models": {}}
-    for kind in options.models:
-        seconds = _train(kind, options, scenes)
-        report["models"][kind] = {**_measure(kind, options, scenes), "training_s": seconds}
-    _print(report["models"], options)
+    folds: dict[str, dict[str, Any]] = {}
+    for fold in options.evaluation_folds:
+        of_fold = folds.setdefault(fold, {})
+        for kind in options.models:
+            seconds = _train(kind, options, fold, scenes)
+            of_fold[kind] = {**_measure(kind, options, fold, scenes), "training_s": seconds}
+    _print(folds, options)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2))
+        options.json.write_text(json.dumps({"machine": machine(), "folds": folds}, indent=2))
+    if options.plot:
+        draw_onset_errors(_onset_errors(folds), options.plot)
 
 
-def _train(kind: str, options: DetectionOptions, scenes: Path) -> float:
+def _train(kind: str, options: DetectionOptions, fold: str, scenes: Path) -> float:
     """Train a model, or resume an earlier run; returns the seconds it took."""
-    run = options.output / kind
+    folder = options.output / f"without_fold{fold}"
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / kind
     if not (run / "checkpoint").is_dir():
         settings: dict[str, Any] = {
             "model": options.model,
             "learning_rate": options.learning_rate,
+            "layer_decay": options.layer_decay,
             "frequency_patchout": options.frequency_patchout,
             "time_mask": 24,
             "frequency_mask": 16,
             "num_workers": 0,
             "seed": options.seed,
-            "evaluation_fold": options.evaluation_fold,
+            "evaluation_fold": fold,
             "output": str(run),
             **_FOLDS,
         }
@@ -92,9 +99,9 @@ def _train(kind: str, options: DetectionOptions, scenes: Path) -> float:
                 )
             )
         else:
-            windows = options.output / "windows_of_soundscapes.parquet"
+            windows = folder / "windows_of_soundscapes.parquet"
             if not windows.is_file():
-                _cut_windows(options, scenes, windows)
+                _cut_windows(options, fold, scenes, windows)
             finetune(
                 FinetuneOptions(
                     dataset=str(windows),
@@ -107,7 +114,7 @@ def _train(kind: str, options: DetectionOptions, scenes: Path) -> float:
     return float(json.loads(records[-1])["seconds"])
 
 
-def _cut_windows(options: DetectionOptions, scenes: Path, path: Path) -> None:
+def _cut_windows(options: DetectionOptions, held_out: str, scenes: Path, path: Path) -> None:
     """As many random windows of each recording as the frame model gets in all epochs."""
     name = resolve_checkpoint(options.model)
     window_s = Collator(ASTFeatureExtractor.from_pretrained(name), 0).window_s
@@ -115,7 +122,7 @@ def _cut_windows(options: DetectionOptions, scenes: Path, path: Path) -> None:
     data = open_annotated_audio(
         str(scenes),
         str(scenes / "events.csv"),
-        FinetuneOptions(evaluation_fold=options.evaluation_fold, **_FOLDS),
+        FinetuneOptions(evaluation_fold=held_out, **_FOLDS),
     )
     # In the start's order, if it has them all, so that its head can be kept.
     known = [config.id2label[index] for index in range(config.num_labels)]
@@ -142,7 +149,7 @@ def _cut_windows(options: DetectionOptions, scenes: Path, path: Path) -> None:
                     yield {
                         "audio": {"bytes": sound.getvalue(), "path": f"{start:.2f}-{row['name']}"},
                         "labels": sorted(names.index(label) for label in heard),
-                        "fold": options.evaluation_fold if is_held_out else "others",
+                        "fold": held_out if is_held_out else "others",
                     }
 
     features = Features(
@@ -155,44 +162,70 @@ def _cut_windows(options: DetectionOptions, scenes: Path, path: Path) -> None:
     Dataset.from_list(list(rows()), features=features).to_parquet(path)
 
 
-def _measure(kind: str, options: DetectionOptions, scenes: Path) -> dict[str, Any]:
-    output = options.output / f"{kind}_evaluation"
+def _measure(kind: str, options: DetectionOptions, fold: str, scenes: Path) -> dict[str, Any]:
+    folder = options.output / f"without_fold{fold}"
     settings = EvaluateOptions(
         annotations=str(scenes / "events.csv"),
-        evaluation_fold=options.evaluation_fold,
+        evaluation_fold=fold,
+        threshold=options.threshold,
         median_filter_s=options.median_filter_s,
-        output=str(output),
+        output=str(folder / f"{kind}_evaluation"),
         num_workers=0,
         **_FOLDS,
     )
-    checkpoint = str(options.output / kind / "checkpoint")
-    return evaluate_checkpoints([checkpoint], str(scenes), settings)
+    return evaluate_checkpoints([str(folder / kind / "checkpoint")], str(scenes), settings)
 
 
-def _print(models: dict[str, dict[str, Any]], options: DetectionOptions) -> None:
-    some = next(iter(models.values()))
-    print(
-        f"{some['clips']} soundscapes of {options.soundscape_s:g} s, fold "
-        f"{options.evaluation_fold} held out, {some['detection']['events']} events; 95 % intervals "
-        "over recordings"
-    )
-    print(f"{'':14}" + "".join(f"{kind:>26}" for kind in models))
-    rows: dict[str, list[str]] = {}
-    for report in models.values():
-        metrics = report["detection"]["metrics"]
-        for name, title in DETECTION_METRICS.items():
-            rows.setdefault(title, []).append(_interval(metrics[name]))
-        clip = report["metrics"]["mean_average_precision"]
-        rows.setdefault("clip mAP", []).append(_interval(clip))
-        onsets = report["detection"]["onsets"]
-        rows.setdefault("onset ≤ 0.2 s", []).append(f"{100 * onsets['within_200_ms']:.0f} %")
-        distance = onsets["median_error_s"]
-        rows.setdefault("onset distance", []).append(
-            "–" if distance is None else f"{distance:.2f} s"
+def _onset_errors(folds: dict[str, dict[str, Any]]) -> dict[str, tuple[list[float], int]]:
+    """For each kind of model, those of all folds, and how many events are annotated."""
+    kinds = next(iter(folds.values()))
+    detections = {kind: [models[kind]["detection"] for models in folds.values()] for kind in kinds}
+    return {
+        kind: (
+            [error for found in of_kind for error in found["onsets"]["errors_s"]],
+            sum(found["events"] for found in of_kind),
         )
-        rows.setdefault("training", []).append(f"{report['training_s']:.0f} s")
-    for title, cells in rows.items():
-        print(f"{title:14}" + "".join(f"{cell:>26}" for cell in cells))
+        for kind, of_kind in detections.items()
+    }
+
+
+def _print(folds: dict[str, dict[str, Any]], options: DetectionOptions) -> None:
+    for fold, models in folds.items():
+        some = next(iter(models.values()))
+        print(
+            f"fold {fold} held out: {some['clips']} soundscapes of {options.soundscape_s:g} s, "
+            f"{some['detection']['events']} events; 95 % intervals over recordings"
+        )
+        print(f"{'':14}" + "".join(f"{kind:>26}" for kind in models))
+        rows: dict[str, list[str]] = {}
+        for report in models.values():
+            for title, metric in _metrics(report).items():
+                rows.setdefault(title, []).append(_interval(metric))
+            onsets = report["detection"]["onsets"]
+            rows.setdefault("onset ≤ 0.2 s", []).append(f"{100 * onsets['within_200_ms']:.0f} %")
+            distance = onsets["median_error_s"]
+            rows.setdefault("onset distance", []).append(
+                "–" if distance is None else f"{distance:.2f} s"
+            )
+            rows.setdefault("training", []).append(f"{report['training_s']:.0f} s")
+        for title, cells in rows.items():
+            print(f"{title:14}" + "".join(f"{cell:>26}" for cell in cells))
+    if len(folds) > 1:
+        print(f"mean of {len(folds)} folds")
+        kinds = next(iter(folds.values()))
+        means = {kind: [_metrics(models[kind]) for models in folds.values()] for kind in kinds}
+        for title in _metrics(some):
+            values = [np.mean([of[title]["value"] for of in means[kind]]) for kind in kinds]
+            print(f"{title:14}" + "".join(f"{value:>26.3f}" for value in values))
+
+
+def _metrics(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By the title of its row."""
+    measured = report["detection"]["metrics"]
+    return {
+        **{title: measured[name] for name, title in DETECTION_METRICS.items()},
+        "clip mAP": report["metrics"]["mean_average_precision"],
+    }
 
 
 def _interval(metric: dict[str, float]) -> str:

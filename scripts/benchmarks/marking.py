@@ -1,6 +1,6 @@
 """What marks are worth: accuracy with few of them, and how many a queue saves.
 
-embeddings  (clips, D)   of a labelled data set, from one checkpoint, computed once
+embeddings  (clips, D)   of a labelled dataset, from one checkpoint, computed once
 """
 
 import itertools
@@ -35,7 +35,7 @@ _GROWTH = 1.12  # of the marks from round to round, if that is more than the bat
 
 @dataclass
 class Clips:
-    """A labelled data set as a model's embeddings."""
+    """A labelled dataset as a model's embeddings."""
 
     normed: np.ndarray  # (clips, D)
     classes: np.ndarray  # (clips,)
@@ -62,7 +62,7 @@ class Clips:
 
 
 def open_clips(options: "MarkedOptions") -> Clips:
-    """The clips of a data set; their embeddings are cached in a file if the options name one."""
+    """The clips of a dataset; their embeddings are cached in a file if the options name one."""
     path = options.embeddings
     if path is None or not path.exists():
         arrays = _embed(options)
@@ -302,14 +302,14 @@ def benchmark_calibration(options: "CalibrationOptions") -> None:
 
 
 def _own_head(checkpoint: str, clips: Clips) -> Head:
-    """A checkpoint's head, whose labels must be the data set's, in its order."""
+    """A checkpoint's head, whose labels must be the dataset's, in its order."""
     from ..inference.classifier import Classifier
     from ..workbench.teach import head_of
 
     head = head_of(Classifier(checkpoint))
     if len(head.bias) != clips.num_classes:
         raise ValueError(
-            f"{checkpoint} has {len(head.bias)} labels, the data set {clips.num_classes}: --head "
+            f"{checkpoint} has {len(head.bias)} labels, the dataset {clips.num_classes}: --head "
             "keep is for a model of these labels."
         )
     return head

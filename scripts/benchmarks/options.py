@@ -225,7 +225,9 @@ class DetectionOptions(CommonOptions):
     models: list[str] = setting(
         ["frames", "windows"], "which to train and measure", choices=("frames", "windows")
     )
-    evaluation_fold: str = setting("5", "the fold held out, of the column fold")
+    evaluation_folds: list[str] = setting(
+        ["5"], "folds held out, of the column fold: for each one, both models are trained anew"
+    )
     soundscape_s: float = setting(45.0, "length of a soundscape", group="soundscapes")
     mixtures_per_fold: int = setting(60, "soundscapes of each fold", group="soundscapes")
     max_clips: int = setting(6, "events in one, at most, of different classes", group="soundscapes")
@@ -234,11 +236,16 @@ class DetectionOptions(CommonOptions):
         4, "windows of each per epoch, which are a step", at_least=1, group="training"
     )
     learning_rate: float = setting(3e-4, "peak", group="training")
-    frequency_patchout: int = setting(
-        4, "patch rows dropped in training", at_least=0, group="training"
+    layer_decay: float = setting(
+        1.0, "factor on the learning rate from each layer to the one below", group="training"
     )
+    frequency_patchout: int = setting(
+        0, "patch rows dropped in training", at_least=0, group="training"
+    )
+    threshold: float = setting(0.5, "score that makes an event")
     median_filter_s: float = setting(0.5, "of the scores, before events", at_least=0)
     seed: int = setting(0, "of soundscapes, windows and training", group="training")
+    plot: Path | None = setting(None, "also draw how late onsets are found, to a PNG")
 
 
 @dataclass

@@ -10,7 +10,6 @@ over many seeds; the figures do not include what fine-tuning the encoder would a
 
 import json
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from .options import WeakOptions
 from .timing import on_threads
 
 _KIND = "multi_label_classification"  # a window can contain nothing
+_POOLINGS = (*WINDOW_POOLINGS, "attention")
 _RESAMPLES = 1000
 
 Embeddings = dict[str, np.ndarray]
@@ -94,7 +94,7 @@ def compare(
     ways: dict[str, tuple[Tensor, Tensor, str, bool]] = {  # train, test, pooling, one at random
         "first window": (first, first, "mean", False),
         "random window, mean": (bags, bags, "mean", True),
-        **{f"bags, {pooling}": (bags, bags, pooling, False) for pooling in WINDOW_POOLINGS},
+        **{f"bags, {pooling}": (bags, bags, pooling, False) for pooling in _POOLINGS},
         "oracle: event windows": (event, event, "mean", False),
     }
     classes = torch.from_numpy(arrays["classes"])
@@ -103,48 +103,67 @@ def compare(
         begin = time.perf_counter()
         right = []
         for seed in range(seeds):
-            scores = _train(
-                train[~is_test], classes[~is_test], pooling, draws_one, seed, steps, learning_rate
-            )
-            right.append((scores(test[is_test]).argmax(dim=-1) == classes[is_test]).numpy())
+            torch.manual_seed(seed)
+            model = _BagClassifier(bags.shape[-1], int(classes.max()) + 1, pooling)
+            _train(model, train[~is_test], classes[~is_test], draws_one, steps, learning_rate)
+            with torch.no_grad():
+                answers = model(test[is_test]).argmax(dim=-1)
+            right.append((answers == classes[is_test]).numpy())
         seconds = (time.perf_counter() - begin) / seeds
         results[name] = {"right": np.stack(right), "seconds": seconds}
     return results
 
 
+class _BagClassifier(nn.Module):
+    """Bags (N, windows, D) to logits (N, labels): a head on every window, and a pooling.
+
+    "attention" weighs the windows by a second linear layer, for each label (Kong et al.,
+    arXiv 1903.00765).
+    """
+
+    def __init__(self, size: int, labels: int, pooling: str):
+        super().__init__()
+        self.pooling = pooling
+        self.layernorm = nn.LayerNorm(size, eps=1e-6)
+        self.dense = nn.Linear(size, labels)
+        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
+        self.attention = None
+        if pooling == "attention":
+            self.attention = nn.Linear(size, labels)
+            nn.init.zeros_(self.attention.weight)  # at first, all windows weigh the same
+            nn.init.zeros_(self.attention.bias)
+
+    def forward(self, bags: Tensor) -> Tensor:
+        normed = self.layernorm(bags)
+        logits = self.dense(normed)
+        if self.attention is None:
+            return pool_logits(logits, _KIND, self.pooling)
+        weights = self.attention(normed).softmax(dim=1)
+        return (weights * logits.sigmoid()).sum(dim=1).clamp(1e-6, 1 - 1e-6).logit()
+
+
 def _train(
+    model: _BagClassifier,
     bags: Tensor,
     classes: Tensor,
-    pooling: str,
     draws_one: bool,
-    seed: int,
     steps: int,
     learning_rate: float,
-) -> Callable[[Tensor], Tensor]:
-    """Bags (N, windows, D) and their classes (N,) -> a function from bags to logits (N, labels)."""
-    torch.manual_seed(seed)
-    labels = int(classes.max()) + 1
-    dense = nn.Linear(bags.shape[-1], labels)
-    nn.init.normal_(dense.weight, std=0.02)
-    nn.init.zeros_(dense.bias)
-    head = nn.Sequential(nn.LayerNorm(bags.shape[-1], eps=1e-6), dense)
-    targets = one_hot(classes, labels).float()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.01)
+) -> None:
+    """On bags (N, windows, D) of classes (N,), or on one window of each, drawn at each step."""
+    targets = one_hot(classes, model.dense.out_features).float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         heard = bags
         if draws_one:
             drawn = torch.randint(bags.shape[1], (len(bags),))
             heard = bags[torch.arange(len(bags)), drawn][:, None]
-        classification_loss(pool_logits(head(heard), _KIND, pooling), targets, _KIND).backward()
+        classification_loss(model(heard), targets, _KIND).backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-    return torch.no_grad()(partial(_pooled, head, pooling))
-
-
-def _pooled(head: nn.Module, pooling: str, bags: Tensor) -> Tensor:
-    return pool_logits(head(bags), _KIND, pooling)
 
 
 def _interval(right: np.ndarray) -> tuple[float, float]:

@@ -113,7 +113,7 @@ def read_annotations(
     Args:
         path: a file that names its recordings, or a folder of such files or of one file per
             recording, with or without sub-folders; it can also hold the recordings.
-        recordings: their names: paths, or what a data set calls them.
+        recordings: their names: paths, or what a dataset calls them.
         duration_of: returns a recording's length in seconds, or None if unknown; called only for
             annotated ones.
         label_column: the column with the label, if it has an unusual name.

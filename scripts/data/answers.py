@@ -1,6 +1,6 @@
 """Finds a teacher's stored answers for the exact stretch of sound that a student gets.
 
-    columns     of the data set: the whole sound's logits, its embedding
+    columns     of the dataset: the whole sound's logits, its embedding
     files       Parquet, a row per sound or stretch of one, from `ast-classify --logits` or
                 elsewhere: sound (or file, name, path), offset or start, length, end or duration in
                 seconds, logits, embedding
@@ -80,7 +80,7 @@ def probabilities(logits: Tensor, activation: str | None, temperature: float = 1
 
 @dataclass
 class ColumnAnswers(Answers):
-    """Answers in the data set itself, one per row, whichever part of the sound is used."""
+    """Answers in the dataset itself, one per row, whichever part of the sound is used."""
 
     def _found(self, row: Row, spans: Sequence[Span]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         vectors = []
@@ -185,7 +185,7 @@ def read_answers(names: Sequence[str], key_column: str | None = None) -> FileAns
             wanted = key_column or " or ".join(_NAME_COLUMNS)
             raise ValueError(
                 f"{where} has no column {wanted} that names the sounds; it has "
-                f"{', '.join(columns)}. Name one that the data set has, too: --teacher_key COLUMN."
+                f"{', '.join(columns)}. Name one that the dataset has, too: --teacher_key COLUMN."
             )
         wanted_columns = {"logits", "embedding", "end", name_column}
         wanted_columns |= {*_START_COLUMNS, *_LENGTH_COLUMNS}

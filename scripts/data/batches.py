@@ -82,7 +82,7 @@ class FrameGrid:
     unmarked_is_unknown: bool = False  # for columns without any event; else they are background
 
 
-_SHARDS_PER_WORKER = 4  # at least, if the data set allows: even shares, good shuffling
+_SHARDS_PER_WORKER = 4  # at least, if the dataset allows: even shares, good shuffling
 _SHORTEST_FRAMES = 16  # one patch: the minimum the model takes
 _CLIPS_PER_WORKER = 1 << 40  # more than any has: makes clip numbers unique across workers
 _NAMED_SOUNDS = 20  # in an error message
@@ -116,7 +116,7 @@ class SkippedSounds:
 
     Args:
         limit: below 1, a share of the clips; otherwise their number.
-        clips: in the data set.
+        clips: in the dataset.
         reasons: each sound's name and what is wrong with it.
     """
 
@@ -546,7 +546,7 @@ class _Batches(torch.utils.data.IterableDataset):
     def _pairs(self, generator: torch.Generator) -> Iterator[tuple[dict, dict | None]]:
         """Rows in random order, each with its partner for mixup, if any."""
         # Undecoded rows, shared with the buffer. Not the buffer itself: balanced sampling must not
-        # affect the partners, which come from the whole data set in the original.
+        # affect the partners, which come from the whole dataset in the original.
         recent: deque[dict] = deque(maxlen=max(self.shuffle_buffer, 2 * self.batch_size))
         buffer: list[dict] = []
         rows: Iterable[dict] = self.rows

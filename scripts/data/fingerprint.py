@@ -1,7 +1,7 @@
-"""A short fingerprint of a data set, to notice if it changes before a killed run resumes.
+"""A short fingerprint of a dataset, to notice if it changes before a killed run resumes.
 
 For files in folders or tables: names, sizes and labels, class by class. For Parquet and tar files:
-labels in order, and the files' names and sizes. For a data set on the Hub, also its revision.
+labels in order, and the files' names and sizes. For a dataset on the Hub, also its revision.
 """
 
 import hashlib

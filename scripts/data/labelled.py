@@ -6,7 +6,7 @@ of sounds needs no sub-folders.
     open_stream     -> one split as stored (in `sources`)
     LabelledAudio   -> train and evaluation streams with labels as class indices, and their counts
 
-Problems with a data set surface here, in the one pass that counts its labels, before any model is
+Problems with a dataset surface here, in the one pass that counts its labels, before any model is
 built.
 """
 
@@ -36,7 +36,7 @@ O = TypeVar("O", bound=LabelledOptions)  # noqa: E741
 class LabelledAudio:
     """Train and evaluation streams of {"audio": undecoded, "label": …, "name": origin}.
 
-    A label is a class index, or a list of them in a multi-label data set.
+    A label is a class index, or a list of them in a multi-label dataset.
     """
 
     train: IterableDataset

@@ -1,4 +1,4 @@
-"""Measures, compares, draws and writes a data set's statistics as a checkpoint's normalisation."""
+"""Measures, compares, draws and writes a dataset's statistics as a checkpoint's normalisation."""
 
 import json
 import logging

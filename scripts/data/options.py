@@ -10,7 +10,7 @@ _SOUNDSCAPES = "soundscapes"
 
 @dataclass
 class DatasetOptions(Options):
-    """Where a data set's sounds are."""
+    """Where a dataset's sounds are."""
 
     audio_column: str = setting("audio", "column with the sound", group=GROUP)
     dataset_config: str | None = setting(None, "configuration of the Hub dataset", group=GROUP)

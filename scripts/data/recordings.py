@@ -116,13 +116,13 @@ def locate(
 
     Args:
         names: of recordings.
-        split, config, audio_column: for the data sets among them.
+        split, config, audio_column: for the datasets among them.
 
     Raises:
         ValueError: for a sound that no longer exists.
     """
     found: dict[str, Any] = {}
-    rows: dict[str, set[str]] = {}  # data set -> names
+    rows: dict[str, set[str]] = {}  # dataset -> names
     for name in names:
         dataset, hash_sign, _ = name.partition("#")
         if Path(name).is_file() or name.startswith(("http://", "https://")):
@@ -139,7 +139,7 @@ def locate(
             if not wanted:
                 break
         if wanted:
-            raise ValueError(f"{sorted(wanted)[0]} is no longer in its data set.")
+            raise ValueError(f"{sorted(wanted)[0]} is no longer in its dataset.")
     return found
 
 
@@ -147,7 +147,7 @@ def _files(argument: str) -> list[str] | None:
     """The audio files that an argument names; None for a dataset."""
     path = Path(argument)
     if not argument.strip():
-        raise ValueError("Expected a file, a folder or a data set; got an empty name.")
+        raise ValueError("Expected a file, a folder or a dataset; got an empty name.")
     if argument.startswith(("http://", "https://")):
         return [argument]
     if path.is_dir():

@@ -67,7 +67,7 @@ def measure_detection(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-) -> tuple[dict[str, Any], np.ndarray]:
+) -> dict[str, Any]:
     """All figures for annotated recordings.
 
     Args:
@@ -78,14 +78,15 @@ def measure_detection(
         level: of its intervals.
 
     Returns:
-        The report's "detection", and the onset errors (events found,) in seconds:
+        The report's "detection":
             "recordings", "events", "found"     how many, annotated and found by the model
             "metrics"       {name of `DETECTION_METRICS`: {"value", "low", "high"}}
             "per_class"     [{"label", "events", "found", and for each metric "…", "…_low",
                             "…_high"}, …], for the annotated classes
-            "onsets"        {"matched", "median_error_s", "within_200_ms"}: annotated events
-                            overlapped by a found one of their class, the median distance of their
-                            onsets, and the share of all annotated events with an onset that close
+            "onsets"        {"matched", "median_error_s", "within_200_ms", "errors_s"}: annotated
+                            events overlapped by a found one of their class, the median distance of
+                            their onsets, the share of all annotated events with an onset that
+                            close, and of each matched one: found minus annotated, in seconds
 
     Raises:
         ValueError: without annotations, or without the package.
@@ -149,8 +150,9 @@ def measure_detection(
             "matched": len(errors),
             "median_error_s": float(np.median(np.abs(errors))) if len(errors) else None,
             "within_200_ms": float((np.abs(errors) <= _COLLAR_S).sum() / events.sum()),
+            "errors_s": errors.round(3).tolist(),
         },
-    }, errors  # fmt: skip
+    }  # fmt: skip
 
 
 def score_curve(heard: Heard, median_filter_s: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -197,28 +199,32 @@ def onset_pairs(
     return pairs
 
 
-def draw_onset_errors(errors: np.ndarray, events: int, path: Path) -> None:
-    """Histogram of how late onsets were found; the outermost bars include everything beyond.
+def draw_onset_errors(found: Mapping[str, tuple[Sequence[float], int]], path: Path) -> None:
+    """Histograms of how late onsets were found; the outermost bars include everything beyond.
 
     Args:
-        errors: (events found,) seconds: found minus annotated.
-        events: annotated.
+        found: for each model, by its name, the errors (events found,) in seconds, found minus
+            annotated, and how many events are annotated.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6.4, 0.6 + 3.0 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     edges = np.linspace(-_SHOWN_ERROR_S, _SHOWN_ERROR_S, 41)
-    axes.axvspan(-_COLLAR_S, _COLLAR_S, color="tab:green", alpha=0.12, label="within 200 ms")
-    axes.hist(np.clip(errors, edges[0], edges[-1]), bins=edges.tolist(), color="#2b6ca3")
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlim=(edges[0], edges[-1]), xlabel="found onset − annotated onset, s", ylabel="events")
-    title = f"{len(errors)} of {events} events found"
-    if len(errors):
-        near = (np.abs(errors) <= _COLLAR_S).sum()
-        title += f", {near} within 200 ms; median distance {np.median(np.abs(errors)):.2f} s"
-    axes.set_title(title, fontsize=10)
-    axes.legend(frameon=False)
+    for axes, (name, (errors, events)) in zip(rows, found.items(), strict=True):
+        axes.axvspan(-_COLLAR_S, _COLLAR_S, color="tab:green", alpha=0.12, label="within 200 ms")
+        axes.hist(np.clip(errors, edges[0], edges[-1]), bins=edges.tolist(), color="#2b6ca3")
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlim=(edges[0], edges[-1]), ylabel="events")
+        title = f"{name}: " if name else ""
+        title += f"{len(errors)} of {events} events found"
+        if len(errors):
+            distances = np.abs(errors)
+            near = (distances <= _COLLAR_S).sum()
+            title += f", {near} within 200 ms; median distance {np.median(distances):.2f} s"
+        axes.set_title(title, fontsize=10)
+    rows[0].legend(frameon=False)
+    rows[-1].set_xlabel("found onset − annotated onset, s")
     write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=110, format="png"))
 
 

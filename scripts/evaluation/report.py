@@ -65,13 +65,8 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_report(
-    report: dict[str, Any],
-    measured: ScoredClips,
-    folder: Path,
-    onset_errors: np.ndarray | None = None,
-) -> None:
-    """Write the files of `ast-evaluate`; onset errors come with a report that has "detection"."""
+def write_report(report: dict[str, Any], measured: ScoredClips, folder: Path) -> None:
+    """Write the files of `ast-evaluate`."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(
@@ -81,11 +76,11 @@ def write_report(
     mistakes = [{**row, "labels": "; ".join(row["labels"])} for row in report["mistakes"]]
     for name, rows in (("per_class", report["per_class"]), ("mistakes", mistakes)):
         write_csv(folder / f"{name}.csv", list(rows[0]) if rows else [], rows)
-    if onset_errors is not None:
-        detection = report["detection"]
+    if (detection := report.get("detection")) is not None:
         rows = detection["per_class"]
         write_csv(folder / "detection_per_class.csv", list(rows[0]), rows)
-        draw_onset_errors(onset_errors, detection["events"], folder / "onset_errors.png")
+        found = {"": (detection["onsets"]["errors_s"], detection["events"])}
+        draw_onset_errors(found, folder / "onset_errors.png")
     if measured.is_multi_label:
         draw_average_precision(report, folder / "average_precision.png")
     else:

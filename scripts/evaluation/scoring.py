@@ -36,10 +36,10 @@ _CONFIDENCE = 0.95
 
 @dataclass
 class _Clip:
-    """A clip from the data set: decoded, or with what is wrong with it; later scored."""
+    """A clip from the dataset: decoded, or with what is wrong with it; later scored."""
 
     file: str
-    label: Any  # index, or list of indices, in the data set's order
+    label: Any  # index, or list of indices, in the dataset's order
     events: list[list[float]] | None = None  # start, end, index; None: nobody annotated it
     waveform: np.ndarray | None = None  # (samples,)
     error: str | None = None
@@ -192,7 +192,6 @@ def evaluate_checkpoints(
         "mistakes": most_confident_mistakes(measured, labels, [clip.file for clip in readable]),
         "seconds": seconds,
     }
-    errors = None
     if options.annotations is not None:
         recordings = [
             Recording(
@@ -203,12 +202,12 @@ def evaluate_checkpoints(
             for clip in readable
             if clip.heard is not None
         ]
-        report["detection"], errors = measure_detection(
+        report["detection"] = measure_detection(
             recordings, rules, options.bootstrap_resamples, options.seed, _CONFIDENCE
         )
         report["detection"]["rules"] = vars(rules)
     report = finite(report)
-    write_report(report, measured, Path(options.output), errors)
+    write_report(report, measured, Path(options.output))
     return report
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "checkpoint: a folder, an ONNX file, a Hub name or the bundled one"
 SPEED_HELP = (
-    "the fastest way on this machine that loses at most 0.5 (fast) or 2 points (fastest); the "
-    "first time it measures for a minute"
+    "fast, fastest: the fastest way on this machine that loses at most 0.5 or 2 points; the first "
+    "time, finding it takes a minute"
 )
 # As in modeling_ast/speed_ast.py; a test compares.
 SPEEDS = ("exact", "fast", "fastest")
@@ -175,7 +175,7 @@ class ClassifyOptions(DatasetOptions, HearingOptions):
         1, "on this machine, which share files and processors", at_least=1, group=_WINDOWS
     )
 
-    split: str = setting("train", "split of a data set", group=SOUNDS)
+    split: str = setting("train", "split of a dataset", group=SOUNDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,10 +203,10 @@ class ListenOptions(EventOptions):
     )
     model: str = setting(DEFAULT_MODEL, MODEL_HELP)
     speed: str = setting("exact", SPEED_HELP, choices=SPEEDS)
-    format: str = setting("text", "of the lines", choices=("text", "csv", "json"))
+    format: str = setting("text", "format of the lines", choices=("text", "csv", "json"))
     device: str | None = setting(None, "microphone: its number, or a part of its name")
     labels: Path | None = setting(
-        None, "only these labels: a text file, a name on each line", metavar="FILE"
+        None, "only these labels: a text file with one name per line", metavar="FILE"
     )
     clips: Path | None = setting(
         None,
@@ -222,14 +222,14 @@ class ListenOptions(EventOptions):
     )
     buffer_s: float = setting(
         60.0,
-        "sound that is kept: for cut-outs, and until the model gets to it",
+        "how much sound to keep, for cut-outs and until the model catches up",
         group=_WINDOWS,
         metavar="SECONDS",
     )
     wait: bool = setting(
         False,
-        "standard input can wait for the model: nothing is dropped; a file on standard input "
-        "always does",
+        "let standard input wait for the model, so that nothing is dropped; a file on standard "
+        "input always does",
         group=_WINDOWS,
     )
 
@@ -291,7 +291,7 @@ class ExportOptions(LabelledOptions):
     )
     check: str | None = setting(
         None,
-        "measure accuracy and speed on labelled clips: any data set that ast-finetune takes",
+        "measure accuracy and speed on labelled clips: any dataset that ast-finetune takes",
         metavar="DATASET",
     )
     threads: int | None = setting(

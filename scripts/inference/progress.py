@@ -20,7 +20,7 @@ class Progress:
     counts files.
 
     Args:
-        files: how many there are; None if a data set does not tell.
+        files: how many there are; None if a dataset does not tell.
         disabled: show nothing.
         leave: keep the bar at the end.
     """

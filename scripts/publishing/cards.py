@@ -273,12 +273,12 @@ def _model_index_problems(model_index: Any) -> list[str]:
 
 
 def find_source(kind: str, name: str, labels: list[str] | None = None) -> dict[str, Any]:
-    """What is known about a data set or start weights: name, hub, license, url, about, limits.
+    """What is known about a dataset or start weights: name, hub, license, url, about, limits.
 
     Args:
         kind: "data" or "weights".
         name: a path or a name on the Hub.
-        labels: the checkpoint's, to tell a known data set from another of the same name.
+        labels: the checkpoint's, to tell a known dataset from another of the same name.
     """
     known = _read_yaml(hub_configs_folder() / "sources.yaml")[kind]
     path = Path(name)

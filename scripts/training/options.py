@@ -115,20 +115,20 @@ class FinetuneOptions(AnnotatedOptions):
 
     teacher: list[str] = setting(
         [],
-        "models that get what the student gets (checkpoint folder, ONNX file, bundled or Hub "
+        "models that hear what the student hears (checkpoint folder, ONNX file, bundled or Hub "
         "name of any audio classifier; several: an ensemble), or Parquet files of stored answers, "
         "as ast-classify --logits writes them",
         group=_TEACHER,
     )
     teacher_column: str | None = setting(
-        None, "column of the data set with a teacher's logits", group=_TEACHER
+        None, "column of the dataset with a teacher's logits", group=_TEACHER
     )
     teacher_embedding_column: str | None = setting(
-        None, "column of the data set with a teacher's embedding", group=_TEACHER
+        None, "column of the dataset with a teacher's embedding", group=_TEACHER
     )
     teacher_key: str | None = setting(
         None,
-        "column that data set and stored answers both have; default: the sounds' names",
+        "column that matches stored answers to the dataset; default: the sounds' names",
         group=_TEACHER,
     )
     teacher_labels: str | None = setting(
@@ -139,29 +139,28 @@ class FinetuneOptions(AnnotatedOptions):
     )
     teacher_activation: str | None = setting(
         None,
-        "from the teacher's logits to probabilities; default: its own, else sigmoid",
+        "turns the teacher's logits into probabilities; default: its own, else sigmoid",
         group=_TEACHER,
         choices=["sigmoid", "softmax"],
     )
     teacher_share: float = setting(
         0.5,
-        "share of the teacher's targets in the loss; the rest is that of hard labels; without "
-        "labels: 1",
+        "the teacher's share of the loss; hard labels get the rest; without labels: 1",
         group=_TEACHER,
     )
     teacher_temperature: float = setting(
         1.0, "logits are divided by it, for softer targets", group=_TEACHER
     )
     embedding_weight: float = setting(
-        1.0, "weight of the teacher's embeddings in the loss, if any; 0: not used",
+        1.0, "weight of the loss on the teacher's embeddings, if it has any; 0: none",
         group=_TEACHER, at_least=0,
     )  # fmt: skip
     keep_teacher_head: bool = setting(
-        False, "the checkpoint gets the head of the teacher's labels, not of the data's",
+        False, "save the head for the teacher's labels, not the one for the data's",
         group=_TEACHER,
     )  # fmt: skip
     teacher_cache: bool = setting(
-        False, "keep what online teachers answered to a crop in memory", group=_TEACHER
+        False, "keep online teachers' answers to each crop in memory", group=_TEACHER
     )
 
     loss: str | None = setting(

@@ -107,7 +107,7 @@ def with_teachers_labels(data: LabelledAudio, teacher: Teacher) -> LabelledAudio
 
 def describe_teacher(options: FinetuneOptions, teacher: Teacher, student: Student) -> str:
     """What is learned from whom."""
-    who = ", ".join(options.teacher) or "the data set's column " + " and ".join(
+    who = ", ".join(options.teacher) or "the dataset's column " + " and ".join(
         filter(None, (options.teacher_column, options.teacher_embedding_column))
     )
     lesson = student.lesson

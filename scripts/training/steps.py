@@ -322,7 +322,7 @@ class _ScoredClip:
 
 
 def _pooled_clips(clips: list[_ScoredClip], config: Any) -> tuple[Tensor, Tensor]:
-    """Logits (clips, labels) and the clips' labels, as in the data set."""
+    """Logits (clips, labels) and the clips' labels, as in the dataset."""
     pooling = config.window_pooling or "mean"
     logits = [
         clip.logits[0]

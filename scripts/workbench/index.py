@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..inference.options import ClassifyOptions
     from ..inference.run import Run
 
-# Keys of settings.json: windows, and where data sets have their sounds.
+# Keys of settings.json: windows, and where datasets have their sounds.
 _SETTINGS = ("chunk_length_s", "hop_length_s", "split", "dataset_config", "audio_column")
 _SAMPLE = 50_000  # windows, for means and deviations
 _BLOCK = 1024  # windows at a time: 1 MB, which a processor's cache holds
@@ -147,7 +147,7 @@ class SoundIndex:
     Args:
         folder: where it is.
         about: model, encoder, head_epsilon.
-        settings: of its windows and data sets.
+        settings: of its windows and datasets.
         sounds: the recordings' names.
         sound_of_window: (windows,) positions in `sounds`.
         spans: (windows, 2) seconds.

@@ -20,7 +20,7 @@ class IndexOptions(DatasetOptions, WindowOptions):
 
     sounds: list[str] = setting(
         [],
-        "recordings to add, as in ast-classify: files, folders, globs, data sets",
+        "recordings to add, as in ast-classify: files, folders, globs, datasets",
         positional="*",
     )
     output: Path = setting(Path(), "the index's folder", metavar="INDEX")
@@ -41,9 +41,13 @@ class IndexOptions(DatasetOptions, WindowOptions):
         group=_SEARCH,
     )
 
-    count: int = setting(20, "windows, at most", at_least=1, group=_FOUND)
+    count: int = setting(20, "at most this many windows", at_least=1, group=_FOUND)
     per_recording: int | None = setting(
-        None, "at most this many per recording before those of others", at_least=1, group=_FOUND
+        None,
+        "at most this many per recording, before the rest follow",
+        at_least=1,
+        metavar="COUNT",
+        group=_FOUND,
     )
     table: Path | None = setting(None, "also write them as CSV", metavar="FILE", group=_FOUND)
     clips: Path | None = setting(
@@ -54,7 +58,7 @@ class IndexOptions(DatasetOptions, WindowOptions):
         None, "also write them as tasks for Label Studio", metavar="FILE", group=_FOUND
     )
 
-    split: str = setting("train", "split of a data set", group=SOUNDS)
+    split: str = setting("train", "split of a dataset", group=SOUNDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +88,7 @@ class TeachOptions(Options):
     )
     output: Path = setting(Path("taught"), "folder for the checkpoint", metavar="FOLDER")
     background: Path | None = setting(
-        None, "folder of recordings, in the index, without any of the labels", metavar="FOLDER"
+        None, "folder of indexed recordings that contain none of the labels", metavar="FOLDER"
     )
     annotations: Path | None = setting(
         None,
@@ -94,17 +98,17 @@ class TeachOptions(Options):
         group=_ANNOTATIONS,
     )
     annotation_label_column: str | None = setting(
-        None, "column with the label, where it has an unusual name", group=_ANNOTATIONS
+        None, "column with the label, if its name is unusual", group=_ANNOTATIONS
     )
     unmarked: str = setting(
         "background",
-        "what annotated recordings are where nothing is annotated",
+        "what the unannotated parts of annotated recordings are",
         choices=("background", "unknown"),
         group=_ANNOTATIONS,
     )
     wish: Wish = setting(
         Wish(),
-        'the goal of thresholds: "f1", the highest F1, or "precision=0.9"',
+        'goal of the thresholds: "f1", the highest F1, or for example "precision=0.9"',
         parse=Wish.read,
     )
     labels: str = setting(
@@ -127,7 +131,7 @@ class TeachOptions(Options):
     queue_file: Path = setting(
         Path("next.csv"), "where to write them; fill in their labels", metavar="FILE", group=_QUEUE
     )
-    count: int = setting(20, "windows, at most", at_least=1, group=_QUEUE)
+    count: int = setting(20, "at most this many windows", at_least=1, group=_QUEUE)
     clips: Path | None = setting(None, "cut them out, too", metavar="FOLDER", group=_QUEUE)
 
     def __post_init__(self) -> None:
