@@ -178,8 +178,8 @@ def test_names_that_a_spreadsheet_must_not_compute_come_back(tmp_path):
         ("file,start,end,label\nx.wav,2,1,bark\n", "before it starts"),
         ("file,start,end,label\nx.wav,soon,3,bark\n", "must be seconds"),
         ("file,start,end,label\nx.wav,,,\n,0,3,bark\n", "line 3: a mark needs a file"),
-        ('file,start,end,label\n"x.wav,0,3,a\ny.wav,0,3,a\n', "line 3: unexpected end of data"),
-        ("file,start,end,label\nx.wav,0,3," + 140_000 * "a", "line 2: field larger than field"),
+        ('file,start,end,label\n"x.wav,0,3,a\ny.wav,0,3,a\n', "after line 1: unexpected end"),
+        ("file,start,end,label\nx.wav,0,3," + 140_000 * "a", "after line 1: field larger"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, text, message):

@@ -80,7 +80,7 @@ def read_marks(path: Path) -> list[Mark]:
             if (row["label"] or "").strip()  # a queue's row that nobody has filled in
         ]
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}.") from error
+        raise ValueError(f"{path}, after line {reader.line_num}: {error}.") from error
 
 
 def marks_of_annotations(
