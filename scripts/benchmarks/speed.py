@@ -55,7 +55,8 @@ def benchmark_speed(options: SpeedOptions) -> None:
             best[name] = answers.argmax(axis=1)
             accuracy[name] = 100 * float((best[name] == labels).mean())
             scores[name] = [
-                {str(label): odds for label, odds in enumerate(row)} for row in _odds(answers).tolist()
+                {str(label): odds for label, odds in enumerate(row)}
+                for row in _odds(answers).tolist()
             ]
         cases: dict[str, Callable[[], object]] = {
             name: partial(_run_all, run, clips[: options.timed]) for name, run in ways.items()

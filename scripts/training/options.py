@@ -47,6 +47,12 @@ class FinetuneOptions(AnnotatedOptions):
         at_least=0,
     )  # fmt: skip
     learning_rate: float = setting(1e-4, "peak, after the warm-up")
+    head_learning_rate: float | None = setting(
+        None,
+        "the same for the head; default: ten times as high for new labels on a model that has "
+        "learned from sound, else equal",
+        group=_OPTIMISATION,
+    )
 
     unmarked: str = setting(
         "background",
