@@ -15,9 +15,11 @@ from transformers import ViTConfig, ViTModel
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts.benchmark import benchmark
-from scripts.benchmarks import accuracy, marking, timing
+from scripts.benchmarks import accuracy, timing
 from scripts.benchmarks.forward import multiplications
 from scripts.benchmarks.weak import compare
+from scripts.inference import classifier
+from scripts.workbench import teach
 from scripts.workbench.heads import Standard, fit_head, layer_normed
 
 from .conftest import TINY_MODEL, TINY_RECIPE
@@ -303,7 +305,8 @@ def test_a_head_that_is_kept_is_calibrated_on_half_of_the_clips(embedded, tmp_pa
         targets = np.eye(4)[file["classes"]]
     head = fit_head(normed, targets, True, Standard.of(normed), 0.1)
     boastful = head.calibrated(np.full(4, 10.0), np.zeros(4))
-    monkeypatch.setattr(marking, "_own_head", lambda *_: boastful)
+    monkeypatch.setattr(classifier, "Classifier", lambda checkpoint: checkpoint)
+    monkeypatch.setattr(teach, "head_of", lambda _: boastful)
     benchmark(["calibration", *embedded, "--draws", "5", "--head", "keep"])
     errors = json.loads((tmp_path / "out.json").read_text())["calibration_error"]
     assert np.mean(errors["after"]) < np.mean(errors["before"])

@@ -774,7 +774,7 @@ def test_a_name_is_fetched_converted_and_kept(monkeypatch, tmp_path, capsys):
     extractor = ASTFeatureExtractor.from_pretrained(found)
     assert extractor.bin_scale == pytest.approx([0.1 / math.sqrt(9 + 1e-5)] * 64)
     assert extractor.bin_offset == pytest.approx([0.2 + 30 * 0.1 / math.sqrt(9 + 1e-5)] * 64)
-    monkeypatch.setattr(fetching, "_fetch", None)  # not asked again
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)  # not asked again
     assert checkpoint_folder("ced-tiny") == found
     assert "ced-tiny" not in capsys.readouterr().err
 
@@ -799,9 +799,9 @@ def test_an_address_is_downloaded_whole(monkeypatch, tmp_path):
     monkeypatch.setattr(
         fetching.urllib.request, "urlopen", lambda *_, **__: opened(source.as_uri())
     )
-    target = fetching._fetch(name)
+    target = fetching.fetch_weights(name)
     assert target.read_bytes() == b"weights"
     assert list((folder / name).iterdir()) == [target]
     source.unlink()
     with pytest.raises(ValueError, match=r"could not be fetched: .*No such"):
-        fetching._fetch(name)
+        fetching.fetch_weights(name)

@@ -1,11 +1,13 @@
 """Command lines: dashes and underscores, recipes, checks, help, and no torch until it is needed."""
 
 import dataclasses
+import itertools
 import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +106,19 @@ def test_a_broken_recipe_is_one_sentence(text, tmp_path):
         toy(str(recipe), "a", recipes=True)
 
 
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(Toy)])
+def test_a_recipe_that_grows_is_named_in_short(option, tmp_path):
+    """Twelve lines that stand for 10^12 words."""
+    names = [*"abcdefghijk"]
+    lines = ["- &a [x, x, x, x, x, x, x, x, x, x]"]
+    for before, name in itertools.pairwise(names):
+        lines.append(f"- &{name} [" + ", ".join(10 * [f"*{before}"]) + "]")
+    values = yaml.safe_load("\n".join(lines))
+    with pytest.raises(ValueError, match=f"^--{option} ") as raised:
+        Toy(**{option: values[-1]})
+    assert len(str(raised.value)) < 1000
+
+
 def test_an_unknown_option_ends_in_one_line(capsys):
     with pytest.raises(SystemExit) as ended:
         toy("a", "--top-n", "3")
@@ -112,6 +127,9 @@ def test_an_unknown_option_ends_in_one_line(capsys):
     assert lines == [
         "ast-toy: error: unknown option --top_n. Did you mean --top_k? See ast-toy --help."
     ]
+    with pytest.raises(SystemExit):
+        toy("--sounds", "a")
+    assert "unknown option --sounds. SOUNDS goes without a name." in capsys.readouterr().err
 
 
 def test_help_shows_groups_and_defaults():

@@ -115,7 +115,6 @@ def test_two_steps(recipe, tmp_path):
         **{name: TINY_RECIPE[name] for name in ("model", "hidden_size", "num_hidden_layers")},
         "num_attention_heads": 2,
         "num_workers": 0,
-        "shuffle_buffer": 0,  # with it, `datasets` sleeps for 5 s at the end of a Parquet file
         "num_epochs": 1,
         "batch_size": 3,
         "gradient_accumulation_steps": 1,

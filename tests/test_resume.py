@@ -61,7 +61,6 @@ def start():
 def recipe(tmp_path_factory) -> list[str]:
     """The command line's first words: recipe and dataset."""
     folder = tmp_path_factory.mktemp("resume")
-    # No Parquet: at the end of each of its passes `datasets` sleeps for five seconds.
     write_class_folders(folder / "data" / "train", 8)
     write_class_folders(folder / "data" / "test", 3, seed=100)
     # A teacher adds a head, a projection and targets, which are mixed, too.

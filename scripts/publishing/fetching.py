@@ -53,7 +53,7 @@ def fetch_checkpoint(name: str) -> str:
         f"{descendant_license(name)}.",
         file=sys.stderr,
     )
-    weights = weights or _fetch(name)
+    weights = weights or fetch_weights(name)
     folder.mkdir(parents=True, exist_ok=True)
     # Only here, as both take seconds to import.
     from transformers.utils import logging
@@ -101,7 +101,7 @@ def _by_hand(name: str, problem: str) -> str:
     )
 
 
-def _fetch(name: str) -> Path:
+def fetch_weights(name: str) -> Path:
     """Download the authors' file: from the Hub into its own cache, else next to the checkpoint.
 
     Raises:

@@ -6,6 +6,8 @@
                                 a CPU's cache
     num_epochs                  more for fewer clips
     time_mask, frequency_mask   shares of the input; none if the encoder is frozen
+    head_learning_rate          higher for new labels on an encoder that knows sound (as in SSAST's
+                                code): at the encoder's own rate, the head lags behind
 
 The choice depends only on data and options, so a resumed run chooses the same.
 """
@@ -20,7 +22,7 @@ import torch
 from transformers import AutoConfig
 
 from feature_extraction import ASTFeatureExtractor, AudioDecodingError, audio_duration
-from modeling_ast import ASTConfig
+from modeling_ast import ASTConfig, ASTFrameConfig
 
 from ..data.labelled import LabelledAudio
 from .options import FinetuneOptions
@@ -28,7 +30,7 @@ from .start import find_weights
 
 CHOSEN = (
     "max_length", "windows_per_clip", "batch_size", "gradient_accumulation_steps", "num_epochs",
-    "time_mask", "frequency_mask",
+    "time_mask", "frequency_mask", "head_learning_rate",
 )  # fmt: skip
 _LOOKED_AT = 200  # clips, for their length
 _USUAL = 0.95  # share of the clips that fit into the input
@@ -37,12 +39,13 @@ _MULTIPLE = 16  # frames: whole patches
 _MOST_WINDOWS = 8  # of an annotated recording in a step
 _TOKENS_AT_ONCE = 1024  # on a CPU, of a width of 192
 _CLIPS_PER_STEP = ((1000, 8), (10_000, 16), (math.inf, 32))  # up to so many clips
+_HEAD_FACTOR = 10  # on the learning rate
 _EPOCHS, _FEWEST, _MOST = 120, 3, 30  # 120 over the square root of the clips
 
 
 def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:
     """The options, completed with what they leave to the run."""
-    size, is_masked = _start_geometry(options)
+    size, is_masked, has_old_head = _start_geometry(options, data)
     lengths = clip_lengths(data)
     max_length = options.max_length
     heard = size.max_length
@@ -61,6 +64,9 @@ def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:
     if not windows:
         usual = float(np.quantile(lengths, _USUAL)) / _FRAME_S if lengths else 0.0
         windows = min(_MOST_WINDOWS, max(1, math.ceil(usual / heard)))
+    head_learning_rate = options.head_learning_rate
+    if head_learning_rate is None and has_old_head is False and not is_frozen:
+        head_learning_rate = _HEAD_FACTOR * options.learning_rate
     clips = data.train_clips
     # A recording's label is one thing to learn from; marks are as many as it has windows.
     per_clip = windows if options.annotations is not None else 1
@@ -87,6 +93,7 @@ def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:
         num_epochs=options.num_epochs or min(_MOST, max(_FEWEST, epochs)),
         time_mask=time_mask,
         frequency_mask=frequency_mask,
+        head_learning_rate=head_learning_rate,
     )
 
 
@@ -109,6 +116,8 @@ def describe_choices(choices: dict[str, Any], chosen: FinetuneOptions) -> str:
         words.append(f"{chosen.max_length} frames ({chosen.max_length * _FRAME_S:.2f} s) at once")
     if "windows_per_clip" in choices:
         words.append(f"{chosen.windows_per_clip} windows of a longer clip")
+    if "head_learning_rate" in choices:
+        words.append(f"the new head learns at {chosen.head_learning_rate:g}")
     if not words:
         return ""
     names = ", ".join(f"--{name}" for name in choices)
@@ -126,9 +135,12 @@ def clip_lengths(data: LabelledAudio) -> list[float]:
     return [length for length in lengths if length > 0]
 
 
-def _start_geometry(options: FinetuneOptions) -> tuple[ASTConfig, bool]:
-    """Shape and input of the run's start, and whether padding is masked."""
-    is_masked = bool(options.bucket_batches)
+def _start_geometry(
+    options: FinetuneOptions, data: LabelledAudio
+) -> tuple[ASTConfig, bool, bool | None]:
+    """Shape and input of the run's start, whether padding is masked, and whether it keeps its head;
+    None: it never had one for sound."""
+    is_masked, has_old_head = bool(options.bucket_batches), None
     config = ASTConfig(num_attention_heads=1)  # of pictures' weights, AST's own input
     if options.model == "scratch":
         config.hidden_size = options.hidden_size
@@ -138,9 +150,14 @@ def _start_geometry(options: FinetuneOptions) -> tuple[ASTConfig, bool]:
             config = ASTConfig.from_pretrained(name)
             extractor = ASTFeatureExtractor.from_pretrained(name)
             is_masked |= bool(extractor.return_attention_mask)
+            has_old_head = set(config.id2label.values()) == set(data.label_names)
+            if options.annotations is not None:
+                has_old_head &= (
+                    AutoConfig.from_pretrained(name).model_type == ASTFrameConfig.model_type
+                )
         elif (Path(name) / "config.json").is_file():
             config.hidden_size = AutoConfig.from_pretrained(name).hidden_size
     for name in ("max_length", "num_mel_bins", "frequency_stride", "time_stride"):
         if (value := getattr(options, name)) is not None:
             setattr(config, name, value)
-    return config, is_masked
+    return config, is_masked, has_old_head

@@ -46,8 +46,12 @@ class FinetuneOptions(AnnotatedOptions):
         0, "clips per forward pass and process; default: by the clips' number and length",
         at_least=0,
     )  # fmt: skip
-    learning_rate: float = setting(
-        0.0, "peak, after the warm-up; default: 1e-4, and 5e-4 for a detector, whose head is new"
+    learning_rate: float = setting(1e-4, "peak, after the warm-up")
+    head_learning_rate: float | None = setting(
+        None,
+        "the same for the head; default: ten times as high for new labels on a model that has "
+        "learned from sound, else equal",
+        group=_OPTIMISATION,
     )
 
     unmarked: str = setting(
@@ -326,7 +330,6 @@ class FinetuneOptions(AnnotatedOptions):
         self._check_teacher()
         if self.bucket_batches and self.time_roll:
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")
-        self.learning_rate = self.learning_rate or (1e-4 if self.annotations is None else 5e-4)
         if self.annotations is None:
             self.windows_per_clip = self.windows_per_clip or 1
         else:
