@@ -409,3 +409,7 @@ def test_detection(tmp_path, capsys):
     trained = (run / "frames" / "metrics.jsonl").read_text()
     benchmark([*words, "--models", "frames"])
     assert (run / "frames" / "metrics.jsonl").read_text() == trained
+    benchmark([*words, "--trained=head", "--head_steps=2", "--evaluation_folds", "1", "5"])
+    assert "fold 1, 5 in turn held out: 4 soundscapes of 2 s" in capsys.readouterr().out
+    (models,) = json.loads(path.read_text())["folds"].values()
+    assert models["frames"]["detection"]["events"] == models["windows"]["detection"]["events"]

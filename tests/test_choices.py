@@ -18,6 +18,7 @@ from scripts.training.start import open_data, start_model
 
 from .conftest import TINY_RECIPE, tiny_model
 from .sounds import PITCHES, tone
+from .test_annotated import write_recordings
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,19 @@ def test_a_run_says_what_it_chose_and_how_long_it_takes(door, sounds, tmp_path, 
     assert re.search(r"batch_size\W+8\b", card)
     with pytest.raises(ValueError, match="holds a finished run"):
         door.finetune(options)
+
+
+def test_annotated_recordings_are_used_whole(tmp_path):
+    recordings = write_recordings(tmp_path / "recordings")  # 8 of 3 s
+    options = FinetuneOptions(
+        dataset=str(recordings), annotations=str(recordings), model="scratch", max_length=100
+    )
+    data = open_data(options)
+    data.train_clips = 240
+    chosen = choose(options, data)
+    assert chosen.windows_per_clip == 3
+    assert chosen.batch_size * chosen.gradient_accumulation_steps == 8 // 3
+    assert chosen.num_epochs == 4  # of 720 windows
+    assert "3 windows of a longer clip" in describe_choices(choices(options, chosen), chosen)
+    assert choose(replace(options, windows_per_clip=2), data).windows_per_clip == 2
+    assert FinetuneOptions(dataset=str(recordings)).windows_per_clip == 1

@@ -1,6 +1,7 @@
 """What a run chooses from its data if the options do not say, so that a laptop can bear it.
 
     max_length                  frames: as long as the clips, at most the start's input
+    windows_per_clip            of annotated recordings: as many as cover them
     batch_size, parts           clips per optimizer step by the number of clips, in parts that fit
                                 a CPU's cache
     num_epochs                  more for fewer clips
@@ -28,13 +29,14 @@ from .options import FinetuneOptions
 from .start import find_weights
 
 CHOSEN = (
-    "max_length", "batch_size", "gradient_accumulation_steps", "num_epochs", "time_mask",
-    "frequency_mask", "head_learning_rate",
+    "max_length", "windows_per_clip", "batch_size", "gradient_accumulation_steps", "num_epochs",
+    "time_mask", "frequency_mask", "head_learning_rate",
 )  # fmt: skip
 _LOOKED_AT = 200  # clips, for their length
 _USUAL = 0.95  # share of the clips that fit into the input
 _FRAME_S = 0.01
 _MULTIPLE = 16  # frames: whole patches
+_MOST_WINDOWS = 8  # of an annotated recording in a step
 _TOKENS_AT_ONCE = 1024  # on a CPU, of a width of 192
 _CLIPS_PER_STEP = ((1000, 8), (10_000, 16), (math.inf, 32))  # up to so many clips
 _HEAD_FACTOR = 10  # on the learning rate
@@ -58,26 +60,34 @@ def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:
         time_mask = 0 if is_frozen else min(96, heard // 5)
     if frequency_mask is None:
         frequency_mask = 0 if is_frozen else min(24, 3 * size.num_mel_bins // 16)
+    windows = options.windows_per_clip
+    if not windows:
+        usual = float(np.quantile(lengths, _USUAL)) / _FRAME_S if lengths else 0.0
+        windows = min(_MOST_WINDOWS, max(1, math.ceil(usual / heard)))
     head_learning_rate = options.head_learning_rate
     if head_learning_rate is None and has_old_head is False and not is_frozen:
         head_learning_rate = _HEAD_FACTOR * options.learning_rate
     clips = data.train_clips
-    step = next(per_step for most, per_step in _CLIPS_PER_STEP if clips <= most)
+    # A recording's label is one thing to learn from; marks are as many as it has windows.
+    per_clip = windows if options.annotations is not None else 1
+    step = next(n for most, n in _CLIPS_PER_STEP if clips * per_clip <= most)
+    step = max(1, step // per_clip)
     parts, batch_size = options.gradient_accumulation_steps, options.batch_size
     if not batch_size:
         part = math.ceil(step / (parts or 1))
         if not parts:
             rows, columns = size.grid_shape(max(heard, size.patch_shape[1]), size.num_mel_bins)
             tokens = (rows - options.frequency_patchout) * (columns - options.time_patchout)
-            tokens *= options.windows_per_clip
+            tokens *= windows
             at_once = max(1, _TOKENS_AT_ONCE * 192 // (max(1, tokens) * size.hidden_size))
             part = step if torch.cuda.is_available() else min(step, at_once)
             parts = math.ceil(step / part)
         batch_size = math.ceil(step / parts)
-    epochs = round(_EPOCHS / math.sqrt(clips))
+    epochs = round(_EPOCHS / math.sqrt(clips * per_clip))
     return replace(
         options,
         max_length=max_length,
+        windows_per_clip=windows,
         batch_size=batch_size,
         gradient_accumulation_steps=parts or 1,
         num_epochs=options.num_epochs or min(_MOST, max(_FEWEST, epochs)),
@@ -104,6 +114,8 @@ def describe_choices(choices: dict[str, Any], chosen: FinetuneOptions) -> str:
         words.append(step + (f", in parts of {chosen.batch_size}" if parts > 1 else ""))
     if chosen.max_length is not None and "max_length" in choices:
         words.append(f"{chosen.max_length} frames ({chosen.max_length * _FRAME_S:.2f} s) at once")
+    if "windows_per_clip" in choices:
+        words.append(f"{chosen.windows_per_clip} windows of a longer clip")
     if "head_learning_rate" in choices:
         words.append(f"the new head learns at {chosen.head_learning_rate:g}")
     if not words:
