@@ -238,7 +238,9 @@ def test_lengths(tmp_path):
 def test_cold(tmp_path):
     path = tmp_path / "cold.json"
     benchmark(["cold", *SMALL, f"--json={path}"])
-    assert len(json.loads(path.read_text())["cases"]) == 2
+    written = json.loads(path.read_text())
+    assert [case["case"] for case in written["cases"]] == ["stock pipeline", "ours", "ast-classify"]
+    assert 100 < written["peak_memory_in_MiB"]["ast-classify"] < 2000
 
 
 @pytest.fixture
