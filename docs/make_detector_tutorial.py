@@ -87,18 +87,15 @@ def main() -> None:
     if not Path("runs/detector/checkpoint").is_dir():
         step(
             "ast-finetune-accelerate recordings/ --annotations raven/ --output runs/detector \\\n"
-            "      --windows_per_clip 6 --batch_size 1 --num_epochs 3 --learning_rate 5e-4 \\\n"
-            "      --frequency_patchout 4",
+            "      --batch_size 1 --num_epochs 6 --learning_rate 5e-4",
             lambda: finetune(
                 FinetuneOptions(
                     dataset="recordings",
                     annotations="raven",
                     output="runs/detector",
-                    windows_per_clip=6,
                     batch_size=1,
-                    num_epochs=3,
+                    num_epochs=6,
                     learning_rate=5e-4,
-                    frequency_patchout=4,
                     num_workers=0,
                 )
             ),
