@@ -131,6 +131,8 @@ def test_what_cannot_be_used_at_all(tmp_path):
         ),
         ("file,label\na.wav,dog\n", "no column for the start and end"),
         ("1.0,2.0,dog\n", "has no header"),
+        ('file,start,end,label\n"a.wav,1,2,dog\na.wav,2,3,dog\n', "unexpected end of data"),
+        ("file,start,end,label\na.wav,1,2," + 140_000 * "a", "field larger than field limit"),
         ("file,start,end,label\nx.wav,1,2,dog\n", "Nothing in .* line 2: 'x.wav' matches none of"),
     ):
         path = tmp_path / "events.csv"

@@ -25,6 +25,7 @@ from scripts.inference.parts import Parts
 from scripts.workbench import run
 from scripts.workbench.bench import Stretch, Workbench
 from scripts.workbench.calibration import Wish
+from scripts.workbench.heads import Head
 from scripts.workbench.index import SoundIndex, parse_example
 from scripts.workbench.marks import Mark, marks_of_annotations, read_marks, write_marks
 from scripts.workbench.options import IndexOptions, TeachOptions
@@ -253,6 +254,23 @@ def test_similarity_is_exact(index_folder):
     assert set(np.argsort(-similarity)[:2]) == {3, 20}
     with pytest.raises(ValueError, match="comes from another model"):
         index.similarity(np.zeros((1, 7)))
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_scores_are_those_of_the_checkpoint_s_head(index_folder, exclusive):
+    """Folding the LayerNorm into the product changes nothing."""
+    index = SoundIndex.open(index_folder)
+    random = np.random.default_rng(0)
+    head = Head(
+        random.normal(size=(3, index.embeddings.shape[1])), random.normal(size=3), exclusive
+    )
+    normed = index.normed()
+    np.testing.assert_allclose(
+        index.logits(head.weight, head.bias), head.logits(normed), rtol=1e-4, atol=1e-4
+    )
+    for label in range(3):
+        expected = head.scores(normed)[:, label]
+        np.testing.assert_allclose(index.scores(head, label), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Training options: schedules, what is trained, averaging, accumulation, selection, the report."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from scripts.data.fingerprint import Fingerprint
 from scripts.data.labelled import open_labelled_audio
 from scripts.data.options import LabelledOptions
 from scripts.training import run as training_run
-from scripts.training import with_accelerate, with_trainer
+from scripts.training import run_folder, with_accelerate, with_trainer
 from scripts.training.optimisation import learning_rate_factor, make_average, parameter_groups
 from scripts.training.options import FinetuneOptions
 from scripts.training.run_folder import RunFolder
@@ -368,6 +370,51 @@ def test_a_damaged_state_is_refused(tmp_path, name, damage):
         file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ValueError, match=r"step-000000007 is damaged .*Remove that folder"):
         open_run(**run)
+
+
+def test_a_state_lists_no_files_of_others(tmp_path):
+    """A name that leaves the folder, or a device, is not even opened."""
+    run = {"output": str(tmp_path / "run")}
+    state = save_state(open_run(**run))
+    os.mkfifo(state / "pipe")
+    sealed = json.loads((state / "progress.json").read_text())
+    for name in ("../../../../../../../dev/zero", "/dev/zero", "pipe"):
+        content = {**sealed["state"], "files": {**sealed["state"]["files"], name: 0}}
+        digest = run_folder._digest(content)
+        (state / "progress.json").write_text(json.dumps({"checksum": digest, "state": content}))
+        with pytest.raises(ValueError, match=r"step-000000007 is damaged"):
+            open_run(**run)
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"other"), Path.unlink])
+def test_a_damaged_best_result_is_refused(tmp_path, damage):
+    """It would become the checkpoint, unread."""
+    run = {"output": str(tmp_path / "run"), "best_metric": "accuracy"}
+    folder = open_run(**run)
+    save_state(folder)
+    folder.record_epoch({"epoch": 1, "evaluation_accuracy": 0.5})
+    folder.save_best(Accelerator(), lambda best: (best / "model.safetensors").write_bytes(b"good"))
+    folder.save_state(Accelerator(), 8, lambda state: (state / "a").write_bytes(b"weights"))
+    assert open_run(**run).progress.best_epoch == 1
+    damage(tmp_path / "run" / "resume" / "best-1" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"best-1, is damaged \(model.saf.*--overwrite"):
+        open_run(**run)
+    assert open_run(**run, overwrite=True).newest_state is None
+
+
+def test_each_state_keeps_the_best_result_that_it_needs(tmp_path):
+    """Without the newest state, the same command resumes from the one before it."""
+    run = {"output": str(tmp_path), "best_metric": "accuracy"}
+    folder = open_run(**run)
+    save_state(folder)
+    for epoch in (1, 2, 3):
+        folder.record_epoch({"epoch": epoch, "evaluation_accuracy": epoch / 4})
+        folder.save_best(Accelerator(), lambda best: (best / "model.safetensors").write_bytes(b"w"))
+        folder.save_state(Accelerator(), 7 + epoch, lambda state: (state / "a").write_bytes(b"w"))
+    names = sorted(path.name for path in (tmp_path / "resume").iterdir())
+    assert names == ["best-2", "best-3", "step-000000009", "step-000000010"]
+    shutil.rmtree(tmp_path / "resume" / "step-000000010")
+    assert open_run(**run).progress.best_epoch == 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.common.tables import write_csv
+from scripts.workbench import queues
 from scripts.workbench.calibration import (
     Wish,
     calibrate,
@@ -36,6 +37,7 @@ from scripts.workbench.marks import (
     write_marks,
 )
 from scripts.workbench.queues import (
+    committee,
     disagreement,
     disputed_apart,
     farthest_first,
@@ -129,7 +131,40 @@ def test_a_mark_is_on_the_disk_at_once_and_can_be_taken_back(tmp_path):
     assert book.undo() is None
 
 
+def test_a_mark_fits_the_columns_of_a_table_made_elsewhere(tmp_path):
+    path = tmp_path / "marks.csv"
+    path.write_text("label,start,note,end,file\nbark,1,mine,2,x.wav\n")
+    book = MarkBook(path)
+    book.add(Mark("y.wav", 3.0, 4.5, "rain"))
+    assert read_marks(path) == [Mark("x.wav", 1, 2, "bark"), Mark("y.wav", 3, 4.5, "rain")]
+    assert book.undo() == Mark("y.wav", 3.0, 4.5, "rain")
+    assert path.read_text() == "label,start,note,end,file\nbark,1,mine,2,x.wav\n"
+    path.write_text("file,label\nx.wav,bark\n")
+    with pytest.raises(ValueError, match=r"has no column 'start'"):
+        MarkBook(path)
+    with pytest.raises(ValueError, match=r"marks\.json.*CSV"):
+        MarkBook(tmp_path / "marks.json")
+
+
+def test_undo_leaves_what_others_wrote(tmp_path):
+    """A second page, or a spreadsheet, on the same file."""
+    path = tmp_path / "marks.csv"
+    here, there = MarkBook(path), MarkBook(path)
+    here.add(Mark("x.wav", 0.12345, 1.0, "bark"))
+    there.add(Mark("y.wav", 0.0, 1.0, "rain"))
+    here.undo()
+    assert read_marks(path) == [Mark("y.wav", 0.0, 1.0, "rain")]
+    there.add(Mark("z.wav", 0.0, 1.0, "rain"))
+    path.write_text(path.read_text().replace("y.wav", "w.wav").replace("1.000", "1"))
+    there.undo()
+    assert read_marks(path) == [Mark("w.wav", 0.0, 1.0, "rain")]
+
+
 def test_names_that_a_spreadsheet_must_not_compute_come_back(tmp_path):
+    book = MarkBook(tmp_path / "marked.csv")
+    book.add(Mark("=1+1.wav", 0.0, 2.0, "@x"))
+    assert (tmp_path / "marked.csv").read_text().splitlines()[1] == "'=1+1.wav,0.000,2.000,'@x"
+    assert read_marks(book.path) == book.marks
     row = {"file": "=1+1.wav", "start": 0.0, "end": 2.0, "label": "-x"}
     write_csv(tmp_path / "marks.csv", list(row), [row])
     assert read_marks(tmp_path / "marks.csv") == [Mark("=1+1.wav", 0.0, 2.0, "-x")]
@@ -143,6 +178,8 @@ def test_names_that_a_spreadsheet_must_not_compute_come_back(tmp_path):
         ("file,start,end,label\nx.wav,2,1,bark\n", "before it starts"),
         ("file,start,end,label\nx.wav,soon,3,bark\n", "must be seconds"),
         ("file,start,end,label\nx.wav,,,\n,0,3,bark\n", "line 3: a mark needs a file"),
+        ('file,start,end,label\n"x.wav,0,3,a\ny.wav,0,3,a\n', "after line 1: unexpected end"),
+        ("file,start,end,label\nx.wav,0,3," + 140_000 * "a", "after line 1: field larger"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, text, message):
@@ -370,7 +407,8 @@ def test_a_committee_disputes_what_lies_between_the_marks():
     means = np.stack([normed[classes == label].mean(axis=0) for label in range(3)])
     between = layer_normed((means[[0]] + means[[1]]) / 2, 1e-6)
     asked = np.concatenate([means, between])
-    values = disagreement(normed, targets, recordings, True, Standard.of(normed), 1.0, of=asked)
+    members = committee(normed, targets, recordings, True, Standard.of(normed), 1.0)
+    values = disagreement(members, asked)
     assert values.argmax() == 3
     assert (values >= -1e-9).all()
 
@@ -401,3 +439,24 @@ def test_a_queue_is_spread_over_recordings_and_never_repeats_itself():
     assert pick(values, recordings, spans, 6, at_a_time=1) == [0, 4, 5, 2, 3]
     assert pick(values, recordings, spans, 2, at_a_time=2) == [0, 2]
     assert pick(values, recordings, spans, 9, np.array([0, 1, 0, 0, 0, 1], bool)) == [1, 5]
+
+
+@pytest.mark.parametrize("at_a_time", [None, 2])
+def test_a_day_in_one_recording_is_picked_from_in_one_pass(monkeypatch, at_a_time):
+    """Windows beyond those that can be returned are not compared with each other."""
+    windows = 20_000
+    values = np.random.default_rng(0).integers(0, 500, windows).astype(float)  # ties, too
+    starts = np.arange(windows, dtype=float)
+    spans = np.stack([starts, starts + 1], axis=1)
+    compared = []
+    monkeypatch.setattr(queues, "_repeats", lambda one, other: compared.append(1))
+    found = pick(values, np.zeros(windows, int), spans, 20, at_a_time=at_a_time)
+    assert found == np.argsort(-values, kind="stable")[:20].tolist()
+    assert len(compared) <= 20 * 20
+
+
+def test_picking_sorts_as_the_whole_would_be():
+    values = np.random.default_rng(0).integers(0, 50, 9000).astype(float)
+    spans = np.tile([[0.0, 1.0]], (9000, 1))
+    everything = pick(values, np.arange(9000), spans, 9000)
+    assert everything == np.argsort(-values, kind="stable").tolist()

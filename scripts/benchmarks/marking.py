@@ -24,7 +24,7 @@ from ..workbench.heads import (
     layer_normed,
     scores_of,
 )
-from ..workbench.queues import disagreement, disputed_apart, farthest_first, uncertainty
+from ..workbench.queues import committee, disagreement, disputed_apart, farthest_first, uncertainty
 
 if TYPE_CHECKING:
     from .options import CalibrationOptions, FewOptions, MarkedOptions, QueuesOptions
@@ -229,9 +229,8 @@ def _mark(
         elif queue == "novel":
             more = farthest_first(features, marked, count, left)
         elif queue == "disputed":
-            values = disagreement(
-                normed, targets, groups, True, standard, DEFAULT_STRENGTH, seed=draw
-            )
+            members = committee(normed, targets, groups, True, standard, DEFAULT_STRENGTH, draw)
+            values = disagreement(members, normed)
             more = disputed_apart(values, features, marked, count, left)
         else:
             values = np.where(left, uncertainty(head.scores(normed), True), -np.inf)

@@ -202,6 +202,13 @@ def _checked(row: _Row, duration: float | None) -> Annotation | str:
 def _read_rows(file: Path, label_column: str | None) -> Iterator[_Row]:
     """The rows of a file in any of the formats."""
     try:
+        yield from _rows_of(file, label_column)
+    except csv.Error as error:
+        raise ValueError(f"Cannot read the annotations {file}: {error}.") from error
+
+
+def _rows_of(file: Path, label_column: str | None) -> Iterator[_Row]:
+    try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"Cannot read the annotations {file}: {error}") from error
@@ -214,6 +221,7 @@ def _read_rows(file: Path, label_column: str | None) -> Iterator[_Row]:
         lines,
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
+        strict=True,  # a quote that nobody closes would swallow all rows after it
     )
     header = [name.strip() for name in next(rows)]
     if _is_number(header[0]):

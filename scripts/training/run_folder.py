@@ -160,9 +160,19 @@ class RunFolder:
                 f"{self.path} holds an interrupted run with {'; '.join(changed)}. Give the same "
                 "options and data to resume it, another --output, or --overwrite."
             )
+        self._check_best(stored)
         self.progress = Progress(**stored["progress"])
         self._statistics = stored["statistics"]
         self.newest_state = state
+
+    def _check_best(self, stored: dict[str, Any]) -> None:
+        """Nobody reads the best epoch's result before it becomes the checkpoint."""
+        best = self._states / f"best-{stored['progress']['best_epoch']}"
+        if damaged := _damaged(best, stored.get("best", {})):
+            raise ValueError(
+                f"The best result so far, {best}, is damaged ({damaged}). Choose another --output, "
+                "or pass --overwrite to start over."
+            )
 
     def settle_statistics(self, extractor: ASTFeatureExtractor) -> None:
         """Give the extractor the run's normalisation, which must be bit-identical when resuming.
@@ -231,15 +241,18 @@ class RunFolder:
                     "data": self._data.to_json(),
                     "statistics": self._statistics,
                     "progress": dataclasses.asdict(self.progress),
+                    "best": _checksums(self._states / f"best-{self.progress.best_epoch}"),
                 }
                 _seal_state(folder, content)
 
         _write_folder(self._states / f"step-{step:09d}", write_all, accelerator)
         if accelerator.is_main_process:
-            for old in sorted(self._states.glob("step-*"))[:-_KEPT_STATES]:
+            states = sorted(self._states.glob("step-*"))
+            for old in states[:-_KEPT_STATES]:
                 shutil.rmtree(old)
+            needed = {f"best-{_best_epoch(state)}" for state in states[-_KEPT_STATES:]}
             for best in self._states.glob("best-*"):
-                if best.name != f"best-{self.progress.best_epoch}":
+                if best.name not in needed:
                     shutil.rmtree(best)
 
     def stops_early(self) -> bool:
@@ -373,12 +386,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _seal_state(folder: Path, content: dict[str, Any]) -> None:
     """Write a state's progress.json, with a checksum of itself and of every file next to it."""
-    files = {
-        str(path.relative_to(folder)): _checksum(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    content = {**content, "files": files}
+    content = {**content, "files": _checksums(folder)}
     sealed = {"checksum": _digest(content), "state": content}
     (folder / "progress.json").write_text(json.dumps(sealed), encoding="utf-8")
 
@@ -396,9 +404,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
         content = sealed["state"]
         if sealed["checksum"] != _digest(content):
             damaged = "progress.json"
-        for name, checksum in content["files"].items():
-            if _checksum(folder / name) != checksum:
-                damaged = name
+        damaged = damaged or _damaged(folder, content["files"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         damaged = damaged or "progress.json, or a file that it lists"
     if damaged:
@@ -409,9 +415,30 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _best_epoch(state: Path) -> int | None:
+    sealed = json.loads((state / "progress.json").read_text(encoding="utf-8"))
+    best: int | None = sealed["state"]["progress"]["best_epoch"]
+    return best
+
+
 def _digest(content: Any) -> str:
     text = json.dumps(content, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """Of every file in a folder, by its path there."""
+    return {
+        str(path.relative_to(folder)): _checksum(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _damaged(folder: Path, checksums: dict[str, int]) -> str:
+    """A file that is not as it was written; "" if there is none."""
+    now = _checksums(folder)
+    return next((name for name, checksum in checksums.items() if now.get(name) != checksum), "")
 
 
 def _checksum(path: Path) -> int:

@@ -25,8 +25,20 @@ _SMALLEST = 1e-6  # lower limit of probabilities, for their logarithm
 
 def layer_normed(embeddings: np.ndarray, epsilon: float) -> np.ndarray:
     """LayerNorm with weight 1 and bias 0 of (windows, D)."""
-    centred = embeddings - embeddings.mean(axis=1, keepdims=True, dtype=np.float32)
-    return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + np.float32(epsilon))
+    return _centred(embeddings) / layer_deviation(embeddings, epsilon)[:, None]
+
+
+def layer_deviation(embeddings: np.ndarray, epsilon: float) -> np.ndarray:
+    """What LayerNorm divides (windows, D) by, (windows,)."""
+    centred = _centred(embeddings)
+    squares = np.einsum("ij,ij->i", centred, centred)
+    deviation: np.ndarray = np.sqrt(squares / np.float32(centred.shape[1]) + np.float32(epsilon))
+    return deviation
+
+
+def _centred(embeddings: np.ndarray) -> np.ndarray:
+    centred: np.ndarray = embeddings - embeddings.mean(axis=1, keepdims=True, dtype=np.float32)
+    return centred
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import numpy as np
 from ..common.files import write_whole
 from ..data.recordings import locate
 from ..inference.parts import Parts
-from .heads import Standard, layer_normed
+from .heads import Head, Standard, layer_deviation, layer_normed, scores_of
 
 if TYPE_CHECKING:
     from ..inference.classifier import Classifier
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # Keys of settings.json: windows, and where datasets have their sounds.
 _SETTINGS = ("chunk_length_s", "hop_length_s", "split", "dataset_config", "audio_column")
 _SAMPLE = 50_000  # windows, for means and deviations
-_BLOCK = 65_536  # windows at a time: 50 MB
+_BLOCK = 1024  # windows at a time: 1 MB, which a processor's cache holds
 
 
 def build_index(folder: Path, options: "ClassifyOptions") -> "tuple[Run, dict[str, str]] | None":
@@ -230,9 +230,23 @@ class SoundIndex:
     @cached_property
     def _lengths(self) -> np.ndarray:
         """Lengths of the standardised embeddings: (windows,)."""
+        mean, scale = (
+            values.astype(np.float32) for values in (self._raw.mean, 1 / self._raw.deviation)
+        )
+
+        def lengths(embeddings: np.ndarray) -> np.ndarray:
+            standardised = (embeddings - mean) * scale
+            return np.sqrt(np.einsum("ij,ij->i", standardised, standardised))
+
+        return np.concatenate([lengths(self.embeddings[block]) for block in self.blocks()])
+
+    @cached_property
+    def _deviations(self) -> np.ndarray:
+        """What LayerNorm divides each window's embedding by: (windows,)."""
+        epsilon = self.about["head_epsilon"]
         return np.concatenate(
-            [np.linalg.norm(self._raw(self.embeddings[block]), axis=1) for block in self.blocks()]
-        ).astype(np.float32)
+            [layer_deviation(self.embeddings[block], epsilon) for block in self.blocks()]
+        )
 
     def features(self) -> np.ndarray:
         """Standardised embeddings of length 1, whose products are similarities: (windows, D)."""
@@ -272,10 +286,29 @@ class SoundIndex:
             np.maximum(best, products, out=best)
         return best
 
-    def logits(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Logits of a dense layer on normed embeddings, block by block: (windows, labels)."""
-        weight, bias = weight.T.astype(np.float32), bias.astype(np.float32)
-        return np.concatenate([self.normed(block) @ weight + bias for block in self.blocks()])
+    def logits(
+        self, weight: np.ndarray, bias: np.ndarray, windows: slice = slice(None)
+    ) -> np.ndarray:
+        """Logits of a dense layer on the normed embeddings of some windows: (windows, labels).
+
+        LayerNorm folds into the product: the weights take its mean, a division its deviation.
+        """
+        weight = (weight - weight.mean(axis=1, keepdims=True)).T.astype(np.float32)
+        logits: np.ndarray = self.embeddings[windows] @ weight
+        logits /= self._deviations[windows, None]
+        logits += bias.astype(np.float32)
+        return logits
+
+    def scores(self, head: Head, label: int) -> np.ndarray:
+        """Each window's score for one of a head's labels: (windows,)."""
+        if not head.exclusive:  # the others do not matter
+            head, label = Head(head.weight[[label]], head.bias[[label]], False), 0
+        return np.concatenate(
+            [
+                scores_of(self.logits(head.weight, head.bias, block), head.exclusive)[:, label]
+                for block in self.blocks()
+            ]
+        )
 
 
 def read_vectors(path: str) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..common.files import write_whole
 from ..common.options import did_you_mean
+from ..common.tables import csv_cell
 from ..data.annotations import read_annotations
 
 BACKGROUND = "background"
@@ -63,19 +64,23 @@ def read_marks(path: Path) -> list[Mark]:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     if path.suffix.lower() == ".json":
         return _of_label_studio(path, text)
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = reader.fieldnames or []
-    missing = [name for name in ("file", "label") if name not in columns]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {missing[0]!r}: expected CSV with the columns "
-            f"{', '.join(_COLUMNS)}, got {', '.join(columns) or 'an empty file'}."
-        )
-    return [
-        _of_row(row, f"{path}, line {reader.line_num}")
-        for row in reader
-        if (row["label"] or "").strip()  # a queue's row that nobody has filled in
-    ]
+    # Strict: a quote that nobody closes would swallow all rows after it.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = reader.fieldnames or []
+        missing = [name for name in ("file", "label") if name not in columns]
+        if missing:
+            raise ValueError(
+                f"{path} has no column {missing[0]!r}: expected CSV with the columns "
+                f"{', '.join(_COLUMNS)}, got {', '.join(columns) or 'an empty file'}."
+            )
+        return [
+            _of_row(row, f"{path}, line {reader.line_num}")
+            for row in reader
+            if (row["label"] or "").strip()  # a queue's row that nobody has filled in
+        ]
+    except csv.Error as error:
+        raise ValueError(f"{path}, after line {reader.line_num}: {error}.") from error
 
 
 def marks_of_annotations(
@@ -143,20 +148,36 @@ class MarkBook:
     """A CSV of marks that grows while somebody listens: each is on disk once `add` returns.
 
     Args:
-        path: of the file; if it exists, its marks are read.
+        path: of the file; if it exists, its marks are read. It may have more columns, in any order.
 
     Raises:
-        ValueError: as for `read_marks`.
+        ValueError: as for `read_marks`, and for a file that is not CSV with all four columns.
     """
 
     def __init__(self, path: Path):
+        if path.suffix.lower() == ".json":
+            raise ValueError(f"{path}: marks are kept as CSV. Name a .csv file.")
         self.path = path
         self.marks = read_marks(path) if path.exists() and path.stat().st_size else []
+        columns = self._columns()
+        if missing := [name for name in _COLUMNS if name not in columns]:
+            raise ValueError(
+                f"{path} has no column {missing[0]!r}, and marks need one: add it, or name another "
+                "file."
+            )
+
+    def _columns(self) -> list[str]:
+        try:
+            with self.path.open(newline="", encoding="utf-8-sig") as file:
+                return next(csv.reader(file), _COLUMNS)
+        except FileNotFoundError:
+            return _COLUMNS
 
     def add(self, mark: Mark) -> None:
         """Write one more mark."""
         _checked(mark, mark.file)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = _line(mark, self._columns())
         with self.path.open("ab+") as file:
             lead = ""
             if file.tell():
@@ -165,30 +186,58 @@ class MarkBook:
             else:
                 lead = ",".join(_COLUMNS) + "\n"
             # A single write: a kill leaves either the whole line or none.
-            file.write((lead + _line(mark)).encode())
+            file.write((lead + line).encode())
             file.flush()
             os.fsync(file.fileno())
         self.marks.append(mark)
 
     def undo(self) -> Mark | None:
-        """Undo the last mark and return it; None if there is none."""
+        """Undo the last mark and return it; None if there is none.
+
+        Only its row leaves the file: somebody else may have written others since.
+        """
         if not self.marks:
             return None
         mark = self.marks.pop()
-        write_marks(self.path, self.marks)
+        if not self.path.exists():
+            write_marks(self.path, self.marks)
+            return mark
+        text = self.path.read_text(encoding="utf-8-sig")
+        columns, *rows = csv.reader(io.StringIO(text, newline=""))
+        for number in range(len(rows) - 1, -1, -1):
+            if _holds(dict(zip(columns, rows[number], strict=False)), mark):
+                del rows[number]
+                break
+        kept = "".join(_csv_line(row) for row in [columns, *rows])
+        write_whole(self.path, lambda unfinished: unfinished.write_text(kept, encoding="utf-8"))
         return mark
+
+
+def _holds(row: dict[str, str], mark: Mark) -> bool:
+    """Whether a table's row is this mark, which it has with three decimals."""
+    try:
+        found = _of_row({name: row.get(name, "") for name in _COLUMNS}, "")
+    except ValueError:
+        return False
+    return _line(found, _COLUMNS) == _line(mark, _COLUMNS)
 
 
 def write_marks(path: Path, marks: Iterable[Mark]) -> None:
     """Marks as CSV, whole or not at all."""
-    text = ",".join(_COLUMNS) + "\n" + "".join(map(_line, marks))
+    text = _csv_line(_COLUMNS) + "".join(_line(mark, _COLUMNS) for mark in marks)
     write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
 
 
-def _line(mark: Mark) -> str:
+def _line(mark: Mark, columns: Sequence[str]) -> str:
+    cells = {"file": csv_cell(mark.file), "label": csv_cell(mark.label)}
+    for name, value in (("start", mark.start), ("end", mark.end)):
+        cells[name] = "" if value is None else f"{value:.3f}"
+    return _csv_line([cells.get(column, "") for column in columns])
+
+
+def _csv_line(cells: Sequence[str]) -> str:
     line = io.StringIO()
-    numbers = ["" if value is None else f"{value:.3f}" for value in (mark.start, mark.end)]
-    csv.writer(line, lineterminator="\n").writerow([mark.file, *numbers, mark.label])
+    csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
 
 

@@ -9,13 +9,16 @@
 `pick` takes the best of an order, spread over recordings and never the same stretch twice.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
-from .heads import Standard, fit_head, scores_of
+from .heads import Head, Standard, fit_head
 
 QUEUES = ("uncertain", "disputed", "novel", "likely", "random")
 _MEMBERS = 7  # of the committee
 _CANDIDATES = 5  # times as many as are asked for
+_SORTED = 1000  # windows, at first
 _BLOCK = 65_536  # windows
 
 
@@ -34,40 +37,49 @@ def uncertainty(scores: np.ndarray, exclusive: bool) -> np.ndarray:
     return (1 - np.abs(2 * scores - 1)).max(axis=1)
 
 
-def disagreement(
+def committee(
     normed: np.ndarray,
     targets: np.ndarray,
     recordings: np.ndarray,
     exclusive: bool,
     standard: Standard,
     strength: float,
-    of: np.ndarray | None = None,
     seed: int = 0,
-) -> np.ndarray:
-    """How much heads disagree that weight the marked recordings differently.
+) -> list[Head]:
+    """Heads that weight the marked recordings differently.
 
     The weights are random (the Bayesian bootstrap, Rubin 1981), so none misses a label.
+
+    Args:
+        normed, targets, recordings: of the windows, marked or not.
+    """
+    random = np.random.default_rng(seed)
+    rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
+    groups, group_of = np.unique(recordings[rows], return_inverse=True)
+    members = []
+    for _ in range(_MEMBERS):
+        weights = random.exponential(size=len(groups))[group_of]
+        members.append(
+            fit_head(normed[rows], targets[rows], exclusive, standard, strength, weights)
+        )
+    return members
+
+
+def disagreement(members: Sequence[Head], normed: np.ndarray) -> np.ndarray:
+    """How much a committee disagrees about some windows.
 
     The mutual information of answer and head (arXiv 1112.5745), in nats: entropy of the mean answer
     minus the mean of the answers' entropies.
 
     Args:
-        normed, targets, recordings: of the windows, marked or not.
-        of: (windows, D) to answer for; default: `normed`.
+        members: from `committee`.
+        normed: (windows, D).
 
     Returns:
         (windows,).
     """
-    random = np.random.default_rng(seed)
-    rows = np.flatnonzero(~np.isnan(targets).all(axis=1))
-    groups, group_of = np.unique(recordings[rows], return_inverse=True)
-    asked = normed if of is None else of
-    members = []
-    for _ in range(_MEMBERS):
-        weights = random.exponential(size=len(groups))[group_of]
-        head = fit_head(normed[rows], targets[rows], exclusive, standard, strength, weights)
-        members.append(scores_of(head.logits(asked), exclusive))
-    answers = np.stack(members)
+    exclusive = members[0].exclusive
+    answers = np.stack([member.scores(normed) for member in members])
     return _entropy(answers.mean(axis=0), exclusive) - _entropy(answers, exclusive).mean(axis=0)
 
 
@@ -146,13 +158,13 @@ def pick(
         positions, best first.
     """
     candidates = np.flatnonzero(np.isfinite(values) if allowed is None else allowed)
-    order = candidates[np.argsort(-values[candidates], kind="stable")]
     taken: dict[int, list[int]] = {}  # recording -> its windows
     turns: list[tuple[int, int]] = []
     first_turn = 0
-    for window in order.tolist():
+    for window in _best_first(values, candidates):
         mine = taken.setdefault(int(recordings[window]), [])
-        if any(_repeats(spans[window], spans[other]) for other in mine):
+        # A recording's windows beyond the count come after all those that are returned.
+        if len(mine) == count or any(_repeats(spans[window], spans[other]) for other in mine):
             continue
         turn = 0 if at_a_time is None else len(mine) // at_a_time
         mine.append(window)
@@ -162,6 +174,20 @@ def pick(
             break
     turns.sort(key=lambda entry: entry[0])  # stable: by value within a turn
     return [window for _, window in turns[:count]]
+
+
+def _best_first(values: np.ndarray, windows: np.ndarray) -> Iterator[int]:
+    """Windows by falling value, ties by position; sorts no more of them than are asked for."""
+    number = _SORTED
+    while len(windows):
+        best = np.ones(len(windows), bool)
+        if number < len(windows):
+            of_these = values[windows]
+            best = of_these >= np.partition(of_these, -number)[-number]
+        chosen = windows[best]
+        yield from chosen[np.argsort(-values[chosen], kind="stable")].tolist()
+        windows = windows[~best]
+        number *= 10
 
 
 def _repeats(one: np.ndarray, other: np.ndarray) -> bool:

@@ -15,7 +15,6 @@ from ..common.tables import write_csv
 from ..inference.clips import clip_name, write_clip
 from ..inference.options import ClassifyOptions
 from ..inference.parts import Parts
-from .heads import scores_of
 from .index import SoundIndex, build_index, embed, read_vectors, settings_of
 from .marks import Mark, marks_of_annotations, read_marks, to_label_studio
 from .options import IndexOptions, TeachOptions
@@ -102,9 +101,7 @@ def _search(options: IndexOptions) -> None:
                 f"{classifier.model_name} has no label {label!r}"
                 f"{did_you_mean(label, classifier.label_names)}"
             )
-        head = head_of(classifier)
-        scores = scores_of(found.logits(head.weight, head.bias), head.exclusive)
-        values = scores[:, classifier.label_names.index(label)]
+        values = found.scores(head_of(classifier), classifier.label_names.index(label))
     windows = pick(
         values, found.sound_of_window, found.spans, options.count, None, options.per_recording
     )

@@ -27,7 +27,7 @@ from .heads import (
 )
 from .index import SoundIndex
 from .marks import BACKGROUND, Mark, label_names, window_targets
-from .queues import disagreement, disputed_apart, farthest_first, pick, uncertainty
+from .queues import committee, disagreement, disputed_apart, farthest_first, pick, uncertainty
 
 if TYPE_CHECKING:
     from ..inference.classifier import Classifier
@@ -328,16 +328,13 @@ def next_windows(
     elif queue == "disputed":
         assert head is not None
         rows = np.flatnonzero(marked)
-        values = np.concatenate(
-            [
-                disagreement(
-                    index.normed(rows), targets[rows], index.sound_of_window[rows],
-                    head.exclusive, index.standard, DEFAULT_STRENGTH,
-                    of=index.normed(block), seed=seed,
-                )
-                for block in index.blocks()
-            ]
+        members = committee(
+            index.normed(rows), targets[rows], index.sound_of_window[rows], head.exclusive,
+            index.standard, DEFAULT_STRENGTH, seed,
         )  # fmt: skip
+        values = np.concatenate(
+            [disagreement(members, index.normed(block)) for block in index.blocks()]
+        )
         order = disputed_apart(values, index.features(), rows, 2 * count, allowed)
     elif queue == "random":
         values = np.random.default_rng(seed).random(len(index))
