@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from ..data.annotations import read_annotations
 BACKGROUND = "background"
 SEPARATOR = ";"
 _NOT = "not "
+_LOCAL_FILES = "/data/local-files/?d="  # of Label Studio
 _COLUMNS = ["file", "start", "end", "label"]
 _ENOUGH = 0.5  # of the mark or the window, whichever is shorter: the window then gets the label
 _ALL = 0.95  # of a window must be marked as lacking a sound
@@ -359,22 +361,23 @@ def window_targets(
 
 
 def to_label_studio(
-    marks: Iterable[Mark], scores: Sequence[float] | None = None, prefix: str = ""
+    marks: Iterable[Mark], scores: Sequence[float] | None = None
 ) -> list[dict[str, Any]]:
     """Label Studio tasks, one per file, with the marks as predictions to check.
+
+    Files that are here get the address at which Label Studio serves local files, with `/` as their
+    root (LOCAL_FILES_DOCUMENT_ROOT); other sounds keep their name.
 
     Args:
         marks: stretches with labels.
         scores: one per mark.
-        prefix: put before the file name in the task's address, such as "/data/local-files/?d=" for
-            Label Studio's local storage.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for number, mark in enumerate(marks):
         task = tasks.setdefault(
             mark.file,
             {
-                "data": {"audio": prefix + quote(mark.file) if prefix else mark.file},
+                "data": {"audio": _address(mark.file)},
                 "predictions": [{"model_version": "ast", "result": []}],
             },
         )
@@ -391,6 +394,12 @@ def to_label_studio(
     return list(tasks.values())
 
 
+def _address(file: str) -> str:
+    if not Path(file).exists():
+        return file
+    return _LOCAL_FILES + quote(Path(file).absolute().as_posix().lstrip("/"))
+
+
 def _of_label_studio(path: Path, text: str) -> list[Mark]:
     """The annotations of Label Studio's JSON export (not its predictions)."""
     try:
@@ -398,7 +407,9 @@ def _of_label_studio(path: Path, text: str) -> list[Mark]:
         marks = []
         for task in tasks:
             address = next(value for value in task["data"].values() if isinstance(value, str))
-            file = unquote(address.rpartition("?d=")[2])
+            _, local, rest = address.rpartition("?d=")
+            # What was uploaded in the browser has eight digits and a dash before its name.
+            file = unquote(rest) if local else re.sub(r"^.*/upload/.*/[0-9a-f]{8}-", "", address)
             for annotation in task.get("annotations", ()):
                 if annotation.get("was_cancelled"):
                     continue
