@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Keys of settings.json: windows, and where datasets have their sounds.
 _SETTINGS = ("chunk_length_s", "hop_length_s", "split", "dataset_config", "audio_column")
 _SAMPLE = 50_000  # windows, for means and deviations
+_LOGITS = 1 << 22  # at a time, 16 MB: a product of few windows is not worth its threads
 _BLOCK = 1024  # windows at a time: 1 MB, which a processor's cache holds
 
 
@@ -209,9 +210,9 @@ class SoundIndex:
             sounds, settings["split"], settings["dataset_config"], settings["audio_column"]
         )
 
-    def blocks(self) -> Iterator[slice]:
+    def blocks(self, length: int = _BLOCK) -> Iterator[slice]:
         """All windows, in blocks that need little memory."""
-        return (slice(first, first + _BLOCK) for first in range(0, len(self), _BLOCK))
+        return (slice(first, first + length) for first in range(0, len(self), length))
 
     @cached_property
     def standard(self) -> Standard:
@@ -306,7 +307,7 @@ class SoundIndex:
         return np.concatenate(
             [
                 scores_of(self.logits(head.weight, head.bias, block), head.exclusive)[:, label]
-                for block in self.blocks()
+                for block in self.blocks(max(_BLOCK, _LOGITS // len(head.weight)))
             ]
         )
 

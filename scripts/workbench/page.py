@@ -43,7 +43,7 @@ CSS = """
 .card { display: flex; flex-direction: column; gap: 4px; margin-bottom: 14px; max-width: 640px; }
 .card .picture { position: relative; cursor: pointer; }
 .card img { width: 100%; display: block; }
-.card .needle { position: absolute; width: 2px; background: #e33; left: -9px;
+.card .needle { position: absolute; width: 2px; background: #e33; opacity: 0;
   pointer-events: none; }
 .card audio { width: 100%; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr));
@@ -68,6 +68,7 @@ element.addEventListener('play', event => {
     if (other !== event.target) other.pause();
   const picture = event.target.closest('.card').querySelector('.picture');
   const needle = picture.querySelector('.needle');
+  needle.style.opacity = 1;
   const move = () => {
     const share = event.target.currentTime / event.target.duration;
     needle.style.left = 100 * (+picture.dataset.left + share * picture.dataset.width) + '%';
@@ -347,18 +348,22 @@ def _review_tab(bench: Workbench) -> None:
                 bench.labels, value=None, label="Label", visible=False, elem_id="queue_label"
             )
             start = gradio.Button("Start", variant="primary", elem_id="start")
-        status = gradio.Markdown(elem_id="review_status")
+        status = gradio.Markdown(
+            "Press Start to hear one window after another, and say what each is. The recordings "
+            "stay as they are: marks are rows of a table.",
+            elem_id="review_status",
+        )
         shown_card = gradio.HTML(js_on_load=_PLAYER, elem_id="review_card")
         with gradio.Row():
-            accept = gradio.Button("Accept (A)", elem_id="accept", interactive=False, min_width=90)
-            background = gradio.Button(
-                "Background (B)", elem_id="background", interactive=False, min_width=90
-            )
-            skip = gradio.Button("Skip (S)", elem_id="skip", interactive=False, min_width=90)
-            undo = gradio.Button("Undo (U)", elem_id="undo", min_width=90)
+            # On a phone there are two in a row.
+            wide: dict[str, Any] = {"interactive": False, "min_width": 130}
+            accept = gradio.Button("Accept (A)", elem_id="accept", **wide)
+            background = gradio.Button("Background (B)", elem_id="background", **wide)
+            skip = gradio.Button("Skip (S)", elem_id="skip", **wide)
+            undo = gradio.Button("Undo (U)", elem_id="undo", min_width=130)
         with gradio.Row():
             others = [
-                gradio.Button(visible=False, elem_id=f"label{number + 1}", min_width=90)
+                gradio.Button(visible=False, elem_id=f"label{number + 1}", min_width=130)
                 for number in range(_KEYED_LABELS)
             ]
         with gradio.Row():
