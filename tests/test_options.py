@@ -11,7 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scripts.common.checkpoints import DEFAULT_MODEL
 from scripts.common.options import Options, command_parser, parse_arguments, run_command, setting
+from scripts.evaluation.options import EvaluateOptions
+from scripts.inference.options import ClassifyOptions
 
 
 @dataclasses.dataclass
@@ -214,3 +217,12 @@ def test_other_names_of_an_option(tmp_path):
     ):
         assert parse_arguments("ast-toy", Writes, "", words, recipes=True).output == folder
     assert "output_dir" not in command_parser("ast-toy", Writes, "").format_help()
+
+
+def test_the_threshold_depends_on_the_model():
+    """The bundled general model rarely scores above a half."""
+    for options in (ClassifyOptions(), EvaluateOptions(paths=[DEFAULT_MODEL, "sounds"])):
+        assert options.threshold == 0.2
+    assert ClassifyOptions(model="runs/mine").threshold == 0.5
+    assert EvaluateOptions(paths=["runs/mine", "sounds"]).threshold == 0.5
+    assert ClassifyOptions(threshold=0.4).threshold == 0.4

@@ -1,6 +1,7 @@
 """Learning from a teacher: stored and online answers, what is mixed, the losses, the checkpoint."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoFeatureExtractor, Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 from transformers.models.audio_spectrogram_transformer import (
     modeling_audio_spectrogram_transformer as native,
@@ -134,6 +136,28 @@ def test_soft_loss_is_least_where_student_and_teacher_agree(activation):
     for _ in range(5):
         other = soft_loss(logits + 0.3 * torch.randn(4, 3), targets, activation, 2.0)
         assert (other > least).all()
+
+
+@pytest.mark.parametrize("hard", ["single_label_classification", "multi_label_classification"])
+def test_soft_targets_weigh_as_much_as_hard_ones(hard):
+    """However many labels the teacher has: each counts like one of the student's own."""
+    is_multi_label = hard == "multi_label_classification"
+    losses = []
+    for number in (5, 10):
+        teacher = Teacher([f"teacher's {label}" for label in range(number)], "sigmoid", 0)
+        options = FinetuneOptions(teacher=["x"], teacher_share=1.0)
+        student = Student(tiny_model(problem_type=hard), teacher, options, None).eval()
+        for weight in student.teacher_head.parameters():
+            nn.init.zeros_(weight)  # every score is a half
+        labels = torch.zeros(2, 5) if is_multi_label else torch.zeros(2, dtype=torch.long)
+        batch = {
+            "input_values": torch.randn(2, 32, 64),
+            "labels": labels,
+            "teacher_targets": torch.zeros(2, number),
+        }
+        loss = training_loss(student, batch, "mean", labels.numel())
+        losses.append(loss.item() / math.log(2))
+    assert losses == pytest.approx([1, 2] if is_multi_label else [5, 10])
 
 
 @pytest.mark.parametrize("bags", [False, True])

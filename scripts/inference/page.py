@@ -21,7 +21,7 @@ from .formats import FORMATS
 from .heard import Heard
 from .live import Listener
 from .live_sources import Resampler
-from .options import DemoOptions
+from .options import DemoOptions, default_threshold
 
 _KEPT_S = 900  # uploads; deleted within a minute after that
 _SESSIONS = 20  # whose last sound stays in memory, for the slider
@@ -138,7 +138,12 @@ class LiveSession:
         length, _ = classifier.window_samples()
         window_s = length / classifier.sampling_rate
         hop_s = min(_LIVE_HOP_S, window_s)
-        self._listener = Listener(classifier, EventRules(), hop_s, 3 * window_s + 3)
+        self._listener = Listener(
+            classifier,
+            EventRules(default_threshold(classifier.model_name)),
+            hop_s,
+            3 * window_s + 3,
+        )
         self._resampler = Resampler(rate, classifier.sampling_rate)
 
     def hear(self, samples: np.ndarray) -> None:
@@ -237,6 +242,8 @@ def build_app(
     matplotlib.use("agg")  # figures are drawn in threads, which cannot open windows
     explains = can_explain(classifier)
 
+    start_threshold = default_threshold(classifier.model_name)
+
     def of_events(sound: Listened, threshold: float) -> list[Any]:
         events = sound.heard.events(EventRules(threshold))
         table = [
@@ -314,7 +321,11 @@ def build_app(
                 num_top_classes=_TOP_LABELS, label="Whole sound", elem_id="labels"
             )
             threshold = gradio.Slider(
-                0.05, 0.95, value=0.5, step=0.05, label="Threshold: the score that makes an event"
+                0.05,
+                0.95,
+                value=start_threshold,
+                step=0.05,
+                label="Threshold: the score that makes an event",
             )
             with gradio.Row():
                 table = gradio.Dataframe(

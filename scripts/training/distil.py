@@ -8,7 +8,9 @@
     loss = (1 - share) * hard + share * T^2 * soft + weight * embedding
 
 Soft targets at a temperature T (Hinton, Vinyals and Dean, arXiv 1503.02531): cross-entropy, or for
-independent labels binary cross-entropy, mean over labels; T^2 preserves the size of the gradients.
+independent labels binary cross-entropy, whose sum over labels is as much as cross-entropy is over
+classes. Independent hard labels have a mean as their loss; beside them, the sum is divided by their
+number, too. T^2 preserves the size of the gradients.
 Embeddings: squared error, mean over dimensions, of the teacher's standardised embeddings.
 """
 
@@ -160,6 +162,7 @@ class Student(nn.Module):
             num_items_in_batch * len(labels) / labels.numel()
         )  # fmt: skip
         weights = batch.get("window_weights")
+        is_multi_label = config.problem_type == "multi_label_classification"
         logits = _of_clips(output.logits, weights, config.problem_type, pooling)
         smoothing = config.label_smoothing if self.training else 0.0
         hard = classification_loss(
@@ -174,6 +177,8 @@ class Student(nn.Module):
                 kind = self._teacher_config.problem_type
                 logits = _of_clips(output.teacher_logits, weights, kind, pooling)
             soft = soft_loss(logits, targets, lesson.activation, lesson.temperature)
+            if lesson.activation == "sigmoid" and is_multi_label:
+                soft = soft / config.num_labels
             loss = loss + lesson.share * lesson.temperature**2 * soft.sum() / clips
         if output.embedding is not None:
             found = _of_clips(output.embedding, weights, "regression", "mean")
@@ -184,11 +189,12 @@ class Student(nn.Module):
 
 
 def soft_loss(logits: Tensor, targets: Tensor, activation: str, temperature: float) -> Tensor:
-    """Cross-entropy with a teacher's probabilities (B, labels), at a temperature -> (B,)."""
+    """Cross-entropy with a teacher's probabilities (B, labels), at a temperature -> (B,); of
+    independent labels the sum."""
     logits = logits.float() / temperature
     if activation == "softmax":
         return cross_entropy(logits, targets, reduction="none")
-    return binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=-1)
+    return binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=-1)
 
 
 def _of_clips(
