@@ -197,22 +197,28 @@ class MarkBook:
         """Undo the last mark and return it; None if there is none.
 
         Only its row leaves the file: somebody else may have written others since.
+
+        Raises:
+            ValueError: for a file that is no longer CSV; the mark is kept.
         """
         if not self.marks:
             return None
-        mark = self.marks.pop()
-        if not self.path.exists():
-            write_marks(self.path, self.marks)
-            return mark
-        text = self.path.read_text(encoding="utf-8-sig")
-        columns, *rows = csv.reader(io.StringIO(text, newline=""))
+        mark = self.marks[-1]
+        try:
+            text = self.path.read_text(encoding="utf-8-sig")
+            columns, *rows = csv.reader(io.StringIO(text, newline=""))
+        except FileNotFoundError:
+            write_marks(self.path, self.marks[:-1])
+            return self.marks.pop()
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"Cannot take a mark back from {self.path}: {error}") from error
         for number in range(len(rows) - 1, -1, -1):
             if _holds(dict(zip(columns, rows[number], strict=False)), mark):
                 del rows[number]
                 break
         kept = "".join(_csv_line(row) for row in [columns, *rows])
         write_whole(self.path, lambda unfinished: unfinished.write_text(kept, encoding="utf-8"))
-        return mark
+        return self.marks.pop()
 
 
 def _holds(row: dict[str, str], mark: Mark) -> bool:

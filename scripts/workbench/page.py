@@ -442,10 +442,15 @@ def _review_tab(bench: Workbench) -> None:
         return following(kind, of)
 
     def undone(kind: str, of: str | None) -> list[Any]:
-        back = bench.undo()
-        if back is None:
-            return following(kind, of, "There is nothing to undo here.")
-        return show(back, "Taken back.")
+        try:
+            undone = bench.undo()
+        except (ValueError, OSError) as error:
+            return following(kind, of, html.escape(shown(error)))
+        if undone is None:
+            return following(kind, of, "There is nothing to undo.")
+        mark, back = undone
+        note = html.escape(f"Took back: {shown(mark.label)}, {shown(Path(mark.file).name)}.")
+        return following(kind, of, note) if back is None else show(back, note)
 
     def as_number(number: int) -> Callable[..., list[Any]]:
         def handler(stretch: Stretch | None, kind: str, of: str | None) -> list[Any]:
