@@ -488,14 +488,16 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
     )
     with gradio.Row():
         wish = gradio.Dropdown(
-            ["f1", "precision=0.8", "precision=0.9", "precision=0.95"], value="f1",
-            label="Thresholds for", elem_id="wish",
+            [("the highest F1", "f1")]
+            + [(f"a precision of {p:g} or more", f"precision={p:g}") for p in (0.8, 0.9, 0.95)],
+            value="f1", label="Thresholds for", elem_id="wish",
         )  # fmt: skip
         button = gradio.Button("Teach", variant="primary", elem_id="teach")
     outcome = gradio.Markdown(elem_id="outcome")
     table = gradio.Dataframe(
         headers=["label", "recordings", "average precision", "threshold", "its precision (90 %)",
                  "note"],
+        column_widths=["110px", "100px", "100px", "100px", "120px", "320px"],  # a phone scrolls
         interactive=False, wrap=True, visible=False, elem_id="taught_table",
     )  # fmt: skip
     download = gradio.DownloadButton(
@@ -506,7 +508,9 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
         sources=["upload", "microphone"], type="filepath", label="Sound", editable=False,
         buttons=[], elem_id="try_sound",
     )  # fmt: skip
-    answer = gradio.Label(num_top_classes=5, label="What it says", elem_id="try_labels")
+    answer = gradio.Label(
+        num_top_classes=5, label="What it says", visible=False, elem_id="try_labels"
+    )
     trouble = gradio.Markdown(elem_id="try_message")
 
     def teach(word: str) -> list[Any]:
@@ -522,16 +526,17 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
         ]
 
     def try_out(path: str | None) -> tuple[Any, str]:
+        nothing = gradio.update(visible=False)
         if path is None:
-            return None, ""
+            return nothing, ""
         if bench.progress is None:
-            return None, "Teach something first."
+            return nothing, "Teach something first."
         try:
             waveform = read_upload(path, bench.classifier.sampling_rate, max_minutes)
         except ValueError as error:
-            return None, shown(error)
-        scores = bench.hear(waveform)
-        return {readable(label): score for label, score in scores.items()}, ""
+            return nothing, shown(error)
+        scores = {readable(label): score for label, score in bench.hear(waveform).items()}
+        return gradio.update(value=scores, visible=True), ""
 
     button.click(teach, wish, [outcome, table, download], api_visibility="private")
     sound.change(try_out, sound, [answer, trouble], api_visibility="private")
