@@ -11,12 +11,14 @@ AST checkpoint, so `from_pretrained` can start from one; the head is new. `trans
 has no such head, so checkpoints carry their own `model_type`.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from transformers import initialization
 from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -26,6 +28,7 @@ from .patch_grid_ast import count_valid_columns
 from .pooling_ast import check_pooling, pool_logits, pool_scores
 from .pretrained_ast import ASTPreTrainedModel
 
+_RARE = 0.05  # a new head's score of every label: most columns hold none (arXiv 1708.02002)
 _DROPPING_TOKENS = ("time_patchout", "unstructured_patchout", "merged_tokens_per_layer")
 _OF_CLASSIFIERS = ("model_type", "auto_map", "architectures", *_DROPPING_TOKENS)
 
@@ -102,6 +105,11 @@ class ASTForAudioFrameClassification(ASTPreTrainedModel):
         self.audio_spectrogram_transformer = ASTModel(self.config)
         self.frame_classifier = ASTFrameHead(self.config)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.frame_classifier.dense:  # `transformers` skips modules without weights
+            initialization.constant_(module.bias, math.log(_RARE / (1 - _RARE)))
 
     @classmethod
     def _with_our_fields(cls, config: Any) -> Any:

@@ -242,7 +242,9 @@ def test_lengths(tmp_path):
 def test_cold(tmp_path):
     path = tmp_path / "cold.json"
     benchmark(["cold", *SMALL, f"--json={path}"])
-    assert len(json.loads(path.read_text())["cases"]) == 2
+    written = json.loads(path.read_text())
+    assert [case["case"] for case in written["cases"]] == ["stock pipeline", "ours", "ast-classify"]
+    assert 100 < written["peak_memory_in_MiB"]["ast-classify"] < 2000
 
 
 @pytest.fixture
@@ -411,3 +413,7 @@ def test_detection(tmp_path, capsys):
     trained = (run / "frames" / "metrics.jsonl").read_text()
     benchmark([*words, "--models", "frames"])
     assert (run / "frames" / "metrics.jsonl").read_text() == trained
+    benchmark([*words, "--trained=head", "--head_steps=2", "--evaluation_folds", "1", "5"])
+    assert "fold 1, 5 in turn held out: 4 soundscapes of 2 s" in capsys.readouterr().out
+    (models,) = json.loads(path.read_text())["folds"].values()
+    assert models["frames"]["detection"]["events"] == models["windows"]["detection"]["events"]

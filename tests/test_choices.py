@@ -1,6 +1,7 @@
 """What a run chooses where the options do not say."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from scripts.training.start import open_data, start_model
 
 from .conftest import TINY_RECIPE, tiny_model
 from .sounds import PITCHES, tone
+from .test_annotated import write_recordings
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,23 @@ def test_what_is_given_stays(sounds):
     assert describe_choices(choices(options, chosen), chosen) == ""
     frozen = FinetuneOptions(dataset=str(sounds), model="scratch", trained="linear")
     assert choose(frozen, open_data(frozen)).time_mask == 0
+
+
+def test_a_new_head_on_an_encoder_that_knows_sound_learns_faster(sounds, tmp_path):
+    data = open_data(FinetuneOptions(dataset=str(sounds), model="scratch"))
+    for labels, expected in ((["a", "b"], 2e-3), (data.label_names, None)):
+        tiny_model(num_labels=len(labels), id2label=dict(enumerate(labels))).save_pretrained(
+            tmp_path
+        )
+        ASTFeatureExtractor(num_mel_bins=64, max_length=128).save_pretrained(tmp_path)
+        options = FinetuneOptions(dataset=str(sounds), model=str(tmp_path), learning_rate=2e-4)
+        chosen = choose(options, data)
+        assert chosen.head_learning_rate == expected
+        said = describe_choices(choices(options, chosen), chosen)
+        assert ("the new head learns at 0.002" in said) == (expected is not None)
+        assert choose(replace(options, trained="head"), data).head_learning_rate is None
+    given = replace(options, head_learning_rate=1e-3)
+    assert choose(given, data).head_learning_rate == 1e-3
 
 
 def test_large_models_and_many_clips_go_in_small_parts_and_few_epochs(sounds):
@@ -114,3 +133,19 @@ def test_a_run_says_what_it_chose_and_how_long_it_takes(door, sounds, tmp_path, 
     assert re.search(r"batch_size\W+8\b", card)
     with pytest.raises(ValueError, match="holds a finished run"):
         door.finetune(options)
+
+
+def test_annotated_recordings_are_used_whole(tmp_path):
+    recordings = write_recordings(tmp_path / "recordings")  # 8 of 3 s
+    options = FinetuneOptions(
+        dataset=str(recordings), annotations=str(recordings), model="scratch", max_length=100
+    )
+    data = open_data(options)
+    data.train_clips = 240
+    chosen = choose(options, data)
+    assert chosen.windows_per_clip == 3
+    assert chosen.batch_size * chosen.gradient_accumulation_steps == 8 // 3
+    assert chosen.num_epochs == 4  # of 720 windows
+    assert "3 windows of a longer clip" in describe_choices(choices(options, chosen), chosen)
+    assert choose(replace(options, windows_per_clip=2), data).windows_per_clip == 2
+    assert FinetuneOptions(dataset=str(recordings)).windows_per_clip == 1

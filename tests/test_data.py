@@ -8,10 +8,12 @@ import time
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import config as datasets_config
+from huggingface_hub import constants
 from torch.utils.data import DataLoader
 
 from feature_extraction import load_audio
-from scripts.data import labelled
+from scripts.data import labelled, sources
 from scripts.data.labelled import LabelledAudio, open_stream
 from scripts.data.options import LabelledOptions
 
@@ -335,6 +337,18 @@ def test_balanced_draws_are_the_originals_weights():
     draws = data.balanced_draws()
     assert draws[1] / draws[0] == pytest.approx(90.01 / 10.01)
     assert 90 * draws[0] + 10 * draws[1] == pytest.approx(100)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
+    for module in (constants, datasets_config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(sources, "can_reach", lambda url: False)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=r"Couldn't reach 'nowhere' .*no such folder or file, eit"):
+        sources.open_stream("nowhere", "train")
+    assert sources.hub_revision("nowhere") is None
+    assert time.perf_counter() - start < 2
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_errors_name_the_way_out(tmp_path):

@@ -188,6 +188,20 @@ def test_starts_from_any_classifier(tmp_path, native_folder, caplog):
     assert shared(torch.randn(1, 128, 64)).logits.shape == (1, 12, 5)
 
 
+def test_a_new_head_expects_rare_events(tmp_path):
+    """Else it spends the first hundreds of steps learning that columns are mostly silent."""
+    classifier = tiny_model()
+    classifier.save_pretrained(tmp_path)
+    model = ASTForAudioFrameClassification.from_pretrained(tmp_path)
+    for new in (model, ASTForAudioFrameClassification.from_classifier(classifier)):
+        scores = new.eval()(torch.randn(2, 128, 64)).logits.sigmoid()
+        assert 0.02 < scores.median() < 0.1
+    model.frame_classifier.dense.bias.data.fill_(1.5)
+    model.save_pretrained(tmp_path)
+    loaded = ASTForAudioFrameClassification.from_pretrained(tmp_path)
+    assert (loaded.frame_classifier.dense.bias == 1.5).all()
+
+
 def test_plain_transformers_does_not_know_a_frame_checkpoint(tmp_path):
     frame_model().save_pretrained(tmp_path)
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES

@@ -1,15 +1,20 @@
 """Command lines: dashes and underscores, recipes, checks, help, and no torch until it is needed."""
 
 import dataclasses
+import itertools
 import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scripts.common.checkpoints import DEFAULT_MODEL
 from scripts.common.options import Options, command_parser, parse_arguments, run_command, setting
+from scripts.evaluation.options import EvaluateOptions
+from scripts.inference.options import ClassifyOptions
 
 
 @dataclasses.dataclass
@@ -104,6 +109,19 @@ def test_a_broken_recipe_is_one_sentence(text, tmp_path):
         toy(str(recipe), "a", recipes=True)
 
 
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(Toy)])
+def test_a_recipe_that_grows_is_named_in_short(option, tmp_path):
+    """Twelve lines that stand for 10^12 words."""
+    names = [*"abcdefghijk"]
+    lines = ["- &a [x, x, x, x, x, x, x, x, x, x]"]
+    for before, name in itertools.pairwise(names):
+        lines.append(f"- &{name} [" + ", ".join(10 * [f"*{before}"]) + "]")
+    values = yaml.safe_load("\n".join(lines))
+    with pytest.raises(ValueError, match=f"^--{option} ") as raised:
+        Toy(**{option: values[-1]})
+    assert len(str(raised.value)) < 1000
+
+
 def test_an_unknown_option_ends_in_one_line(capsys):
     with pytest.raises(SystemExit) as ended:
         toy("a", "--top-n", "3")
@@ -112,6 +130,9 @@ def test_an_unknown_option_ends_in_one_line(capsys):
     assert lines == [
         "ast-toy: error: unknown option --top_n. Did you mean --top_k? See ast-toy --help."
     ]
+    with pytest.raises(SystemExit):
+        toy("--sounds", "a")
+    assert "unknown option --sounds. SOUNDS goes without a name." in capsys.readouterr().err
 
 
 def test_help_shows_groups_and_defaults():
@@ -196,3 +217,12 @@ def test_other_names_of_an_option(tmp_path):
     ):
         assert parse_arguments("ast-toy", Writes, "", words, recipes=True).output == folder
     assert "output_dir" not in command_parser("ast-toy", Writes, "").format_help()
+
+
+def test_the_threshold_depends_on_the_model():
+    """The bundled general model rarely scores above a half."""
+    for options in (ClassifyOptions(), EvaluateOptions(paths=[DEFAULT_MODEL, "sounds"])):
+        assert options.threshold == 0.2
+    assert ClassifyOptions(model="runs/mine").threshold == 0.5
+    assert EvaluateOptions(paths=["runs/mine", "sounds"]).threshold == 0.5
+    assert ClassifyOptions(threshold=0.4).threshold == 0.4

@@ -20,6 +20,8 @@ from modeling_ast.speed_ast import (
     made_up_sound,
     record_loss,
 )
+from scripts.benchmarks.options import SpeedOptions
+from scripts.benchmarks.speed import benchmark_speed
 from scripts.inference import options
 from scripts.inference.options import ClassifyOptions, DemoOptions, ListenOptions
 from scripts.inference.speed import sped_up
@@ -166,3 +168,23 @@ def test_from_measuring_to_a_label_without_torch(native_folder, tmp_path, monkey
     )
     assert done.returncode == 0, done.stderr
     assert "LABEL_" in done.stdout
+
+
+def test_ways_are_compared_on_several_labelled_clips(measured, tiny_onnx, tmp_path, capsys):
+    checkpoint = measured(exact=(100, 0), onnx=(80, 0), int8=(40, 0))
+    for name in ("model.onnx", "model_int8.onnx"):
+        shutil.copy(tiny_onnx, cache_folder(checkpoint) / name)
+    for label in ("LABEL_0", "LABEL_1"):
+        (tmp_path / "clips" / label).mkdir(parents=True)
+        for seed in range(3):
+            sound = tmp_path / "clips" / label / f"{seed}.wav"
+            soundfile.write(sound, made_up_sound(16000, seed), 16000)
+    benchmark_speed(
+        SpeedOptions(
+            checkpoint=str(checkpoint), dataset=str(tmp_path / "clips"), ways=["none"], timed=1,
+            repeats=1, evaluation_fraction=0.7,
+        )
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "ONNX Runtime, dynamic, 7-bit weights" in printed
+    assert "points lost as estimated" in printed

@@ -1,6 +1,7 @@
 """Learning from a teacher: stored and online answers, what is mixed, the losses, the checkpoint."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoFeatureExtractor, Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 from transformers.models.audio_spectrogram_transformer import (
     modeling_audio_spectrogram_transformer as native,
@@ -26,7 +28,7 @@ from scripts.data.batches import Collator
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.distil import Student, soft_loss
 from scripts.training.options import FinetuneOptions
-from scripts.training.start import open_data
+from scripts.training.start import keep_old_head, open_data
 from scripts.training.steps import parts_of, training_loss
 from scripts.training.teachers import OnlineTeacher, Teacher
 
@@ -134,6 +136,45 @@ def test_soft_loss_is_least_where_student_and_teacher_agree(activation):
     for _ in range(5):
         other = soft_loss(logits + 0.3 * torch.randn(4, 3), targets, activation, 2.0)
         assert (other > least).all()
+
+
+@pytest.mark.parametrize("hard", ["single_label_classification", "multi_label_classification"])
+def test_soft_targets_weigh_as_much_as_hard_ones(hard):
+    """However many labels the teacher has: each counts like one of the student's own."""
+    is_multi_label = hard == "multi_label_classification"
+    losses = []
+    for number in (5, 10):
+        teacher = Teacher([f"teacher's {label}" for label in range(number)], "sigmoid", 0)
+        options = FinetuneOptions(teacher=["x"], teacher_share=1.0)
+        student = Student(tiny_model(problem_type=hard), teacher, options, None).eval()
+        for weight in student.teacher_head.parameters():
+            nn.init.zeros_(weight)  # every score is a half
+        labels = torch.zeros(2, 5) if is_multi_label else torch.zeros(2, dtype=torch.long)
+        batch = {
+            "input_values": torch.randn(2, 32, 64),
+            "labels": labels,
+            "teacher_targets": torch.zeros(2, number),
+        }
+        loss = training_loss(student, batch, "mean", labels.numel())
+        losses.append(loss.item() / math.log(2))
+    assert losses == pytest.approx([1, 2] if is_multi_label else [5, 10])
+
+
+def test_the_teachers_head_begins_where_the_start_ended(tmp_path):
+    start = tiny_model(num_labels=3, id2label={0: "x", 1: "y", 2: "z"})
+    start.save_pretrained(tmp_path)
+    options = FinetuneOptions(teacher=["x"], model=str(tmp_path))
+    teacher = Teacher(["z", "x", "y"], "sigmoid", 0)
+    ast = tiny_model(num_labels=2, problem_type="single_label_classification")
+    ast.audio_spectrogram_transformer = start.audio_spectrogram_transformer
+    student = Student(ast, teacher, options, None).eval()
+    sound = torch.randn(2, 32, 64)
+    # Without that, no label is likely.
+    assert student(sound).teacher_logits.sigmoid().mean() < 0.1
+    assert keep_old_head(student, options)
+    torch.testing.assert_close(student(sound).teacher_logits, start(sound).logits[:, [2, 0, 1]])
+    others = Teacher(["z", "x", "w"], "sigmoid", 0)
+    assert not keep_old_head(Student(ast, others, options, None), options)
 
 
 @pytest.mark.parametrize("bags", [False, True])

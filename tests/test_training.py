@@ -78,6 +78,11 @@ def test_layer_wise_decay(tiny):
     found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     names = dict(tiny.named_parameters())
     assert len(found) == len(names)
+    faster = parameter_groups(tiny, 0.1, 0.01, layer_decay=0.5, head_learning_rate=0.7)
+    rates = {id(p): g["lr"] for g in faster for p in g["params"]}
+    changed = {name for name, p in names.items() if rates[id(p)] != found[id(p)][0]}
+    assert changed == {name for name in names if name.startswith("classifier.")}
+    assert {rates[id(names[name])] for name in changed} == {0.7}
     base, layer = "audio_spectrogram_transformer.", "audio_spectrogram_transformer.encoder.layer."
     for name, expected in {
         "classifier.dense.weight": (0.1, 0.01),

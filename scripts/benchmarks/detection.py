@@ -4,6 +4,8 @@
                                  the same     -> window model   labels of windows cut out of them
     held-out fold             -> PSDS, event F1, segment F1, clip mAP, onsets, of both
 
+With `--trained head` the encoder is frozen, see `detection_heads`. Else both are fine-tuned:
+
 Both start from the same checkpoint and learn from the same recordings, in equally many steps with
 equally many windows. A window gets the labels of events that it contains at least half of, or half
 a second.
@@ -32,10 +34,10 @@ from ..evaluation.options import EvaluateOptions
 from ..evaluation.scoring import evaluate_checkpoints
 from ..training.options import FinetuneOptions
 from ..training.with_accelerate import finetune
+from .detection_heads import POOLING, compare_heads, labels_of_window
 from .options import DetectionOptions
 from .timing import machine, on_threads
 
-_HEARD_S = 0.5  # of an event in a window, or half of it, for its label to be the window's
 _FOLDS: dict[str, Any] = {"fold_column": "fold", "label_column": "labels"}
 
 
@@ -56,7 +58,9 @@ def benchmark_detection(options: DetectionOptions) -> None:
             )
         )
     folds: dict[str, dict[str, Any]] = {}
-    for fold in options.evaluation_folds:
+    if options.trained == "head":
+        folds[f"{', '.join(options.evaluation_folds)} in turn"] = compare_heads(options, scenes)
+    for fold in options.evaluation_folds if options.trained == "all" else ():
         of_fold = folds.setdefault(fold, {})
         for kind in options.models:
             seconds = _train(kind, options, fold, scenes)
@@ -140,15 +144,10 @@ def _cut_windows(options: DetectionOptions, held_out: str, scenes: Path, path: P
                     sound = io.BytesIO()
                     window = waveform[first : first + round(window_s * rate)]
                     soundfile.write(sound, window, rate, format="FLAC")
-                    heard = {
-                        data.label_names[int(label)]
-                        for begin, end, label in row["events"]
-                        if min(end, start + window_s) - max(begin, start)
-                        >= min(_HEARD_S, (end - begin) / 2)
-                    }
+                    heard = labels_of_window(row["events"], start, start + window_s)
                     yield {
                         "audio": {"bytes": sound.getvalue(), "path": f"{start:.2f}-{row['name']}"},
-                        "labels": sorted(names.index(label) for label in heard),
+                        "labels": sorted(names.index(data.label_names[i]) for i in heard),
                         "fold": held_out if is_held_out else "others",
                     }
 
@@ -169,6 +168,7 @@ def _measure(kind: str, options: DetectionOptions, fold: str, scenes: Path) -> d
         evaluation_fold=fold,
         threshold=options.threshold,
         median_filter_s=options.median_filter_s,
+        window_pooling=POOLING,
         output=str(folder / f"{kind}_evaluation"),
         num_workers=0,
         **_FOLDS,

@@ -2,7 +2,6 @@
 
 import copy
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
@@ -234,6 +233,17 @@ import sys
 classifier = pipeline("audio-classification", model=sys.argv[1], device="cpu")
 print(classifier({source}, top_k=1)[0]["label"])
 """
+# A command, and its peak memory in KiB as the last line of stderr. The kernel's account of a child
+# (`ru_maxrss`) begins with the memory of the process that started it.
+_WITH_PEAK = """
+import atexit, runpy, sys
+@atexit.register
+def tell():
+    with open("/proc/self/status") as status:
+        print(next(line.split()[1] for line in status if line.startswith("VmHWM")), file=sys.stderr)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 # Without ffmpeg, the stock pipeline cannot read files: it gets what soundfile decodes.
 _DECODED = '__import__("soundfile").read(sys.argv[2], dtype="float32")[0]'
 
@@ -264,14 +274,16 @@ def benchmark_cold(options: ColdOptions) -> None:
 
         def classify(name: str, model: Path) -> None:
             package = __package__.rpartition(".")[0]
-            words = [sys.executable, "-m", f"{package}.classify", str(sound), "--model", str(model)]
-            quiet = subprocess.DEVNULL
-            process = subprocess.Popen(words, stdout=quiet, stderr=quiet)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise RuntimeError(f"{' '.join(words)} failed")
-            peak_mib[name] = round(usage.ru_maxrss / 1024)
+            words = [f"{package}.classify", str(sound), "--model", str(model)]
+            done = subprocess.run(
+                [sys.executable, "-c", _WITH_PEAK, *words],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(words)} failed: {done.stderr}")
+            peak_mib[name] = round(int(done.stderr.split()[-1]) / 1024)
 
         cases: dict[str, Callable[[], object]] = {
             "stock pipeline": lambda: run("", "sys.argv[2]" if has_ffmpeg else _DECODED),

@@ -231,6 +231,14 @@ class DetectionOptions(CommonOptions):
     soundscape_s: float = setting(45.0, "length of a soundscape", group="soundscapes")
     mixtures_per_fold: int = setting(60, "soundscapes of each fold", group="soundscapes")
     max_clips: int = setting(6, "events in one, at most, of different classes", group="soundscapes")
+    trained: str = setting(
+        "all",
+        "all weights, or only the heads, whose encoder runs once over each soundscape; then the "
+        "folds held out are measured together",
+        choices=("all", "head"),
+    )
+    head_steps: int = setting(300, "of the heads, with 32 windows each", group="training")
+    head_learning_rate: float = setting(1e-2, "peak, of the heads", group="training")
     num_epochs: int = setting(1, "passes over them", at_least=1, group="training")
     windows_per_clip: int = setting(
         4, "windows of each per epoch, which are a step", at_least=1, group="training"

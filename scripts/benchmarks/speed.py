@@ -54,8 +54,10 @@ def benchmark_speed(options: SpeedOptions) -> None:
             answers = np.stack([run(clip) for clip in clips])
             best[name] = answers.argmax(axis=1)
             accuracy[name] = 100 * float((best[name] == labels).mean())
-            names = map(str, range(answers.shape[1]))
-            scores[name] = [dict(zip(names, row.tolist(), strict=False)) for row in _odds(answers)]
+            scores[name] = [
+                {str(label): odds for label, odds in enumerate(row)}
+                for row in _odds(answers).tolist()
+            ]
         cases: dict[str, Callable[[], object]] = {
             name: partial(_run_all, run, clips[: options.timed]) for name, run in ways.items()
         }

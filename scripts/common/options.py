@@ -22,6 +22,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeVar
 
 from .bundled import hub_configs_folder
@@ -29,6 +30,13 @@ from .shown import shown
 
 _PACKAGE = "audio-spectrogram-transformer"
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def _brief(value: Any) -> str:
+    """For messages: a few lines of YAML can stand for terabytes of text."""
+    short = Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 200, 200
+    return short.repr(value)
 
 
 def setting(
@@ -118,7 +126,7 @@ def _checked(field: dataclasses.Field, kind: _Kind, value: Any) -> Any:
     if not kind.is_list:
         return _checked_item(field, kind, value)
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"takes a list, got {value!r}.")
+        raise ValueError(f"takes a list, got {_brief(value)}.")
     return [_checked_item(field, kind, item) for item in value]
 
 
@@ -129,7 +137,7 @@ def _checked_item(field: dataclasses.Field, kind: _Kind, value: Any) -> Any:
     value = _converted(kind.of, value)
     choices, lowest = rules.get("choices"), rules.get("at_least")
     if choices is not None and value not in choices:
-        raise ValueError(f"is {value!r}{did_you_mean(str(value), choices)}")
+        raise ValueError(f"is {_brief(value)}{did_you_mean(str(value), choices)}")
     if lowest is not None and not value >= lowest:
         raise ValueError(f"must be at least {lowest}, got {value}.")
     return value
@@ -139,24 +147,24 @@ def _converted(kind: type, value: Any) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
-        if str(value).lower() in _TRUE + _FALSE:
+        if isinstance(value, (str, int)) and str(value).lower() in _TRUE + _FALSE:
             return str(value).lower() in _TRUE
-        raise ValueError(f"must be true or false, got {value!r}.")
+        raise ValueError(f"must be true or false, got {_brief(value)}.")
     if kind in (int, float):
         expected = "a whole number" if kind is int else "a number"
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError(f"must be {expected}, got {value!r}.")
+            raise ValueError(f"must be {expected}, got {_brief(value)}.")
         try:
             number = float(value)
             whole = int(value) if kind is int else 0
         except (ValueError, OverflowError):
-            raise ValueError(f"must be {expected}, got {value!r}.") from None
+            raise ValueError(f"must be {expected}, got {_brief(value)}.") from None
         if kind is int and whole != number:
-            raise ValueError(f"must be {expected}, got {value!r}.")
+            raise ValueError(f"must be {expected}, got {_brief(value)}.")
         return whole if kind is int else number
     if kind in (str, Path):
         if not isinstance(value, (str, int, float, Path)) or isinstance(value, bool):
-            raise ValueError(f"must be a word, got {value!r}.")
+            raise ValueError(f"must be a word, got {_brief(value)}.")
         return kind(str(value))
     return value
 
@@ -213,9 +221,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if unknown[0] != message.split()[0] and unknown[0].startswith("--"):
-            known = [field.name for field in dataclasses.fields(self._options)]
+            fields = dataclasses.fields(self._options)
+            nameless = [field.name for field in fields if field.metadata["positional"]]
+            known = [field.name for field in fields if field.name not in nameless]
             close = difflib.get_close_matches(unknown[0][2:], known, n=1)
             hint = f" Did you mean --{close[0]}?" if close else ""
+            if unknown[0][2:] in nameless:
+                hint = f" {unknown[0][2:].upper()} goes without a name."
             message = f"unknown option {unknown[0]}.{hint} See {self.prog} --help."
         self.exit(2, f"{self.prog}: error: {shown(message)}\n")
 

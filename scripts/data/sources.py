@@ -8,7 +8,8 @@ Audio columns are therefore read as stored, bytes or a path; `load_audio` decode
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from datasets import (
 )
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 
+from ..common.checkpoints import can_reach
 from ..common.options import did_you_mean
 from .suffixes import AUDIO_SUFFIXES
 
@@ -101,7 +103,26 @@ def open_stream(
         )
     if dataset.startswith((".", "/", "~")) or dataset.count("/") > 1:
         raise ValueError(f"No such folder or file: {dataset}")
-    return _load(dataset, split, columns, name=config)
+    with _offline_if_silent():
+        return _load(dataset, split, columns, name=config)
+
+
+@contextmanager
+def _offline_if_silent() -> Iterator[None]:
+    """Without a network, what `datasets` has in its cache opens at once, and nothing else.
+
+    By itself it asks a Hub that does not answer for most of a minute.
+    """
+    modules: tuple[Any, ...] = (constants, datasets_config)
+    settings = [(module, module.HF_HUB_OFFLINE) for module in modules]
+    silent = not can_reach(constants.ENDPOINT)
+    try:
+        for module, value in settings:
+            module.HF_HUB_OFFLINE = value or silent
+        yield
+    finally:
+        for module, value in settings:
+            module.HF_HUB_OFFLINE = value
 
 
 def open_sounds(
@@ -160,7 +181,12 @@ def _load(kind: str, split: str, columns: list[str] | None, **kwargs: Any) -> It
             )
     except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
         where = kwargs.get("data_files", kind)
-        raise ValueError(f"Cannot open the dataset {where}: {error}") from error
+        nor = (
+            ". There is no such folder or file, either."
+            if isinstance(error, ConnectionError)
+            else ""
+        )
+        raise ValueError(f"Cannot open the dataset {where}: {error}{nor}") from error
     return stream if columns is None else stream.select_columns(columns)
 
 
@@ -190,7 +216,8 @@ def hub_revision(dataset: str) -> str | None:
     if Path(dataset).exists() or Path(dataset).suffix in (".parquet", ".tar", *_TABLE_SUFFIXES):
         return None
     try:
-        return HfApi().dataset_info(dataset).sha
+        with _offline_if_silent():
+            return HfApi().dataset_info(dataset).sha
     except Exception:  # no answer from the Hub, for whatever reason: the data may be cached
         return None
 

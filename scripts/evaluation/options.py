@@ -41,3 +41,6 @@ class EvaluateOptions(AnnotatedOptions, HearingOptions):
         1000, "resamples for the confidence intervals", group=_RUNNING, at_least=1
     )
     seed: int = setting(0, "random seed of the bootstrap", group=_RUNNING)
+
+    def _listening_model(self) -> str | None:
+        return self.paths[0] if self.paths else None

@@ -32,6 +32,7 @@ _STEADY_S = 60.0  # a connection that lasted this long was good: the next pause 
 def listen(options: ListenOptions) -> int:
     """Run the command until the sound ends, or Ctrl-C. Returns the exit status."""
     # Find wrong thresholds before the model is loaded.
+    assert options.threshold is not None
     rules = EventRules(options.threshold, options.release_threshold, options.minimum_length_s)
     classifier = Classifier(
         options.model,

@@ -24,7 +24,14 @@ SPEEDS = ("exact", "fast", "fastest")
 # What `ast-export-onnx` can write; modeling_ast/export_ast.py has the same, and a test compares.
 ONNX_VARIANTS = ("fp32", "fp16", "int8", "spectrogram")
 
+_THRESHOLD = 0.5
+_HESITANT = 0.2  # the bundled model learned a teacher's doubts, too; see docs/general_model.md
 _WINDOWS, _EVENTS, _RESULTS = "windows", "events", "results"
+
+
+def default_threshold(model: str | None) -> float:
+    """The score that makes an event of what this model hears."""
+    return _HESITANT if model == DEFAULT_MODEL else _THRESHOLD
 
 
 def read_threshold(word: str) -> float | dict[str, float]:
@@ -66,9 +73,10 @@ class WindowOptions(Options):
 class EventOptions(Options):
     """What makes an event."""
 
-    threshold: float = setting(
-        0.5,
-        "score that makes an event: a number, or a JSON file {label: number} for some labels",
+    threshold: float | None = setting(
+        None,
+        "score that makes an event: a number, or a JSON file {label: number} for some labels; "
+        f"default: {_THRESHOLD:g}, and {_HESITANT:g} for {DEFAULT_MODEL}, which scores low",
         parse=read_threshold,
         group=_EVENTS,
     )
@@ -83,6 +91,15 @@ class EventOptions(Options):
         metavar="SECONDS",
         aliases=["minimum_length"],
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold is None:
+            self.threshold = default_threshold(self._listening_model())
+
+    def _listening_model(self) -> str | None:
+        """The one whose scores make the events."""
+        return getattr(self, "model", None)
 
 
 @dataclass
@@ -114,6 +131,7 @@ class HearingOptions(EventOptions, WindowOptions):
         """
         from modeling_ast.events_ast import EventRules  # numpy takes a moment to load
 
+        assert self.threshold is not None
         return EventRules(
             self.threshold,
             self.release_threshold,

@@ -42,8 +42,15 @@ _PICTURES = {
 # Settings that a reader needs to repeat a run, under the names of both training commands.
 _RECIPE = (
     *("num_epochs", "num_train_epochs", "batch_size", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_ratio"),
-    *("warmup_steps", "weight_decay", "max_grad_norm", "averaged_epochs", "ema_decay"),
+    *("gradient_accumulation_steps", "learning_rate", "head_learning_rate", "lr_scheduler_type"),
+    *(
+        "warmup_ratio",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "averaged_epochs",
+        "ema_decay",
+    ),
     *("mixup_rate", "speed_perturbation", "filter_augment", "time_mask", "frequency_mask"),
     *("time_roll", "time_patchout", "frequency_patchout", "label_smoothing", "layer_decay", "loss"),
     *("mixed_precision", "seed"),

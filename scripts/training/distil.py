@@ -8,11 +8,14 @@
     loss = (1 - share) * hard + share * T^2 * soft + weight * embedding
 
 Soft targets at a temperature T (Hinton, Vinyals and Dean, arXiv 1503.02531): cross-entropy, or for
-independent labels binary cross-entropy, mean over labels; T^2 preserves the size of the gradients.
+independent labels binary cross-entropy, whose sum over labels is as much as cross-entropy is over
+classes. Independent hard labels have a mean as their loss; beside them, the sum is divided by their
+number, too. T^2 preserves the size of the gradients.
 Embeddings: squared error, mean over dimensions, of the teacher's standardised embeddings.
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +29,8 @@ from modeling_ast.pooling_ast import pool_logits
 
 from .options import FinetuneOptions
 from .teachers import Teacher
+
+_RARE = 0.01  # the first score of each label that does not exclude the others
 
 Batch = dict[str, Tensor]
 
@@ -95,6 +100,12 @@ class Student(nn.Module):
             head.label2id = {name: index for index, name in head.id2label.items()}
             head.problem_type = f"{'multi' if own == 'sigmoid' else 'single'}_label_classification"
             self.teacher_head = ASTMLPHead(head)
+            if own == "sigmoid":
+                # At scores of a half, hundreds of labels that are hardly ever given would pull the
+                # encoder away from what it knows (cf. RetinaNet's prior, arXiv 1708.02002).
+                nn.init.constant_(
+                    self.teacher_head.get_parameter("dense.bias"), math.log(_RARE / (1 - _RARE))
+                )
             self._teacher_config = head
         self.lesson = Lesson(
             0.0 if not teacher.label_names else options.teacher_share,
@@ -110,6 +121,7 @@ class Student(nn.Module):
             self.register_buffer("embedding_mean", mean.clone())
             self.register_buffer("embedding_deviation", deviation.clone())
         self.keeps_teacher_head = options.keep_teacher_head
+        self.teacher_label_names = teacher.label_names if teacher.are_names_known else []
 
     @property
     def config(self) -> Any:
@@ -160,6 +172,7 @@ class Student(nn.Module):
             num_items_in_batch * len(labels) / labels.numel()
         )  # fmt: skip
         weights = batch.get("window_weights")
+        is_multi_label = config.problem_type == "multi_label_classification"
         logits = _of_clips(output.logits, weights, config.problem_type, pooling)
         smoothing = config.label_smoothing if self.training else 0.0
         hard = classification_loss(
@@ -174,6 +187,8 @@ class Student(nn.Module):
                 kind = self._teacher_config.problem_type
                 logits = _of_clips(output.teacher_logits, weights, kind, pooling)
             soft = soft_loss(logits, targets, lesson.activation, lesson.temperature)
+            if lesson.activation == "sigmoid" and is_multi_label:
+                soft = soft / config.num_labels
             loss = loss + lesson.share * lesson.temperature**2 * soft.sum() / clips
         if output.embedding is not None:
             found = _of_clips(output.embedding, weights, "regression", "mean")
@@ -184,11 +199,12 @@ class Student(nn.Module):
 
 
 def soft_loss(logits: Tensor, targets: Tensor, activation: str, temperature: float) -> Tensor:
-    """Cross-entropy with a teacher's probabilities (B, labels), at a temperature -> (B,)."""
+    """Cross-entropy with a teacher's probabilities (B, labels), at a temperature -> (B,); of
+    independent labels the sum."""
     logits = logits.float() / temperature
     if activation == "softmax":
         return cross_entropy(logits, targets, reduction="none")
-    return binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=-1)
+    return binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=-1)
 
 
 def _of_clips(

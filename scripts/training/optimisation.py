@@ -10,24 +10,37 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .options import FinetuneOptions
 
+_ENCODER = "audio_spectrogram_transformer."  # in its weights' names
+
 
 def make_optimizer(model: nn.Module, options: FinetuneOptions) -> torch.optim.Optimizer:
     """Adam or AdamW over the trained weights."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
     return kind(
-        parameter_groups(model, options.learning_rate, options.weight_decay, options.layer_decay),
+        parameter_groups(
+            model,
+            options.learning_rate,
+            options.weight_decay,
+            options.layer_decay,
+            options.head_learning_rate,
+        ),
         betas=(options.adam_beta1, options.adam_beta2),
     )
 
 
 def parameter_groups(
-    model: Any, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: Any,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    head_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """The trained weights by learning rate and weight decay.
 
-    Weight decay on matrices; none on biases, norms, tokens and positions. The head learns at
-    `learning_rate`, the last layer at `layer_decay` times it, and so on down to the embeddings
-    (BEiT, arXiv 2106.08254).
+    Weight decay on matrices; none on biases, norms, tokens and positions. The last layer learns at
+    `layer_decay` times `learning_rate`, the one below at `layer_decay` times that, and so on down
+    to the embeddings (BEiT, arXiv 2106.08254); what is above the encoder learns at
+    `head_learning_rate`, by default `learning_rate`.
     """
     layers = model.config.num_hidden_layers
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -38,7 +51,10 @@ def parameter_groups(
         above = layers - int(layer[1]) if layer else layers + 1 if ".embeddings." in name else 0
         is_matrix = parameter.dim() > 1 and "embeddings.position" not in name
         decay = weight_decay if is_matrix and "token" not in name else 0.0
-        groups.setdefault((learning_rate * layer_decay**above, decay), []).append(parameter)
+        rate = learning_rate * layer_decay**above
+        if head_learning_rate is not None and _ENCODER not in name:
+            rate = head_learning_rate
+        groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()

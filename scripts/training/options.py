@@ -47,6 +47,12 @@ class FinetuneOptions(AnnotatedOptions):
         at_least=0,
     )  # fmt: skip
     learning_rate: float = setting(1e-4, "peak, after the warm-up")
+    head_learning_rate: float | None = setting(
+        None,
+        "the same for the head; default: ten times as high for new labels on a model that has "
+        "learned from sound, else equal",
+        group=_OPTIMISATION,
+    )
 
     unmarked: str = setting(
         "background",
@@ -84,10 +90,11 @@ class FinetuneOptions(AnnotatedOptions):
         at_least=1,
     )
     windows_per_clip: int = setting(
-        1,
-        "random windows of a longer clip to use together in each epoch",
+        0,
+        "random windows of a longer clip to use together in each epoch; default: 1, or of "
+        "annotated recordings as many as cover them, at most 8",
         group=_INPUT,
-        at_least=1,
+        at_least=0,
     )
     window_pooling: str | None = setting(
         None,
@@ -323,7 +330,9 @@ class FinetuneOptions(AnnotatedOptions):
         self._check_teacher()
         if self.bucket_batches and self.time_roll:
             raise ValueError("--time_roll would move sound into the padding of --bucket_batches.")
-        if self.annotations is not None:
+        if self.annotations is None:
+            self.windows_per_clip = self.windows_per_clip or 1
+        else:
             for option, off in (
                 ("speed_perturbation", 0.0), ("time_roll", 0), ("time_patchout", 0),
                 ("label_smoothing", 0.0),
