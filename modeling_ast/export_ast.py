@@ -21,11 +21,13 @@ B, samples and T are free at run time. Each file's metadata tell its user:
 onnxruntime: `pip install '.[export]'` in this project's folder.
 """
 
+import contextlib
 import copy
 import json
 import logging
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +224,7 @@ def _write_graph(classifier: nn.Module, path: Path, metadata: dict[str, str]) ->
         config: Any = classifier.model.config  # type: ignore[union-attr]
         name, axis = "input_values", "frames"
         example = torch.zeros(2, config.max_length + 1, config.num_mel_bins)
-    with torch.no_grad():
+    with torch.no_grad(), _quiet_exporter():
         program: Any = torch.onnx.export(
             classifier.eval(),
             (example,),
@@ -234,6 +236,20 @@ def _write_graph(classifier: nn.Module, path: Path, metadata: dict[str, str]) ->
         )
     program.model.metadata_props.update(metadata)
     program.save(path)
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """torch's exporter tells of torchvision's operators, and of what its next version will lack."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*treespec")
+            yield
+    finally:
+        exporter.setLevel(level)
 
 
 def _quantize(source: Path, target: Path) -> None:

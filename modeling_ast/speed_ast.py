@@ -16,7 +16,6 @@ A cache folder for each checkpoint, set of versions and processor:
 It appears whole or not at all. Reading it needs no torch.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -26,7 +25,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -209,8 +208,7 @@ def _measure(checkpoint: str | Path, folder: Path) -> dict[str, Any]:
 
     model = AutoModelForAudioClassification.from_pretrained(checkpoint).eval()
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
-    with _quiet_exporter():
-        files = export_onnx(model, extractor, folder, ["fp32", "int8"])
+    files = export_onnx(model, extractor, folder, ["fp32", "int8"])
     ways: dict[str, Callable[..., Any]] = {
         "exact": ASTAudioClassificationPipeline(
             model=model, feature_extractor=extractor, task="audio-classification", device=-1
@@ -276,18 +274,6 @@ def made_up_sound(samples: int, seed: int, rate: int = 16000) -> np.ndarray:
     parts = [part / max(1e-9, np.abs(part).max()) for part in (noise, tone, clicks)]
     levels = 10 ** random.uniform(-2.5, -0.3, len(parts))
     return sum(level * part for level, part in zip(levels, parts, strict=True)).astype(np.float32)
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """torch's exporter tells of operators that these graphs have none of."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        exporter.setLevel(level)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import find_events
 from scripts import classify
 from scripts.common.lock import hold
+from scripts.common.shown import how_long
 from scripts.common.tables import write_csv
 from scripts.data.answers import read_answers
 from scripts.data.recordings import Recordings
@@ -29,6 +30,7 @@ from scripts.inference.classifier import Classifier
 from scripts.inference.parts import Parts
 from scripts.inference.progress import Progress
 from scripts.inference.results import path_of
+from scripts.workbench.marks import match_files, read_marks
 
 from .conftest import REPOSITORY, shared
 from .sounds import write_class_folders, write_parquet, write_webdataset
@@ -422,6 +424,21 @@ def test_the_best_of_some_labels_are_cut_out(run, folder, reference, tmp_path):
     assert "4 clips" in errors
 
 
+def test_events_go_to_label_studio_and_come_back(run, folder, tmp_path):
+    options = ["--formats", "csv", "label_studio", "--threshold", 0]
+    assert run(folder, "--output", tmp_path / "out", *options)[0] == 1  # some cannot be read
+    tasks = json.loads((tmp_path / "out" / "label_studio.json").read_text())
+    for task in tasks:  # a person accepts every prediction
+        task["annotations"] = task["predictions"]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    marks = read_marks(tmp_path / "export.json")
+    events = read_csv(tmp_path / "out" / "events.csv")
+    names = match_files(marks, sorted({event["sound"] for event in events}))
+    back = {(names[mark.file], f"{mark.start:.3f}", mark.label) for mark in marks}
+    assert back == {(e["sound"], f"{float(e['start']):.3f}", e["label"]) for e in events}
+    assert len(marks) == len(events)
+
+
 def test_a_list_of_labels_that_is_none(run, folder, tmp_path):
     names = tmp_path / "labels.txt"
     for text, message in (
@@ -653,6 +670,22 @@ def test_errors_do_not_reach_the_terminal_raw(run, tmp_path):
     status, _, stderr = run("x.wav", "--\x1b]0;owned\x07")
     assert status == 2
     assert "\x1b" not in stderr
+
+
+def test_durations_read_well():
+    seconds = (0, 0.54321, 12, 59.99, 61, 290, 3599.9, 3600, 100_000)
+    texts = [
+        "0 s",
+        "0.543 s",
+        "12 s",
+        "60 s",
+        "1.02 min",
+        "4.83 min",
+        "60 min",
+        "1.00 h",
+        "27.78 h",
+    ]
+    assert list(map(how_long, seconds)) == texts
 
 
 def test_formulas_are_text(tmp_path):

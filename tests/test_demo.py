@@ -103,7 +103,7 @@ def test_page_functions(classifier, recording, tmp_path):
     assert len(scores["value"]) == 5
     assert scores["label"] == "Highest score at any time"
     events = sound.heard.events(EventRules(0.05))
-    assert [row[1] for row in table] == [event.label.replace("_", " ") for event in events]
+    assert [row[1] for row in table["value"]] == [event.label.replace("_", " ") for event in events]
     with open(download["value"], encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [event.label for event in events]
@@ -112,8 +112,12 @@ def test_page_functions(classifier, recording, tmp_path):
     assert Path(image).is_relative_to(tmp_path)
 
     _, table, download = function(app, "new_threshold")(sound, 0.95)
-    assert len(table) < len(events)
-    assert len(Path(download["value"]).read_text().splitlines()) == 1 + len(table)
+    rows = table["value"]
+    assert len(rows) < len(events)
+    assert len(Path(download["value"]).read_text().splitlines()) == 1 + len(rows)
+    _, table, _ = function(app, "new_threshold")(sound, 1.0)
+    assert table == {**table, "value": [], "label": "No sound reaches the threshold: lower it to "
+                     "see more"}  # fmt: skip
     cleared = new_sound(None, 0.5)
     assert cleared[1]["visible"] is True  # what to do
     assert cleared[2]["visible"] is False
@@ -155,7 +159,7 @@ def test_live_rows_appear_and_are_over(classifier, tmp_path):
 
 
 def test_page_says_what_it_knows_and_has_an_example(classifier, tmp_path):
-    assert "knows 5 sounds: LABEL 0, LABEL 1" in describe_model(classifier)
+    assert "knows 5 sounds: LABEL 0 · LABEL 1 ·" in describe_model(classifier)
     waveform, rate = soundfile.read(write_example(tmp_path))
     assert rate == 16000
     assert len(waveform) == 16 * rate

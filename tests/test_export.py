@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import logging
 import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -80,10 +82,19 @@ def exported(tmp_path_factory):
     arguments += ["--variants", "fp32", "int8", "spectrogram", "--repeats", "1"]
     arguments += ["--check", str(folder / "data")]
     arguments += ["--fold-column", "fold", "--evaluation-fold", "5"]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
-        command.main(arguments)
+    printed, said = io.StringIO(), []
+    listener = logging.Handler()
+    listener.emit = said.append
+    logging.getLogger("torch").addHandler(listener)
+    with contextlib.redirect_stdout(printed), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", FutureWarning)
+        with pytest.raises(SystemExit) as stopped:
+            command.main(arguments)
+    logging.getLogger("torch").removeHandler(listener)
     assert stopped.value.code == 0, printed.getvalue()
+    # Not a word about torchvision, or what torch's next version will lack.
+    assert [record.getMessage() for record in said] == []
+    assert [str(w.message) for w in warned if w.category is FutureWarning] == []
     return folder, printed.getvalue()
 
 

@@ -552,9 +552,14 @@ def test_what_is_skipped_does_not_come_back_and_what_is_undone_does(bench, index
     bench.mark(second, "high")
     third = bench.next("random")
     assert third.window not in (first.window, second.window)
-    assert bench.undo().window == second.window
+    mark, back = bench.undo()
+    assert (mark.label, back.window) == ("high", second.window)
     assert bench.next("random").window == second.window
     assert bench.undo() is None
+    # A mark of a whole file has no window to go back to, and is not taken back in silence.
+    bench.book.add(Mark(third.file, None, None, "background"))
+    mark, back = bench.undo()
+    assert (mark.label, back) == ("background", None)
     with pytest.raises(ValueError, match="Say what it is"):
         bench.mark(third, "  ")
     # All that was marked is in the file: a page that is killed and started again has it.

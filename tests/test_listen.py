@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -206,6 +207,13 @@ def test_a_wav_file_ends_where_its_sound_does_and_is_resampled(tmp_path):
 def test_what_is_no_wav_is_refused(content):
     with pytest.raises(ValueError, match="not an integer PCM WAV"):
         WavStream(io.BytesIO(content), RATE)
+
+
+def test_a_wav_of_an_absurd_rate_is_refused():
+    """Its blocks, a tenth of a second each, would not fit into memory."""
+    content = wav(np.zeros(9))
+    with pytest.raises(ValueError, match="header says 4000000000 Hz"):
+        WavStream(io.BytesIO(content[:24] + struct.pack("<I", 4_000_000_000) + content[28:]), RATE)
 
 
 class LoopbackStream:

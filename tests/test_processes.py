@@ -54,7 +54,7 @@ def test_processes_write_into_one_folder_and_resume(native_folder, recordings, t
     assert len((tmp_path / "files.csv").read_text().splitlines()) == 5
     capsys.readouterr()
     assert run_classify(options) == 1  # the broken one is tried again, the others are done
-    assert "0.00 h of sound" in capsys.readouterr().err
+    assert "0 s of sound" in capsys.readouterr().err
 
 
 def test_a_model_that_no_process_can_load_is_one_error(recordings, tmp_path, capfd):

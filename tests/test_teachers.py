@@ -28,7 +28,7 @@ from scripts.data.batches import Collator
 from scripts.training import with_accelerate, with_trainer
 from scripts.training.distil import Student, soft_loss
 from scripts.training.options import FinetuneOptions
-from scripts.training.start import open_data
+from scripts.training.start import keep_old_head, open_data
 from scripts.training.steps import parts_of, training_loss
 from scripts.training.teachers import OnlineTeacher, Teacher
 
@@ -158,6 +158,23 @@ def test_soft_targets_weigh_as_much_as_hard_ones(hard):
         loss = training_loss(student, batch, "mean", labels.numel())
         losses.append(loss.item() / math.log(2))
     assert losses == pytest.approx([1, 2] if is_multi_label else [5, 10])
+
+
+def test_the_teachers_head_begins_where_the_start_ended(tmp_path):
+    start = tiny_model(num_labels=3, id2label={0: "x", 1: "y", 2: "z"})
+    start.save_pretrained(tmp_path)
+    options = FinetuneOptions(teacher=["x"], model=str(tmp_path))
+    teacher = Teacher(["z", "x", "y"], "sigmoid", 0)
+    ast = tiny_model(num_labels=2, problem_type="single_label_classification")
+    ast.audio_spectrogram_transformer = start.audio_spectrogram_transformer
+    student = Student(ast, teacher, options, None).eval()
+    sound = torch.randn(2, 32, 64)
+    # Without that, no label is likely.
+    assert student(sound).teacher_logits.sigmoid().mean() < 0.1
+    assert keep_old_head(student, options)
+    torch.testing.assert_close(student(sound).teacher_logits, start(sound).logits[:, [2, 0, 1]])
+    others = Teacher(["z", "x", "w"], "sigmoid", 0)
+    assert not keep_old_head(Student(ast, others, options, None), options)
 
 
 @pytest.mark.parametrize("bags", [False, True])

@@ -1,6 +1,7 @@
 """Marks, heads, queues, thresholds: from marks to a detector, on synthetic embeddings."""
 
 import json
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -190,9 +191,14 @@ def test_a_wrong_row_is_named(tmp_path, text, message):
 
 
 def test_label_studio_there_and_back(tmp_path):
-    marks = [Mark("a b/x.wav", 1.0, 2.0, "bark;rain"), Mark("y.wav", 0.0, 3.0, "bark")]
-    tasks = to_label_studio(marks, scores=[0.9, 0.4], prefix="/data/local-files/?d=")
-    assert tasks[0]["data"]["audio"] == "/data/local-files/?d=a%20b/x.wav"
+    sound = tmp_path / "a b" / "50% é?d=.wav"
+    sound.parent.mkdir()
+    sound.touch()
+    marks = [Mark(str(sound), 1.0, 2.0, "bark;rain"), Mark("of%20a/dataset", 0.0, 3.0, "bark")]
+    tasks = to_label_studio(marks, scores=[0.9, 0.4])
+    # Where Label Studio finds a local file below its root, "/".
+    address = "/data/local-files/?d=" + quote(str(sound).lstrip("/"))
+    assert [task["data"]["audio"] for task in tasks] == [address, "of%20a/dataset"]
     assert tasks[0]["predictions"][0]["result"][0]["score"] == 0.9
     path = tmp_path / "export.json"
     path.write_text(json.dumps(tasks))
@@ -200,7 +206,12 @@ def test_label_studio_there_and_back(tmp_path):
     for task in tasks:
         task["annotations"] = task.pop("predictions")
     path.write_text(json.dumps(tasks))
-    assert read_marks(path) == marks
+    back = read_marks(path)
+    assert back == [marks[0]._replace(file=str(sound).lstrip("/")), marks[1]]
+    assert match_files(back[:1], [str(sound)]) == {back[0].file: str(sound)}
+    tasks[0]["data"]["audio"] = "/data/upload/3/0a1b2c3d-call.wav"  # uploaded in the browser
+    path.write_text(json.dumps(tasks[:1]))
+    assert read_marks(path)[0].file == "call.wav"
     assert label_names(marks) == ["bark", "rain"]
     path.write_text('{"no": "export"}')
     with pytest.raises(ValueError, match="not a JSON export of Label Studio"):

@@ -32,6 +32,13 @@ def clock(seconds: float, decimals: int = 0) -> str:
     return f"{text}.{fraction:0{decimals}d}" if decimals else text
 
 
+def how_long(seconds: float) -> str:
+    """`45 s`, `12 min`, `1.5 h`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.2f} h"
+
+
 def valid_text(name: str) -> str:
     """A file's name as valid text: bytes that are not UTF-8 become `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

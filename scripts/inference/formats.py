@@ -1,7 +1,7 @@
 """The file formats for results: to add one, add an entry to `FORMATS`.
 
 A table holds the rows of all sounds; a track is one file per sound, with its events, for a program
-that displays them.
+that displays them; some programs take one file with all events.
 """
 
 import itertools
@@ -26,15 +26,17 @@ Rows = Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Format:
-    """Either a table of all sounds or a track per sound.
+    """A table of all sounds, a track per sound, or a file of all events.
 
     Args:
         table: writes a file: path, columns, rows.
+        events: writes a file: path, rows of events.
         track: returns a sound's events as text.
-        suffix: of a track.
+        suffix: of a track, or of the file of events.
     """
 
     table: Callable[[Path, Columns, Rows], None] | None = None
+    events: Callable[[Path, Rows], None] | None = None
     track: Callable[[Sequence["Event"]], str] | None = None
     suffix: str = ""
 
@@ -99,6 +101,17 @@ def _raven(events: Sequence["Event"]) -> str:
     return "".join(lines)
 
 
+def _label_studio(path: Path, rows: Rows) -> None:
+    """Tasks for Label Studio's Import, with the events as predictions to check."""
+    from ..workbench.marks import Mark, to_label_studio
+
+    events = list(rows)
+    marks = [Mark(row["sound"], row["start"], row["end"], row["label"]) for row in events]
+    tasks = to_label_studio(marks, [row["score"] for row in events])
+    text = json.dumps(tasks, indent=2, ensure_ascii=False)
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
 def _one_line(label: str) -> str:
     return " ".join(label.split())
 
@@ -108,5 +121,6 @@ FORMATS = {
     "json": Format(table=_write_json),
     "parquet": Format(table=write_parquet),
     "audacity": Format(track=_audacity, suffix=".txt"),
+    "label_studio": Format(events=_label_studio, suffix=".json"),
     "raven": Format(track=_raven, suffix=".Table.1.selections.txt"),
 }

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 _BLOCK_S = 0.05
+_HIGHEST_RATE = 768_000  # Hz; as for `load_audio`
 # Programs that do not know the length in advance write sizes from here up, or 0.
 _UNKNOWN_BYTES = 0x7FF00000
 
@@ -119,6 +120,11 @@ class WavStream:
                 f"Standard input is not an integer PCM WAV: {error or 'it is empty'}. Expected a "
                 "stream as written by arecord -t wav -f S16_LE -r 16000."
             ) from error
+        if not 1 <= self._source_rate <= _HIGHEST_RATE:
+            raise ValueError(
+                f"Standard input's header says {self._source_rate} Hz; expected {_HIGHEST_RATE} at "
+                "most."
+            )
         size = frames * self._channels * self._width
         self._bytes = size if 0 < size < _UNKNOWN_BYTES else None
         self._wave = header  # keeps the file open

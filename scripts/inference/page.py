@@ -28,7 +28,7 @@ _SESSIONS = 20  # whose last sound stays in memory, for the slider
 _TOP_LABELS = 5
 _LIVE_ROWS = 50
 _LIVE_HOP_S = 1.0
-_NAMED_SOUNDS = 12  # of those the model knows, before "and … more"
+_NAMED_SOUNDS = 12  # of those that the model knows, before "and … more"
 _EVENT_COLUMNS = {"start": "double", "end": "double", "label": "string", "score": "float"}
 # On a phone, class names wrap instead of being cut off, and pictures keep a readable size and
 # scroll.
@@ -182,26 +182,27 @@ def _same(one: Event, other: Event) -> bool:
 
 
 def write_example(folder: str | Path) -> Path:
-    """A made-up sound to try the page with: 8 s of rain, then 8 s of a saw with a motor."""
+    """A made-up sound to try the page with: 8 s of rain, then 8 s of a tune."""
     import soundfile
 
     rate, random = 16000, np.random.default_rng(0)
-    noise = 0.1 * random.standard_normal((2, 8 * rate))
-    time = np.arange(noise.shape[1]) / rate
-    revolutions = np.cumsum(110 + 20 * np.sin(2 * np.pi * 0.7 * time)) / rate
-    motor = 0.2 * np.sign(np.sin(2 * np.pi * revolutions))
-    cutting = np.convolve(noise[1], np.ones(3) / 3, mode="same")
-    path = Path(folder, "rain_and_saw.wav")
-    soundfile.write(path, np.concatenate([noise[0], motor + cutting]), rate)
+    time = np.arange(8 * rate) / rate
+    rain = 0.1 * random.standard_normal(len(time))
+    pitch = 220 * 2 ** (time // 0.5 % 7 / 12)  # Hz, of plucked strings
+    tune = sum(0.2 / n * np.sin(2 * np.pi * n * pitch * time) for n in range(1, 6))
+    path = Path(folder, "rain_and_tune.wav")
+    soundfile.write(path, np.concatenate([rain, tune * np.exp(-5 * (time % 0.5))]), rate)
     return path
 
 
 def describe_model(classifier: Classifier) -> str:
     """Which model this is and which sounds it knows, as Markdown."""
     names = [readable(name) for name in classifier.label_names]
-    known = ", ".join(names[:_NAMED_SOUNDS])
-    more = len(names) - _NAMED_SOUNDS
-    known += f" and {more} more" if more > 0 else ""
+    # Evenly spread: AudioSet's first are all voices. A name can contain commas.
+    some = min(len(names), _NAMED_SOUNDS)
+    known = " · ".join(names[number * len(names) // some] for number in range(some))
+    if some < len(names):
+        known += f" and {len(names) - some} more"
     path = Path(classifier.model_name).resolve()
     name = shown(path.parent.name if path.name == "checkpoint" else path.name)
     return html.escape(f"{name} knows {len(names)} sounds: {known}.")
@@ -254,7 +255,9 @@ def build_app(
         assert write is not None
         write(path, _EVENT_COLUMNS, (event._asdict() for event in events))
         figure = draw_timeline(classifier, sound, events)
-        return [figure, table, gradio.update(value=str(path), interactive=True)]
+        label = "Heard when" if table else "No sound reaches the threshold: lower it to see more"
+        rows = gradio.update(value=table, label=label)
+        return [figure, rows, gradio.update(value=str(path), interactive=True)]
 
     def new_sound(path: str | None, threshold: float) -> list[Any]:
         message, sound = "", None

@@ -60,6 +60,8 @@ def collect(
             columns = _columns(per, top_k)
             how.table(folder / f"{per}s.{name}", columns, _rows(results(), per, top_k))
             how.table(folder / f"events.{name}", _EVENTS, _event_rows(results()))
+        if how.events is not None:
+            how.events(folder / f"{name}{how.suffix}", _event_rows(results()))
         if how.track is not None:
             for result in results():
                 path = file_of(folder / name, result.sound, how.suffix)

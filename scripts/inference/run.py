@@ -20,7 +20,7 @@ from modeling_ast.scores_ast import activation
 from ..common.checkpoints import DEFAULT_MODEL, checkpoint_folder, resolve_checkpoint
 from ..common.lock import hold
 from ..common.options import did_you_mean
-from ..common.shown import shown, valid_text
+from ..common.shown import how_long, shown, valid_text
 from ..data.recordings import Recording, Recordings, locate
 from .classifier import Classifier, Scored, Unreadable
 from .clips import best_events, clip_name, write_clip
@@ -277,7 +277,7 @@ class Run:
     def __str__(self) -> str:
         everyone = f" by process 0 of {self.processes}" if self.processes > 1 else ""
         return (
-            f"{self.seconds / 3600:.2f} h of sound{everyone} in {self.elapsed:.0f} s, "
+            f"{how_long(self.seconds)} of sound{everyone} in {self.elapsed:.0f} s, "
             f"{self.seconds / max(self.elapsed, 1e-9):.0f} x real time."
         )
 

@@ -15,6 +15,7 @@ Embeddings: squared error, mean over dimensions, of the teacher's standardised e
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from modeling_ast.pooling_ast import pool_logits
 
 from .options import FinetuneOptions
 from .teachers import Teacher
+
+_RARE = 0.01  # the first score of each label that does not exclude the others
 
 Batch = dict[str, Tensor]
 
@@ -97,6 +100,12 @@ class Student(nn.Module):
             head.label2id = {name: index for index, name in head.id2label.items()}
             head.problem_type = f"{'multi' if own == 'sigmoid' else 'single'}_label_classification"
             self.teacher_head = ASTMLPHead(head)
+            if own == "sigmoid":
+                # At scores of a half, hundreds of labels that are hardly ever given would pull the
+                # encoder away from what it knows (cf. RetinaNet's prior, arXiv 1708.02002).
+                nn.init.constant_(
+                    self.teacher_head.get_parameter("dense.bias"), math.log(_RARE / (1 - _RARE))
+                )
             self._teacher_config = head
         self.lesson = Lesson(
             0.0 if not teacher.label_names else options.teacher_share,
@@ -112,6 +121,7 @@ class Student(nn.Module):
             self.register_buffer("embedding_mean", mean.clone())
             self.register_buffer("embedding_deviation", deviation.clone())
         self.keeps_teacher_head = options.keep_teacher_head
+        self.teacher_label_names = teacher.label_names if teacher.are_names_known else []
 
     @property
     def config(self) -> Any:

@@ -44,6 +44,7 @@ from .start import (
     describe_teacher,
     describe_windows,
     frame_grid,
+    keep_old_head,
     open_data,
     save_model,
     start_model,
@@ -166,7 +167,8 @@ class TrainingRun:
             collator = Collator(self.extractor, len(self.data.label_names))
             embeddings = teacher.measure_embeddings(self.data, collator)
         student = make_student(model, teacher, self.options, embeddings)
-        self.say(describe_teacher(self.options, teacher, student))
+        is_head_old = keep_old_head(student, self.options)
+        self.say(describe_teacher(self.options, teacher, student, is_head_old))
         return student
 
     @property

@@ -105,7 +105,29 @@ def with_teachers_labels(data: LabelledAudio, teacher: Teacher) -> LabelledAudio
     )
 
 
-def describe_teacher(options: FinetuneOptions, teacher: Teacher, student: Student) -> str:
+def keep_old_head(student: Student, options: FinetuneOptions) -> bool:
+    """Let the teacher's head begin as the start's own, if that has the teacher's labels."""
+    head = student.teacher_head
+    if head is None or options.model == "scratch":
+        return False
+    name, is_vision = find_weights(options.model)
+    if is_vision:
+        return False
+    names = student.teacher_label_names
+    old_names = ASTConfig.from_pretrained(name).id2label
+    if set(old_names.values()) != set(names):
+        return False
+    old = ASTForAudioClassification.from_pretrained(name).classifier.state_dict()
+    place = {label: index for index, label in old_names.items()}
+    order = [place[label] for label in names]
+    old["dense.weight"], old["dense.bias"] = old["dense.weight"][order], old["dense.bias"][order]
+    head.load_state_dict(old)
+    return True
+
+
+def describe_teacher(
+    options: FinetuneOptions, teacher: Teacher, student: Student, is_head_old: bool
+) -> str:
     """What is learned from whom."""
     who = ", ".join(options.teacher) or "the dataset's column " + " and ".join(
         filter(None, (options.teacher_column, options.teacher_embedding_column))
@@ -114,6 +136,8 @@ def describe_teacher(options: FinetuneOptions, teacher: Teacher, student: Studen
     what = []
     if lesson.share:
         how = "a head of its own" if student.teacher_head is not None else "the same head"
+        if is_head_old:
+            how = "the start's head"
         what.append(f"{len(teacher.label_names)} labels through {how}, share {lesson.share:g}")
     if student.projection is not None:
         what.append(f"embeddings of {teacher.embedding_size}, weight {lesson.embedding_weight:g}")

@@ -172,8 +172,15 @@ class Workbench:
         """Do not ask about it again until the page is restarted."""
         self._passed.add(stretch.window)
 
-    def undo(self) -> Stretch | None:
-        """Undo the last mark; returns its window, to be shown again."""
+    def undo(self) -> tuple[Mark, Stretch | None] | None:
+        """Undo the last mark; returns it, and its window, to be shown again.
+
+        No window: the mark was made elsewhere, of another stretch or a whole file. None: there is
+        no mark.
+
+        Raises:
+            ValueError: as `MarkBook.undo`.
+        """
         with self._lock:
             mark = self.book.undo()
             if mark is None:
@@ -185,8 +192,8 @@ class Workbench:
                 span = index.spans[window]
                 if mark.start is not None and abs(span[0] - mark.start) < 0.01:
                     self._queue.insert(0, window)
-                    return self._stretch(window)
-            return None
+                    return mark, self._stretch(window)
+            return mark, None
 
     def teach(self, wish: Wish, folder: Path) -> Progress:
         """Fit a head on all marks and write the checkpoint into a folder.

@@ -25,7 +25,7 @@ import numpy as np
 from ..common.files import write_whole
 from ..data.recordings import locate
 from ..inference.parts import Parts
-from .heads import Head, Standard, layer_deviation, layer_normed, scores_of
+from .heads import Head, Standard, layer_deviation, layer_normed
 
 if TYPE_CHECKING:
     from ..inference.classifier import Classifier
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Keys of settings.json: windows, and where datasets have their sounds.
 _SETTINGS = ("chunk_length_s", "hop_length_s", "split", "dataset_config", "audio_column")
 _SAMPLE = 50_000  # windows, for means and deviations
+_LOGITS = 1 << 22  # at a time, 16 MB: a product of few windows is not worth its threads
 _BLOCK = 1024  # windows at a time: 1 MB, which a processor's cache holds
 
 
@@ -209,9 +210,9 @@ class SoundIndex:
             sounds, settings["split"], settings["dataset_config"], settings["audio_column"]
         )
 
-    def blocks(self) -> Iterator[slice]:
+    def blocks(self, length: int = _BLOCK) -> Iterator[slice]:
         """All windows, in blocks that need little memory."""
-        return (slice(first, first + _BLOCK) for first in range(0, len(self), _BLOCK))
+        return (slice(first, first + length) for first in range(0, len(self), length))
 
     @cached_property
     def standard(self) -> Standard:
@@ -301,14 +302,18 @@ class SoundIndex:
 
     def scores(self, head: Head, label: int) -> np.ndarray:
         """Each window's score for one of a head's labels: (windows,)."""
+        from scipy.special import expit, softmax
+
         if not head.exclusive:  # the others do not matter
             head, label = Head(head.weight[[label]], head.bias[[label]], False), 0
-        return np.concatenate(
-            [
-                scores_of(self.logits(head.weight, head.bias, block), head.exclusive)[:, label]
-                for block in self.blocks()
-            ]
-        )
+
+        def of(windows: slice) -> np.ndarray:
+            # A label's scores lie together: a few long loops instead of many short ones.
+            logits = np.ascontiguousarray(self.logits(head.weight, head.bias, windows).T)
+            return softmax(logits, axis=0)[label] if head.exclusive else expit(logits[0])
+
+        blocks = self.blocks(max(_BLOCK, _LOGITS // len(head.weight)))
+        return np.concatenate([of(windows) for windows in blocks])
 
 
 def read_vectors(path: str) -> np.ndarray:

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from ..data.annotations import read_annotations
 BACKGROUND = "background"
 SEPARATOR = ";"
 _NOT = "not "
+_LOCAL_FILES = "/data/local-files/?d="  # of Label Studio
 _COLUMNS = ["file", "start", "end", "label"]
 _ENOUGH = 0.5  # of the mark or the window, whichever is shorter: the window then gets the label
 _ALL = 0.95  # of a window must be marked as lacking a sound
@@ -195,22 +197,28 @@ class MarkBook:
         """Undo the last mark and return it; None if there is none.
 
         Only its row leaves the file: somebody else may have written others since.
+
+        Raises:
+            ValueError: for a file that is no longer CSV; the mark is kept.
         """
         if not self.marks:
             return None
-        mark = self.marks.pop()
-        if not self.path.exists():
-            write_marks(self.path, self.marks)
-            return mark
-        text = self.path.read_text(encoding="utf-8-sig")
-        columns, *rows = csv.reader(io.StringIO(text, newline=""))
+        mark = self.marks[-1]
+        try:
+            text = self.path.read_text(encoding="utf-8-sig")
+            columns, *rows = csv.reader(io.StringIO(text, newline=""))
+        except FileNotFoundError:
+            write_marks(self.path, self.marks[:-1])
+            return self.marks.pop()
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"Cannot take a mark back from {self.path}: {error}") from error
         for number in range(len(rows) - 1, -1, -1):
             if _holds(dict(zip(columns, rows[number], strict=False)), mark):
                 del rows[number]
                 break
         kept = "".join(_csv_line(row) for row in [columns, *rows])
         write_whole(self.path, lambda unfinished: unfinished.write_text(kept, encoding="utf-8"))
-        return mark
+        return self.marks.pop()
 
 
 def _holds(row: dict[str, str], mark: Mark) -> bool:
@@ -359,22 +367,23 @@ def window_targets(
 
 
 def to_label_studio(
-    marks: Iterable[Mark], scores: Sequence[float] | None = None, prefix: str = ""
+    marks: Iterable[Mark], scores: Sequence[float] | None = None
 ) -> list[dict[str, Any]]:
     """Label Studio tasks, one per file, with the marks as predictions to check.
+
+    Files that are here get the address at which Label Studio serves local files, with `/` as their
+    root (LOCAL_FILES_DOCUMENT_ROOT); other sounds keep their name.
 
     Args:
         marks: stretches with labels.
         scores: one per mark.
-        prefix: put before the file name in the task's address, such as "/data/local-files/?d=" for
-            Label Studio's local storage.
     """
     tasks: dict[str, dict[str, Any]] = {}
     for number, mark in enumerate(marks):
         task = tasks.setdefault(
             mark.file,
             {
-                "data": {"audio": prefix + quote(mark.file) if prefix else mark.file},
+                "data": {"audio": _address(mark.file)},
                 "predictions": [{"model_version": "ast", "result": []}],
             },
         )
@@ -391,6 +400,12 @@ def to_label_studio(
     return list(tasks.values())
 
 
+def _address(file: str) -> str:
+    if not Path(file).exists():
+        return file
+    return _LOCAL_FILES + quote(Path(file).absolute().as_posix().lstrip("/"))
+
+
 def _of_label_studio(path: Path, text: str) -> list[Mark]:
     """The annotations of Label Studio's JSON export (not its predictions)."""
     try:
@@ -398,7 +413,9 @@ def _of_label_studio(path: Path, text: str) -> list[Mark]:
         marks = []
         for task in tasks:
             address = next(value for value in task["data"].values() if isinstance(value, str))
-            file = unquote(address.rpartition("?d=")[2])
+            _, local, rest = address.rpartition("?d=")
+            # What was uploaded in the browser has eight digits and a dash before its name.
+            file = unquote(rest) if local else re.sub(r"^.*/upload/.*/[0-9a-f]{8}-", "", address)
             for annotation in task.get("annotations", ()):
                 if annotation.get("was_cancelled"):
                     continue

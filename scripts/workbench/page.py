@@ -43,7 +43,7 @@ CSS = """
 .card { display: flex; flex-direction: column; gap: 4px; margin-bottom: 14px; max-width: 640px; }
 .card .picture { position: relative; cursor: pointer; }
 .card img { width: 100%; display: block; }
-.card .needle { position: absolute; width: 2px; background: #e33; left: -9px;
+.card .needle { position: absolute; width: 2px; background: #e33; opacity: 0;
   pointer-events: none; }
 .card audio { width: 100%; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr));
@@ -68,6 +68,7 @@ element.addEventListener('play', event => {
     if (other !== event.target) other.pause();
   const picture = event.target.closest('.card').querySelector('.picture');
   const needle = picture.querySelector('.needle');
+  needle.style.opacity = 1;
   const move = () => {
     const share = event.target.currentTime / event.target.duration;
     needle.style.left = 100 * (+picture.dataset.left + share * picture.dataset.width) + '%';
@@ -347,18 +348,22 @@ def _review_tab(bench: Workbench) -> None:
                 bench.labels, value=None, label="Label", visible=False, elem_id="queue_label"
             )
             start = gradio.Button("Start", variant="primary", elem_id="start")
-        status = gradio.Markdown(elem_id="review_status")
+        status = gradio.Markdown(
+            "Press Start to hear one window after another, and say what each is. The recordings "
+            "stay as they are: marks are rows of a table.",
+            elem_id="review_status",
+        )
         shown_card = gradio.HTML(js_on_load=_PLAYER, elem_id="review_card")
         with gradio.Row():
-            accept = gradio.Button("Accept (A)", elem_id="accept", interactive=False, min_width=90)
-            background = gradio.Button(
-                "Background (B)", elem_id="background", interactive=False, min_width=90
-            )
-            skip = gradio.Button("Skip (S)", elem_id="skip", interactive=False, min_width=90)
-            undo = gradio.Button("Undo (U)", elem_id="undo", min_width=90)
+            # On a phone there are two in a row.
+            wide: dict[str, Any] = {"interactive": False, "min_width": 130}
+            accept = gradio.Button("Accept (A)", elem_id="accept", **wide)
+            background = gradio.Button("Background (B)", elem_id="background", **wide)
+            skip = gradio.Button("Skip (S)", elem_id="skip", **wide)
+            undo = gradio.Button("Undo (U)", elem_id="undo", min_width=130)
         with gradio.Row():
             others = [
-                gradio.Button(visible=False, elem_id=f"label{number + 1}", min_width=90)
+                gradio.Button(visible=False, elem_id=f"label{number + 1}", min_width=130)
                 for number in range(_KEYED_LABELS)
             ]
         with gradio.Row():
@@ -437,10 +442,15 @@ def _review_tab(bench: Workbench) -> None:
         return following(kind, of)
 
     def undone(kind: str, of: str | None) -> list[Any]:
-        back = bench.undo()
-        if back is None:
-            return following(kind, of, "There is nothing to undo here.")
-        return show(back, "Taken back.")
+        try:
+            undone = bench.undo()
+        except (ValueError, OSError) as error:
+            return following(kind, of, html.escape(shown(error)))
+        if undone is None:
+            return following(kind, of, "There is nothing to undo.")
+        mark, back = undone
+        note = html.escape(f"Took back: {shown(mark.label)}, {shown(Path(mark.file).name)}.")
+        return following(kind, of, note) if back is None else show(back, note)
 
     def as_number(number: int) -> Callable[..., list[Any]]:
         def handler(stretch: Stretch | None, kind: str, of: str | None) -> list[Any]:
@@ -478,14 +488,16 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
     )
     with gradio.Row():
         wish = gradio.Dropdown(
-            ["f1", "precision=0.8", "precision=0.9", "precision=0.95"], value="f1",
-            label="Thresholds for", elem_id="wish",
+            [("the highest F1", "f1")]
+            + [(f"a precision of {p:g} or more", f"precision={p:g}") for p in (0.8, 0.9, 0.95)],
+            value="f1", label="Thresholds for", elem_id="wish",
         )  # fmt: skip
         button = gradio.Button("Teach", variant="primary", elem_id="teach")
     outcome = gradio.Markdown(elem_id="outcome")
     table = gradio.Dataframe(
         headers=["label", "recordings", "average precision", "threshold", "its precision (90 %)",
                  "note"],
+        column_widths=["110px", "100px", "100px", "100px", "120px", "320px"],  # a phone scrolls
         interactive=False, wrap=True, visible=False, elem_id="taught_table",
     )  # fmt: skip
     download = gradio.DownloadButton(
@@ -496,7 +508,9 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
         sources=["upload", "microphone"], type="filepath", label="Sound", editable=False,
         buttons=[], elem_id="try_sound",
     )  # fmt: skip
-    answer = gradio.Label(num_top_classes=5, label="What it says", elem_id="try_labels")
+    answer = gradio.Label(
+        num_top_classes=5, label="What it says", visible=False, elem_id="try_labels"
+    )
     trouble = gradio.Markdown(elem_id="try_message")
 
     def teach(word: str) -> list[Any]:
@@ -512,16 +526,17 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
         ]
 
     def try_out(path: str | None) -> tuple[Any, str]:
+        nothing = gradio.update(visible=False)
         if path is None:
-            return None, ""
+            return nothing, ""
         if bench.progress is None:
-            return None, "Teach something first."
+            return nothing, "Teach something first."
         try:
             waveform = read_upload(path, bench.classifier.sampling_rate, max_minutes)
         except ValueError as error:
-            return None, shown(error)
-        scores = bench.hear(waveform)
-        return {readable(label): score for label, score in scores.items()}, ""
+            return nothing, shown(error)
+        scores = {readable(label): score for label, score in bench.hear(waveform).items()}
+        return gradio.update(value=scores, visible=True), ""
 
     button.click(teach, wish, [outcome, table, download], api_visibility="private")
     sound.change(try_out, sound, [answer, trouble], api_visibility="private")
