@@ -14,6 +14,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A process per processor, test file by test file; each takes up to 2 GB of memory.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 VERSION := $(shell sed -n 's/^version = //p' setup.cfg)
 
@@ -30,7 +32,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
@@ -39,7 +41,7 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 coverage: $(READY)
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) --cov --cov-report=term --cov-report=html
 
 wheel: $(READY)
 	rm -rf dist build/lib build/bdist.*

@@ -87,13 +87,14 @@ def main() -> None:
     if not Path("runs/detector/checkpoint").is_dir():
         step(
             "ast-finetune-accelerate recordings/ --annotations raven/ --output runs/detector \\\n"
-            "      --windows_per_clip 6 --batch_size 1 --num_epochs 3 --learning_rate 5e-4 \\\n"
-            "      --frequency_patchout 4",
+            "      --model ast-tiny-esc10 --windows_per_clip 6 --batch_size 1 --num_epochs 3 \\\n"
+            "      --learning_rate 5e-4 --frequency_patchout 4",
             lambda: finetune(
                 FinetuneOptions(
                     dataset="recordings",
                     annotations="raven",
                     output="runs/detector",
+                    model="ast-tiny-esc10",
                     windows_per_clip=6,
                     batch_size=1,
                     num_epochs=3,

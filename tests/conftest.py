@@ -9,14 +9,17 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_home_")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
+# Two threads on a busy machine make tiny models many times slower, not faster.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 import transformers
+from filelock import FileLock
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from modeling_ast.export_ast import export_onnx
+from modeling_ast.export_ast import VARIANTS, export_onnx
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,7 +34,6 @@ def shared(path: str) -> Path:
     return SHARED / path
 
 
-# Two threads on a busy machine make tiny models many times slower, not faster.
 torch.set_num_threads(1)
 
 
@@ -104,13 +106,18 @@ def native_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_onnx(tmp_path_factory) -> Path:
-    """A tiny model as a waveform-in ONNX file: exporting takes seconds."""
+    """A tiny model as a waveform-in ONNX file: exporting takes seconds, so processes share it."""
     pytest.importorskip("onnxscript")
-    folder = tmp_path_factory.mktemp("onnx")
-    torch.manual_seed(0)
-    model = tiny_model(id2label={0: "a_dog", 1: "b", 2: "c", 3: "d", 4: "e"})
-    extractor = ASTFeatureExtractor(num_mel_bins=64, max_length=128, return_attention_mask=True)
-    return export_onnx(model, extractor, folder, ["fp32"])["fp32"]
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with FileLock(folder / "onnx.lock"):
+        if not (folder / "onnx").exists():
+            torch.manual_seed(0)
+            model = tiny_model(id2label={0: "a_dog", 1: "b", 2: "c", 3: "d", 4: "e"})
+            settings = {"num_mel_bins": 64, "max_length": 128, "return_attention_mask": True}
+            export_onnx(model, ASTFeatureExtractor(**settings), folder / "onnx", ["fp32"])
+    return folder / "onnx" / VARIANTS["fp32"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """ast-benchmark: its tables and JSON, on loads too small to say anything about speed."""
 
 import json
+import multiprocessing.dummy
 import time
 from argparse import Namespace
 
@@ -110,7 +111,10 @@ def test_descendants(tmp_path, capsys):
         benchmark(["descendants", "--models", "ced-huge"])
 
 
-def test_train(tmp_path, capsys):
+@pytest.mark.parametrize("in_processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_train(in_processes, tmp_path, capsys, monkeypatch):
+    if not in_processes:  # of which each case starts one
+        monkeypatch.setattr(multiprocessing, "get_context", lambda _: multiprocessing.dummy)
     path = tmp_path / "train.json"
     sizes = ["--batch_size=2", "--max_length=96", "--hidden_size=64", "--num_hidden_layers=1"]
     patchout = ["--time_patchout=4", "--frequency_patchout=2"]

@@ -45,7 +45,7 @@ def trained() -> ASTForAudioClassification:
         initializer_range=0.05,
     ).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(300):
+    for _ in range(150):
         spectrograms, labels, _ = tone_bursts(32)
         loss = cross_entropy(model(spectrograms).logits, labels)
         loss.backward()
@@ -78,7 +78,7 @@ def test_the_mass_lies_on_the_burst(trained, explain, least_mass, hits):
         hit += (around.max() == image.max()).item() / 64
     print(f"{explain.__name__}: {mass:.2f} of the mass, {hit:.2f} of the peaks, {area:.2f} of area")
     assert area < 0.16
-    assert mass > least_mass  # measured: 0.46 and 0.64
+    assert mass > least_mass  # measured: 0.46 and 0.68
     assert hit > hits  # the peak is on the burst; measured: in 100 % and 98 %
 
 

@@ -28,7 +28,7 @@ def settings(tmp_path_factory) -> FinetuneOptions:
         audio_column="file_name",
         fold_column="fold",
         evaluation_fold="all",
-        num_epochs=2,
+        num_epochs=1,
         **TINY_RECIPE,
     )
 
@@ -64,7 +64,7 @@ def test_every_fold_is_held_out_once(door, settings, tmp_path, capsys):
 
 
 def test_mistakes(settings, tmp_path, monkeypatch):
-    args = replace(settings, output=str(tmp_path / "run"), num_epochs=1)
+    args = replace(settings, output=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="evaluation_fold all needs --fold_column"):
         finetune_folds(with_accelerate.finetune, replace(args, fold_column=None))
     with pytest.raises(ValueError, match=r"no column 'nothing' \(--fold_column\)\. Known"):

@@ -123,6 +123,7 @@ def test_a_damaged_sound_leaves_the_next_one_alone(frame_folder, tmp_path):
     np.testing.assert_allclose(heard["good"].scores, alone.scores, atol=1e-6)
 
 
+@pytest.mark.slow  # the export
 def test_onnx(tmp_path, frame_folder):
     pytest.importorskip("onnxruntime")
     model = ASTForAudioFrameClassification.from_pretrained(frame_folder)

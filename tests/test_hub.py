@@ -32,6 +32,7 @@ from scripts.push_to_hub import main
 
 from .conftest import GOLDEN, REPOSITORY, TINY_MODEL
 from .hub_server import HubServer
+from .strangers import Strangers
 
 TOKEN = "hf_averysecrettoken"
 LABELS = ["dog", "rooster", "rain", "clock_tick", "sneezing"]
@@ -62,51 +63,48 @@ def run_folder(native_folder, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """Our own Hub, which this process is logged in to."""
+@pytest.fixture(scope="module")
+def server():
     with HubServer({TOKEN: "someone"}) as server:
-        address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # knows another address
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
 
-def in_clean_process(script: str, hub: HubServer, folder: Path, with_package: bool) -> list[str]:
-    """Run a script against the server, with an empty cache; returns the printed lines."""
-    hide = (
-        "import importlib.util, sys\n"
-        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-        f"sys.path = [p for p in sys.path if p != {str(REPOSITORY)!r}]\n"
-        "assert importlib.util.find_spec('modeling_ast') is None\n"
-    )
-    ours = f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
+@pytest.fixture
+def hub(server, monkeypatch):
+    """Our own Hub, empty, which this process is logged in to."""
+    for content in (server.repositories, server.storage, server.requests, server.failures):
+        content.clear()
+    address = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # knows another address
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return server
+
+
+@pytest.fixture(scope="module")
+def strangers(server):
+    """Runs scripts against the server, without a token."""
+    with Strangers(server.environment(None)) as strangers:
+        yield strangers
+
+
+def run_by_stranger(strangers, script: str, folder: Path, with_package: bool) -> list[str]:
+    """The lines printed in a folder with a sound."""
     folder.mkdir()
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
     soundfile.write(folder / "sound.wav", tone, 16000, subtype="FLOAT")
-    environment = {k: v for k, v in os.environ.items() if k != "HF_TOKEN"}
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", (ours if with_package else hide) + script],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**environment, **hub.environment(None, home=folder / "hf_home")},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
+    return strangers.run(script, folder, with_package)
 
 
 def examples(hub: HubServer, repo: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", hub.files(repo)["README.md"].decode(), re.DOTALL)
 
 
-def test_a_stranger_loads_it_in_three_ways(hub, run_folder, tmp_path):
+def test_a_stranger_loads_it_in_three_ways(hub, strangers, run_folder, tmp_path):
     """The card's own examples, each in a process with nothing in its cache and no token."""
     address = push(run_folder, "someone/my-sounds")
     commit = hub.repositories["someone/my-sounds"].refs["main"]
@@ -131,7 +129,9 @@ def test_a_stranger_loads_it_in_three_ways(hub, run_folder, tmp_path):
         "assert type(model).__module__.startswith('transformers.models.'), type(model)\n"
         "model = AutoModelForAudioClassification.from_pretrained('someone/my-sounds')\n"
     )
-    assert in_clean_process(script, hub, tmp_path / "plain", with_package=False)[0] == "rain 1.0"
+    assert (
+        run_by_stranger(strangers, script, tmp_path / "plain", with_package=False)[0] == "rain 1.0"
+    )
     downloads = [path for method, path, _ in hub.requests if method == "GET" and "storage" in path]
     assert len(downloads) == 1  # the second load takes the cache, by its ETag
 
@@ -159,7 +159,9 @@ from transformers import AutoModelForAudioClassification
 model = AutoModelForAudioClassification.from_pretrained({"someone/my-sounds"!r}, **remote)
 """
     )
-    answer, again, *others = in_clean_process(script, hub, tmp_path / "remote", with_package=False)
+    answer, again, *others = run_by_stranger(
+        strangers, script, tmp_path / "remote", with_package=False
+    )
     expected = pipeline("audio-classification", model=str(run_folder / "checkpoint"))(
         str(tmp_path / "plain" / "sound.wav")
     )[0]
@@ -168,12 +170,12 @@ model = AutoModelForAudioClassification.from_pretrained({"someone/my-sounds"!r},
     assert set(eval(again)) == COMPLETE - {"README.md"}
     assert others == [expected["label"], "True"]
 
-    lines = in_clean_process(packaged, hub, tmp_path / "packaged", with_package=True)
+    lines = run_by_stranger(strangers, packaged, tmp_path / "packaged", with_package=True)
     assert lines[0].split()[0] == "rain"
     assert len(lines) == 3
 
 
-def test_a_descendant_is_computed_by_our_code_or_not_at_all(hub, tmp_path):
+def test_a_descendant_is_computed_by_our_code_or_not_at_all(hub, strangers, tmp_path):
     """Plain transformers refuses; with remote code or the package, it is the same."""
     converted = convert_checkpoint(GOLDEN / "families" / "ced.pth", num_attention_heads=3)
     folder = tmp_path / "checkpoint"
@@ -229,7 +231,7 @@ model.save_pretrained("again")
 import hashlib, pathlib
 print(hashlib.sha256(pathlib.Path("again/model.safetensors").read_bytes()).hexdigest())
 """
-        lines = in_clean_process(script, hub, tmp_path / module, with_package=not options)
+        lines = run_by_stranger(strangers, script, tmp_path / module, with_package=not options)
         if start == refusals:
             assert lines[:4] == ["True False"] * 3 + ["False True"]
             lines = lines[4:]
@@ -237,7 +239,7 @@ print(hashlib.sha256(pathlib.Path("again/model.safetensors").read_bytes()).hexdi
         assert lines[1:] == [module, weights]
 
 
-def test_a_detector_travels(hub, tmp_path):
+def test_a_detector_travels(hub, strangers, tmp_path):
     """Its card's own examples: with the code in the repository, and with the package."""
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
     config = ASTFrameConfig(**{**TINY_MODEL, "num_labels": len(LABELS)}, **names)
@@ -259,10 +261,10 @@ def test_a_detector_travels(hub, tmp_path):
 
     remote, packaged = examples(hub, "someone/detector")  # none for plain transformers
     script = remote + "print(type(model).__module__.partition('.')[0], type(model).__name__)"
-    answer, kind = in_clean_process(script, hub, tmp_path / "remote", with_package=False)
+    answer, kind = run_by_stranger(strangers, script, tmp_path / "remote", with_package=False)
     assert answer == f"torch.Size([12, {len(LABELS)}]) {LABELS[1]}"
     assert kind == "transformers_modules ASTForAudioFrameClassification"
-    (event,) = in_clean_process(packaged, hub, tmp_path / "packaged", with_package=True)
+    (event,) = run_by_stranger(strangers, packaged, tmp_path / "packaged", with_package=True)
     start, end, label, score = event.split()
     assert (float(start), float(end), label) == (0.0, 1.0, LABELS[1])
     assert float(score) > 0.9
@@ -461,19 +463,13 @@ def test_a_card_without_its_run_is_never_made_poorer(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ast-tiny-audioset", "ast-tiny-esc10"])
-def test_every_snippet_of_a_bundled_card_runs(tmp_path, name):
+def test_every_snippet_of_a_bundled_card_runs(strangers, tmp_path, name):
     bundled = hub_configs_folder() / name
-    soundfile.write(tmp_path / "sound.wav", 0.1 * np.ones(16000, np.float32), 16000)
     snippets = re.findall(r"```python\n(.*?)```", (bundled / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
-    # In one process, plain transformers first; each with its own namespace.
-    programs = [snippet.replace(f'"{name}"', repr(str(bundled))) for snippet in snippets]
-    subprocess.run(
-        [sys.executable, "-c", f"for program in {programs!r}: exec(program, {{}})"],
-        check=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    for number, snippet in enumerate(snippets):  # the first in plain transformers
+        script, folder = snippet.replace(f'"{name}"', repr(str(bundled))), tmp_path / str(number)
+        run_by_stranger(strangers, script, folder, with_package=bool(number))
 
 
 def test_results_are_of_one_commit(hub, run_folder, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """One checkpoint, two runtimes: native folder -> ours, ours -> native, ours without our package."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -31,6 +30,7 @@ from modeling_ast import (
 )
 
 from .conftest import REPOSITORY
+from .strangers import Strangers
 
 
 @pytest.fixture(scope="session")
@@ -82,37 +82,24 @@ def test_attentions_need_eager(native_folder, input_values):
         model(input_values, output_attentions=True)
 
 
-def run_without_our_code(script: str, folder: Path, tmp_path: Path) -> torch.Tensor:
-    """Run a script in a process that cannot import our packages; returns the logits it saved."""
-    guard = (
-        "import importlib.util, sys\n"
-        "for name in ('modeling_ast', 'feature_extraction', 'ast_scripts'):\n"
-        "    assert importlib.util.find_spec(name) is None, name\n"
-        "import torch, transformers\n"
-        f"inputs = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
-    )
-    ending = f"\ntorch.save(logits, {str(tmp_path / 'logits.pt')!r})\n"
-    # -I: no current folder, no PYTHONPATH; and no site-packages with an editable install of ours.
-    hide = (
-        "import sys\n"
-        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-        f"sys.path = [p for p in sys.path if p != {str(REPOSITORY)!r}]\n"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", hide + guard + script.format(folder=str(folder)) + ending],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+@pytest.fixture(scope="module")
+def strangers():
+    with Strangers({"HF_HUB_OFFLINE": "1"}) as strangers:
+        yield strangers
+
+
+def run_without_our_code(strangers, script: str, folder: Path, inputs, tmp_path: Path):
+    """Run a script in a process that cannot import our packages; returns its logits."""
+    torch.save(inputs, tmp_path / "inputs.pt")
+    start = "import torch, transformers\ninputs = torch.load('inputs.pt')\n"
+    ending = "\ntorch.save(logits, 'logits.pt')\n"
+    strangers.run(start + script.format(folder=str(folder)) + ending, tmp_path)
     return torch.load(tmp_path / "logits.pt", weights_only=True)
 
 
-def test_our_folder_in_plain_transformers(our_folder, native_logits, input_values, tmp_path):
-    torch.save(input_values, tmp_path / "inputs.pt")
+def test_our_folder_in_plain_transformers(
+    strangers, our_folder, native_logits, input_values, tmp_path
+):
     script = """
 model = transformers.AutoModelForAudioClassification.from_pretrained({folder!r})
 assert type(model).__module__.startswith("transformers."), type(model)
@@ -121,12 +108,11 @@ assert type(extractor).__module__.startswith("transformers."), type(extractor)
 with torch.no_grad():
     logits = model(inputs).logits
 """
-    logits = run_without_our_code(script, our_folder, tmp_path)
+    logits = run_without_our_code(strangers, script, our_folder, input_values, tmp_path)
     assert (logits - native_logits).abs().max() <= 1e-5
 
 
-def test_our_folder_with_remote_code(our_folder, native_logits, input_values, tmp_path):
-    torch.save(input_values, tmp_path / "inputs.pt")
+def test_our_folder_with_remote_code(strangers, our_folder, native_logits, input_values, tmp_path):
     script = """
 options = dict(trust_remote_code=True)
 model = transformers.AutoModelForAudioClassification.from_pretrained({folder!r}, **options)
@@ -142,8 +128,22 @@ with torch.no_grad():
     assert extractor(torch.randn(8000), 16000, "longest").input_values[0].shape == (48, 64)
     logits = model(inputs).logits
 """
-    logits = run_without_our_code(script, our_folder, tmp_path)
+    logits = run_without_our_code(strangers, script, our_folder, input_values, tmp_path)
     assert (logits - native_logits).abs().max() <= 1e-5
+
+
+def test_another_geometry_with_remote_code(strangers, our_folder, tmp_path):
+    script = f"""
+import torch
+from transformers import AutoModelForAudioClassification
+model = AutoModelForAudioClassification.from_pretrained(
+    {str(our_folder)!r}, max_length=512, trust_remote_code=True
+)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+assert model.config.trained_grid == (5, 50)
+print(tuple(model(torch.zeros(1, 512, 64)).logits.shape))
+"""
+    assert strangers.run(script, tmp_path) == ["(1, 5)"]
 
 
 def test_an_older_transformers_is_named(our_folder, tmp_path):
