@@ -323,6 +323,7 @@ def test_loop(tmp_path, capsys):
     sizes = ["--windows", "1000", "--width", "16", "--marks", "40", "--labels", "3"]
     benchmark(["loop", *sizes, "--repeats", "1", "--json", str(path)])
     printed = capsys.readouterr().out
+    assert "  processor s" in printed
     for case in ("search by example", "search by label", "teach 40 marks"):
         assert case in printed
 

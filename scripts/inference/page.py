@@ -30,12 +30,13 @@ _LIVE_ROWS = 50
 _LIVE_HOP_S = 1.0
 _NAMED_SOUNDS = 12  # of those that the model knows, before "and … more"
 _EVENT_COLUMNS = {"start": "double", "end": "double", "label": "string", "score": "float"}
-# On a phone, class names wrap instead of being cut off, and pictures keep a readable size and
-# scroll.
+# On a phone, class names wrap instead of being cut off, pictures keep a readable size and scroll,
+# and all tabs fit in a row.
 _CSS = """
 @media (max-width: 640px) {
     #timeline, #explanation { overflow-x: auto; }
     #timeline img, #explanation img { min-width: 720px; max-width: none; }
+    button[role=tab] { padding: 0 7px !important; }
 }
 #labels .text { white-space: normal; overflow-wrap: anywhere; }
 #labels .label-text, #events td, #events th { white-space: normal !important; }

@@ -320,8 +320,8 @@ def _find_tab(bench: Workbench, max_minutes: float) -> None:
         try:
             for number in numbers:
                 bench.mark(found[int(number) - 1], label)
-        except ValueError as error:
-            return [shown(error), gradio.update()]
+        except (ValueError, OSError) as error:
+            return [html.escape(shown(error)), gradio.update()]
         count = len(bench.book.marks)
         return [
             f"Marked {len(numbers)} as {html.escape(shown(label))}. {count} marks in all, in "
@@ -419,7 +419,7 @@ def _review_tab(bench: Workbench) -> None:
         try:
             return show(bench.next(_QUEUES[kind], of), note)
         except ValueError as error:
-            return show(None, shown(error))
+            return show(None, html.escape(shown(error)))
 
     def marked(stretch: Stretch | None, name: str, kind: str, of: str | None) -> list[Any]:
         if stretch is None:
@@ -427,7 +427,7 @@ def _review_tab(bench: Workbench) -> None:
         try:
             bench.mark(stretch, name)
         except (ValueError, OSError) as error:
-            return show(stretch, shown(error))
+            return show(stretch, html.escape(shown(error)))
         return following(kind, of, f"Marked as {html.escape(shown(name))}.")
 
     def as_suggested(stretch: Stretch | None, kind: str, of: str | None) -> list[Any]:
@@ -516,9 +516,9 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
     def teach(word: str) -> list[Any]:
         try:
             progress = bench.teach(Wish.read(word), folder / "taught")
-        except ValueError as error:
-            return [shown(error), gradio.update(), gradio.update()]
-        packed = pack(progress.checkpoint, folder)
+            packed = pack(progress.checkpoint, folder)
+        except (ValueError, OSError) as error:
+            return [html.escape(shown(error)), gradio.update(), gradio.update()]
         return [
             describe_progress(progress),
             gradio.update(value=progress_table(progress), visible=True),
@@ -533,9 +533,10 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
             return nothing, "Teach something first."
         try:
             waveform = read_upload(path, bench.classifier.sampling_rate, max_minutes)
+            heard = bench.hear(waveform)
         except ValueError as error:
-            return nothing, shown(error)
-        scores = {readable(label): score for label, score in bench.hear(waveform).items()}
+            return nothing, html.escape(shown(error))
+        scores = {readable(label): score for label, score in heard.items()}
         return gradio.update(value=scores, visible=True), ""
 
     button.click(teach, wish, [outcome, table, download], api_visibility="private")
