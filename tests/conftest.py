@@ -1,5 +1,6 @@
 """Shared by all tests: an offline, temporary Hugging Face home, a tiny model, golden files."""
 
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -118,6 +119,16 @@ def tiny_onnx(tmp_path_factory) -> Path:
             settings = {"num_mel_bins": 64, "max_length": 128, "return_attention_mask": True}
             export_onnx(model, ASTFeatureExtractor(**settings), folder / "onnx", ["fp32"])
     return folder / "onnx" / VARIANTS["fp32"]
+
+
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """Starts processes by forking one that has imported what they need, which takes seconds."""
+    os.environ.setdefault("PYTHONPATH", str(REPOSITORY))
+    context = multiprocessing.get_context("forkserver")
+    # There is one server for all tests: the first one to ask starts it.
+    modules = ["tests.training_runs", "scripts.inference.run", "scripts.inference.classifier"]
+    context.set_forkserver_preload(modules)
+    return context
 
 
 @pytest.fixture

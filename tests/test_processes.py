@@ -1,6 +1,7 @@
 """Commands that need no torch, and ast-classify in several processes."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from scripts import classify
 from scripts.inference.options import ClassifyOptions
 from scripts.inference.run import classify as run_classify
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, forkserver
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,15 @@ def recordings(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(params=["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def start_method(request, monkeypatch):
+    """How the command's processes start; slow: as they do, importing everything."""
+    is_slow = request.param == "spawn"
+    context = multiprocessing.get_context("spawn") if is_slow else forkserver()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+
+
+@pytest.mark.usefixtures("start_method")
 def test_processes_hear_what_one_hears(native_folder, recordings, tmp_path, capsys):
     answers = {}
     for processes in (1, 2):
@@ -45,6 +55,7 @@ def test_processes_hear_what_one_hears(native_folder, recordings, tmp_path, caps
             np.testing.assert_allclose(*scores, atol=1e-5)
 
 
+@pytest.mark.usefixtures("start_method")
 def test_processes_write_into_one_folder_and_resume(native_folder, recordings, tmp_path, capsys):
     options = ClassifyOptions(
         sounds=[str(recordings)], model=str(native_folder), output=tmp_path, processes=2
@@ -57,6 +68,7 @@ def test_processes_write_into_one_folder_and_resume(native_folder, recordings, t
     assert "0 s of sound" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_that_no_process_can_load_is_one_error(recordings, tmp_path, capfd):
     (tmp_path / "config.json").write_text("{")
     options = ClassifyOptions(sounds=[str(recordings)], model=str(tmp_path), processes=2)

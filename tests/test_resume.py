@@ -1,7 +1,6 @@
 """Runs that are killed, or cannot save, and resume end with an undisturbed run's weights."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from . import training_runs
-from .conftest import REPOSITORY, TINY_RECIPE
+from .conftest import REPOSITORY, TINY_RECIPE, forkserver
 from .sounds import write_answers, write_class_folders
 
 # Everything with state: order, mixing, augmentation, patchout, average, best epoch, workers.
@@ -42,9 +41,7 @@ DOORS = ("ast-finetune-accelerate", "ast-finetune")
 @pytest.fixture(scope="module")
 def start():
     """Start a command in a process forked from one with everything imported; returns it."""
-    os.environ.setdefault("PYTHONPATH", str(REPOSITORY))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training_runs"])
+    context = forkserver()
 
     def start_process(command, arguments, errors, interruption=None):
         process = context.Process(
