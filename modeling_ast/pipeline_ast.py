@@ -197,6 +197,8 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         _, _, postprocess_params = super()._sanitize_parameters(**stock)
         if "top_k" not in stock and hasattr(self, "_postprocess_params"):
             del postprocess_params["top_k"]  # in a call: keep the value the pipeline was made with
+        if "function_to_apply" not in stock:
+            postprocess_params.pop("function_to_apply", None)  # filled in up to 5.20
         preprocess_params = {}
         for name, seconds in (("chunk_length_s", chunk_length_s), ("hop_length_s", hop_length_s)):
             if seconds is not None:

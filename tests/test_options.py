@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -154,12 +155,19 @@ def command(arguments: Toy) -> int:
         raise ValueError("No\nsuch file.")
     if arguments.top_k == 5:
         raise KeyboardInterrupt
+    if arguments.top_k == 6:
+        json.loads(100_000 * "[")
     return 1
 
 
 @pytest.mark.parametrize(
     ("top_k", "status", "line"),
-    [(3, 1, ""), (4, 2, "ast-toy: error: No such file."), (5, 130, "ast-toy: interrupted")],
+    [
+        (3, 1, ""),
+        (4, 2, "ast-toy: error: No such file."),
+        (5, 130, "ast-toy: interrupted"),
+        (6, 2, "ast-toy: error: a file is nested too deeply to be read."),
+    ],
 )
 def test_run_command_ends_with_a_status(top_k, status, line, capsys):
     with pytest.raises(SystemExit) as ended:

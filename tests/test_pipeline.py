@@ -190,7 +190,15 @@ def test_thresholds(classifier, clip):
     assert answer["labels"] == answer["windows"][0]["labels"] == []
 
 
-def test_problem_type_chooses_the_function(native_folder, clip):
+@pytest.mark.parametrize("stock_default", [{}, {"function_to_apply": "softmax"}])
+def test_problem_type_chooses_the_function(native_folder, clip, stock_default, monkeypatch):
+    """Whatever the stock pipeline does by default: older ones apply softmax to any model."""
+    stock = transformers.AudioClassificationPipeline._sanitize_parameters
+
+    def sanitize(self, **arguments):
+        return stock(self, **{**stock_default, **arguments})
+
+    monkeypatch.setattr(transformers.AudioClassificationPipeline, "_sanitize_parameters", sanitize)
     classifier = pipeline("audio-classification", model=str(native_folder), top_k=None)
     raw = scores(classifier(clip, function_to_apply="none"))
     for problem_type, function in (

@@ -66,7 +66,8 @@ def compare_heads(options: DetectionOptions, scenes: Path) -> dict[str, dict[str
     if not path.is_file():
         sounds = _embed(options, scenes)
         write_whole(path, lambda unfinished: torch.save(sounds, unfinished))
-    sounds = torch.load(path, weights_only=False)
+    with torch.serialization.safe_globals([Sound, Annotation]):
+        sounds = torch.load(path, weights_only=True)
     labels = sorted({event.label for sound in sounds for event in sound.events})
     model = Classifier(options.model).pipeline.model
     model.config.num_labels = len(labels)

@@ -481,6 +481,9 @@ def _end(name: str, command: Callable[[], int | None]) -> typing.NoReturn:
     except (ValueError, OSError) as error:
         print(f"{name}: error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
+    except RecursionError:  # of json and yaml; nothing of ours is recursive
+        print(f"{name}: error: a file is nested too deeply to be read.", file=sys.stderr)
+        sys.exit(2)
     sys.exit(status or 0)
 
 

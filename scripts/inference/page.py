@@ -36,8 +36,8 @@ _CSS = """
 @media (max-width: 640px) {
     #timeline, #explanation { overflow-x: auto; }
     #timeline img, #explanation img { min-width: 720px; max-width: none; }
-    button[role=tab] { padding: 0 7px !important; }
 }
+.tab-container button { padding: 0 8px !important; }  /* also those that gradio measures */
 #labels .text { white-space: normal; overflow-wrap: anywhere; }
 #labels .label-text, #events td, #events th { white-space: normal !important; }
 #events .cell-wrap span { white-space: normal; overflow: visible; text-overflow: clip; }

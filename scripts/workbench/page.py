@@ -497,7 +497,7 @@ def _teach_tab(bench: Workbench, folder: Path, max_minutes: float) -> None:
     table = gradio.Dataframe(
         headers=["label", "recordings", "average precision", "threshold", "its precision (90 %)",
                  "note"],
-        column_widths=["110px", "100px", "100px", "100px", "120px", "320px"],  # a phone scrolls
+        column_widths=["110px", "120px", "110px", "110px", "120px", "320px"],  # a phone scrolls
         interactive=False, wrap=True, visible=False, elem_id="taught_table",
     )  # fmt: skip
     download = gradio.DownloadButton(
