@@ -198,8 +198,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         if "top_k" not in stock and hasattr(self, "_postprocess_params"):
             del postprocess_params["top_k"]  # in a call: keep the value the pipeline was made with
         if "function_to_apply" not in stock:
-            # The model says; transformers up to 5.20 would fill in softmax.
-            postprocess_params.pop("function_to_apply", None)
+            postprocess_params.pop("function_to_apply", None)  # filled in up to 5.20
         preprocess_params = {}
         for name, seconds in (("chunk_length_s", chunk_length_s), ("hop_length_s", hop_length_s)):
             if seconds is not None:
