@@ -1,5 +1,6 @@
 """`ast-benchmark speed`: ways to run a checkpoint on this CPU, their speed and what they lose."""
 
+import contextlib
 import importlib.util
 import logging
 import statistics
@@ -178,11 +179,11 @@ def _quantised(
     source: Path, temporary: Path, extractor: ASTFeatureExtractor, options: SpeedOptions
 ) -> Iterator[tuple[str, Path]]:
     quantization: Any = import_optional("onnxruntime.quantization")
-    logging.getLogger().setLevel(logging.ERROR)
     kinds = {"op_types_to_quantize": ["MatMul"], "per_channel": True}
     if "dynamic8" in options.ways:
         path = temporary / "dynamic8.onnx"
-        quantization.quantize_dynamic(source, path, **kinds)
+        with _errors_only():
+            quantization.quantize_dynamic(source, path, **kinds)
         yield "ONNX Runtime, dynamic, 8-bit weights", path
     if "static" in options.ways:
         samples = extractor.filterbank.num_samples(extractor.max_length)
@@ -195,5 +196,18 @@ def _quantised(
                 return None if seed is None else {"waveform": made_up_sound(samples, seed)[None]}
 
         path = temporary / "static.onnx"
-        quantization.quantize_static(source, path, Sounds(), **kinds)
+        with _errors_only():
+            quantization.quantize_static(source, path, Sounds(), **kinds)
         yield "ONNX Runtime, static, 8 bits", path
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Without the advice that quantisation gives through the root logger."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
