@@ -224,7 +224,9 @@ def _write_graph(classifier: nn.Module, path: Path, metadata: dict[str, str]) ->
         config: Any = classifier.model.config  # type: ignore[union-attr]
         name, axis = "input_values", "frames"
         example = torch.zeros(2, config.max_length + 1, config.num_mel_bins)
-    with torch.no_grad(), _quiet_exporter():
+    # The exporter tells of torchvision's operators, and of what torch's next version will lack.
+    with torch.no_grad(), errors_only("torch.onnx"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*treespec")
         program: Any = torch.onnx.export(
             classifier.eval(),
             (example,),
@@ -239,25 +241,20 @@ def _write_graph(classifier: nn.Module, path: Path, metadata: dict[str, str]) ->
 
 
 @contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """torch's exporter tells of torchvision's operators, and of what its next version will lack."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+def errors_only(logger_name: str | None = None) -> Iterator[None]:
+    """Let a library's logger, or the root logger, speak of errors only; afterwards as before."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, message=".*treespec")
-            yield
+        yield
     finally:
-        exporter.setLevel(level)
+        logger.setLevel(level)
 
 
 def _quantize(source: Path, target: Path) -> None:
     quantization = import_optional("onnxruntime.quantization")
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it recommends a step that this graph has had
-    try:
+    with errors_only():  # it recommends a step that this graph has had
         quantization.quantize_dynamic(
             source,
             target,
@@ -266,5 +263,3 @@ def _quantize(source: Path, target: Path) -> None:
             # 7 bits: products of 8 bits overflow in the instructions of CPUs without VNNI.
             reduce_range=True,
         )
-    finally:
-        logger.setLevel(level)

@@ -18,7 +18,7 @@ from transformers.models.audio_spectrogram_transformer import (
 )
 
 from feature_extraction import ASTFeatureExtractor, AudioDecodingError
-from modeling_ast import ASTForAudioClassification
+from modeling_ast import ASTForAudioClassification, ASTForAudioFrameClassification
 from scripts import classify
 from scripts.benchmark import benchmark
 from scripts.benchmarks.agreement import agreement, groups_of
@@ -175,6 +175,9 @@ def test_the_teachers_head_begins_where_the_start_ended(tmp_path):
     torch.testing.assert_close(student(sound).teacher_logits, start(sound).logits[:, [2, 0, 1]])
     others = Teacher(["z", "x", "w"], "sigmoid", 0)
     assert not keep_old_head(Student(ast, others, options, None), options)
+    ASTForAudioFrameClassification.from_classifier(start).save_pretrained(tmp_path / "frames")
+    frames = FinetuneOptions(teacher=["x"], model=str(tmp_path / "frames"))
+    assert not keep_old_head(student, frames)  # a detector's head is of another kind
 
 
 @pytest.mark.parametrize("bags", [False, True])

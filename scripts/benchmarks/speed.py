@@ -1,8 +1,6 @@
 """`ast-benchmark speed`: ways to run a checkpoint on this CPU, their speed and what they lose."""
 
-import contextlib
 import importlib.util
-import logging
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ import torch
 
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTForAudioClassification
-from modeling_ast.export_ast import import_optional
+from modeling_ast.export_ast import errors_only, import_optional
 from modeling_ast.onnx_file_ast import OnnxFile
 from modeling_ast.speed_ast import (
     cache_folder,
@@ -182,7 +180,7 @@ def _quantised(
     kinds = {"op_types_to_quantize": ["MatMul"], "per_channel": True}
     if "dynamic8" in options.ways:
         path = temporary / "dynamic8.onnx"
-        with _errors_only():
+        with errors_only():
             quantization.quantize_dynamic(source, path, **kinds)
         yield "ONNX Runtime, dynamic, 8-bit weights", path
     if "static" in options.ways:
@@ -196,18 +194,6 @@ def _quantised(
                 return None if seed is None else {"waveform": made_up_sound(samples, seed)[None]}
 
         path = temporary / "static.onnx"
-        with _errors_only():
+        with errors_only():
             quantization.quantize_static(source, path, Sounds(), **kinds)
         yield "ONNX Runtime, static, 8 bits", path
-
-
-@contextlib.contextmanager
-def _errors_only() -> Iterator[None]:
-    """Without the advice that quantisation gives through the root logger."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(before)

@@ -1,6 +1,5 @@
 """Exports a checkpoint to ONNX and compares it with PyTorch: logits, accuracy, speed."""
 
-import logging
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -50,9 +49,8 @@ def export_and_check(options: ExportOptions) -> None:
             f"{options.checkpoint} is a detector: --check and --web are for classifiers."
         )
     extractor = ASTFeatureExtractor.from_pretrained(checkpoint)
-    # The exporter mentions operators that this graph does not have.
+    # The exporter speaks of what the next versions will lack.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     if options.web is not None:
         _write_page(model, extractor, options)
         return

@@ -45,7 +45,7 @@ _EPOCHS, _FEWEST, _MOST = 120, 3, 30  # 120 over the square root of the clips
 
 def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:
     """The options, completed with what they leave to the run."""
-    size, is_masked, has_old_head = _start_geometry(options, data)
+    size, is_masked, gets_new_head = _start_geometry(options, data)
     lengths = clip_lengths(data)
     max_length = options.max_length
     heard = size.max_length
@@ -65,7 +65,7 @@ def choose(options: FinetuneOptions, data: LabelledAudio) -> FinetuneOptions:
         usual = float(np.quantile(lengths, _USUAL)) / _FRAME_S if lengths else 0.0
         windows = min(_MOST_WINDOWS, max(1, math.ceil(usual / heard)))
     head_learning_rate = options.head_learning_rate
-    if head_learning_rate is None and has_old_head is False and not is_frozen:
+    if head_learning_rate is None and gets_new_head and not is_frozen:
         head_learning_rate = _HEAD_FACTOR * options.learning_rate
     clips = data.train_clips
     # A recording's label is one thing to learn from; marks are as many as it has windows.
@@ -135,12 +135,10 @@ def clip_lengths(data: LabelledAudio) -> list[float]:
     return [length for length in lengths if length > 0]
 
 
-def _start_geometry(
-    options: FinetuneOptions, data: LabelledAudio
-) -> tuple[ASTConfig, bool, bool | None]:
-    """Shape and input of the run's start, whether padding is masked, and whether it keeps its head;
-    None: it never had one for sound."""
-    is_masked, has_old_head = bool(options.bucket_batches), None
+def _start_geometry(options: FinetuneOptions, data: LabelledAudio) -> tuple[ASTConfig, bool, bool]:
+    """Shape and input of the run's start, whether padding is masked, and whether an encoder that
+    knows sound gets a new head."""
+    is_masked, gets_new_head = bool(options.bucket_batches), False
     config = ASTConfig(num_attention_heads=1)  # of pictures' weights, AST's own input
     if options.model == "scratch":
         config.hidden_size = options.hidden_size
@@ -150,14 +148,14 @@ def _start_geometry(
             config = ASTConfig.from_pretrained(name)
             extractor = ASTFeatureExtractor.from_pretrained(name)
             is_masked |= bool(extractor.return_attention_mask)
-            has_old_head = set(config.id2label.values()) == set(data.label_names)
+            gets_new_head = set(config.id2label.values()) != set(data.label_names)
             if options.annotations is not None:
-                has_old_head &= (
-                    AutoConfig.from_pretrained(name).model_type == ASTFrameConfig.model_type
+                gets_new_head |= (
+                    AutoConfig.from_pretrained(name).model_type != ASTFrameConfig.model_type
                 )
         elif (Path(name) / "config.json").is_file():
             config.hidden_size = AutoConfig.from_pretrained(name).hidden_size
     for name in ("max_length", "num_mel_bins", "frequency_stride", "time_stride"):
         if (value := getattr(options, name)) is not None:
             setattr(config, name, value)
-    return config, is_masked, has_old_head
+    return config, is_masked, gets_new_head

@@ -114,10 +114,12 @@ def keep_old_head(student: Student, options: FinetuneOptions) -> bool:
     if is_vision:
         return False
     names = student.teacher_label_names
-    old_names = ASTConfig.from_pretrained(name).id2label
-    if set(old_names.values()) != set(names):
+    config = AutoConfig.from_pretrained(name)
+    old_names = config.id2label
+    if config.model_type == ASTFrameConfig.model_type or set(old_names.values()) != set(names):
         return False
-    old = ASTForAudioClassification.from_pretrained(name).classifier.state_dict()
+    with _without_warnings():
+        old = ASTForAudioClassification.from_pretrained(name).classifier.state_dict()
     place = {label: index for index, label in old_names.items()}
     order = [place[label] for label in names]
     old["dense.weight"], old["dense.bias"] = old["dense.weight"][order], old["dense.bias"][order]
