@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -80,9 +81,14 @@ def test_its_health_is_that_of_the_page(is_up, tmp_path):
     check = of("HEALTHCHECK")[0].partition(" CMD ")[2]
     for process, healthy in (("ast-demo\0--host", is_up), ("ast-classify\0/data", True)):
         (tmp_path / "cmdline").write_text(process)
+        (tmp_path / "python").unlink(missing_ok=True)
+        (tmp_path / "python").symlink_to(sys.executable)  # as in the container
         command = check.replace("/proc/1/cmdline", shlex.quote(str(tmp_path / "cmdline")))
         done = subprocess.run(
-            ["sh", "-c", command.replace("7860", str(port))], capture_output=True, check=False
+            ["sh", "-c", command.replace("7860", str(port))],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+            capture_output=True,
+            check=False,
         )
         assert (done.returncode == 0) == healthy, done.stderr
     server.server_close()
