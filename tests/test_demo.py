@@ -474,13 +474,6 @@ def test_live_tab_hears_a_dog(tmp_path):
         pictures = REPOSITORY / "runs"
         pictures.mkdir(exist_ok=True)
         browser.save_screenshot(str(pictures / "live_tab.png"))
-        phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-        time.sleep(1)  # for the screenshot only
-        browser.save_screenshot(str(pictures / "live_tab_phone.png"))
-        width = browser.execute_script("return document.documentElement.scrollWidth")
-        assert width <= phone["width"]  # nothing to scroll sideways
-        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         button("Stop").click()
         wait_for(lambda: text("#live_events") and "now" not in text("#live_events"))
         assert "Dog" in text("#live_events")
@@ -488,7 +481,17 @@ def test_live_tab_hears_a_dog(tmp_path):
         before = wait_for(heard_s)
         button("Record").click()
         wait_for(lambda: 0 < heard_s() < before)  # anew
+        phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
         open_tab("granted")  # leaves while recording
-        wait_for(heard_s)
+        wait_for(lambda: "Dog" in text("#live_events"))
+        time.sleep(1)  # for the screenshot only
+        browser.save_screenshot(str(pictures / "live_tab_phone.png"))
+        ends = (
+            "return [document.documentElement.scrollWidth, Math.max(...Array.from("
+            "document.querySelectorAll('#live_events td'), cell => "
+            "cell.getBoundingClientRect().right))]"
+        )
+        assert max(browser.execute_script(ends)) <= phone["width"]  # nothing is out of sight
         open_tab("denied")
         wait_for(lambda: "allow access to the microphone" in text("body"))
