@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .common.checkpoints import check_checkpoints
+from .common.lean import quiet_libraries
 from .common.options import run_command
 from .inference.options import DemoOptions
 from .inference.speed import sped_up
@@ -34,9 +35,7 @@ def demo(options: DemoOptions) -> None:
         raise ValueError("--speed goes without --index: teaching needs the checkpoint itself.")
     if not options.write_space:
         options = sped_up(options)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+    quiet_libraries(options.model)
     if options.write_space:
         from .inference.space import write_space
 

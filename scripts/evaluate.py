@@ -30,6 +30,7 @@ import sys
 from collections.abc import Sequence
 
 from .common.checkpoints import check_checkpoints
+from .common.lean import quiet_libraries
 from .common.options import run_command
 from .evaluation.options import EvaluateOptions
 
@@ -39,12 +40,10 @@ def run(options: EvaluateOptions) -> None:
         given = f"; got {options.paths[0]!r} only" if options.paths else ""
         raise ValueError(f"Name a checkpoint and a dataset{given} (see ast-evaluate --help).")
     check_checkpoints(*options.paths[:-1])
-    from transformers.utils import logging
-
+    quiet_libraries()
     from .evaluation.report import SHOWN_MISTAKES, format_report
     from .evaluation.scoring import evaluate_checkpoints
 
-    logging.disable_progress_bar()
     *checkpoints, dataset = options.paths
     report = evaluate_checkpoints(checkpoints, dataset, options)
     if not report:  # not the main process

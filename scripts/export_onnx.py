@@ -11,17 +11,16 @@ and speed on labelled clips: a dataset's evaluation split, one of its folds, or 
 from collections.abc import Sequence
 
 from .common.checkpoints import check_checkpoints
+from .common.lean import quiet_libraries
 from .common.options import run_command
 from .inference.options import ExportOptions
 
 
 def export(options: ExportOptions) -> None:
     check_checkpoints(options.checkpoint)
-    from transformers.utils import logging
-
+    quiet_libraries()
     from .inference.onnx_files import export_and_check
 
-    logging.disable_progress_bar()
     export_and_check(options)
 
 

@@ -13,16 +13,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from .common.lean import quiet_libraries
 from .common.options import run_command
 from .workbench.options import IndexOptions
 
 
 def index(options: IndexOptions) -> int:
-    from transformers.utils import logging
-
+    quiet_libraries()
     from .workbench import run
 
-    logging.disable_progress_bar()
     return run.index(options)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .common.lean import quiet_libraries
 from .common.options import Options, run_command, setting
 
 
@@ -37,11 +38,9 @@ def push_to_hub(options: PushOptions) -> None:
     """
     import tempfile
 
-    from transformers.utils import logging
-
+    quiet_libraries()
     from .publishing.repository import check_name, push, write_repository
 
-    logging.disable_progress_bar()
     if not options.dry_run:
         address = push(options.folder, options.repo_id, options.private, options.with_pipeline)
         print(f"Pushed {address}")

@@ -12,16 +12,15 @@ an ordinary checkpoint with calibrated scores; every figure is measured on held-
 
 from collections.abc import Sequence
 
+from .common.lean import quiet_libraries
 from .common.options import run_command
 from .workbench.options import TeachOptions
 
 
 def teach(options: TeachOptions) -> int:
-    from transformers.utils import logging
-
+    quiet_libraries()
     from .workbench import run
 
-    logging.disable_progress_bar()
     return run.teach(options)
 
 

@@ -1,7 +1,9 @@
 """The page's functions, the page in headless Chromium (slow), and the Space folder."""
 
 import configparser
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -32,7 +34,7 @@ from scripts.inference.page import (
 )
 from scripts.inference.space import write_space
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, shared
 from .sounds import PITCHES, encode, tone, write_class_folders
 
 SPACE = REPOSITORY / "hub_configs" / "space"
@@ -136,7 +138,8 @@ def test_page_functions(classifier, recording, tmp_path):
 def test_live_rows_appear_and_are_over(classifier, tmp_path):
     """Chunks as a browser's microphone sends them: whole numbers, two channels, any rate."""
     pytest.importorskip("gradio")
-    hear_live = function(build_app(classifier, tmp_path), "hear_live")
+    app = build_app(classifier, tmp_path)
+    hear_live, end_live = function(app, "hear_live"), function(app, "end_live")
     assert hear_live(None, None)[0] is None
     session = None
     for seed in range(4):
@@ -148,14 +151,26 @@ def test_live_rows_appear_and_are_over(classifier, tmp_path):
     assert figures == str(heard)
     assert rows == session.rows
     loud = [Event(0.0, 1.0, "a_b", 0.5), Event(0.0, 2.0, "a_b", 0.75)]
-    lines = iter([[Line(False, loud[0], 0.1)], [Line(True, loud[1], 0.1)]])
+    later = Event(3.0, 4.0, "c", 0.5)
+    lines = iter([[Line(False, e, 0.1) for e in (loud[0], later)], [Line(True, loud[1], 0.1)]])
     session.events.clear()
     ready = iter([True, True, False])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Listener, "is_ready", property(lambda _: next(ready)))
         patch.setattr(Listener, "step", lambda _: next(lines))
         session.hear(sound)
-    assert session.rows == [["0:00.0 – 0:02.0", "a b", "75%"]]
+    over = ["0:00.0 – 0:02.0", "a b", "75%"]
+    assert session.rows == [["0:03.0 – now", "c", "50%"], over]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Listener, "finish", lambda _: [Line(True, later, 0.0)])
+        rows, _ = end_live(session)
+    assert [row for row in rows if row[1] in ("c", "a b")] == [
+        ["0:03.0 – 0:04.0", "c", "50%"],
+        over,
+    ]
+    assert session._listener.figures.heard_s == session._listener.ring.end / 16000  # all of it
+    hear_live(chunk, session)
+    assert session.rows == rows  # a late chunk changes nothing
 
 
 def test_page_says_what_it_knows_and_has_an_example(classifier, tmp_path):
@@ -276,15 +291,14 @@ def trained_checkpoint(tmp_path_factory) -> Path:
     return folder / "run" / "checkpoint"
 
 
-@pytest.fixture
-def page(trained_checkpoint):
-    """The address of a served page."""
+@contextlib.contextmanager
+def served(*arguments):
+    """The address of a served page; once it is over, no error may have been logged."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "scripts.demo", str(trained_checkpoint)]
     server = subprocess.Popen(
-        [*command, "--port", str(port)],
+        [sys.executable, "-m", "scripts.demo", *arguments, "--port", str(port)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -299,13 +313,29 @@ def page(trained_checkpoint):
             break
     else:
         pytest.fail("".join(lines))
-    yield f"http://127.0.0.1:{port}"
-    server.terminate()
-    server.communicate(timeout=60)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        output, _ = server.communicate(timeout=60)
+    assert "Traceback" not in output
+
+
+@pytest.fixture
+def page(trained_checkpoint):
+    with served(str(trained_checkpoint)) as address:
+        yield address
 
 
 @pytest.fixture
 def browser(tmp_path):
+    with started_browser(tmp_path) as opened:
+        yield opened
+
+
+@contextlib.contextmanager
+def started_browser(folder, *arguments):
+    """Chromium that reaches nothing but this machine; downloads go into the folder."""
     webdriver = pytest.importorskip("selenium.webdriver")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
@@ -319,15 +349,18 @@ def browser(tmp_path):
         "--disable-dev-shm-usage",
         "--window-size=1280,2300",
         "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",  # no network
+        *arguments,
     ):
         options.add_argument(argument)
-    downloads = {"download.default_directory": str(tmp_path / "downloads")}
+    downloads = {"download.default_directory": str(folder / "downloads")}
     options.add_experimental_option("prefs", downloads)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)
     opened = webdriver.Chrome(options=options, service=service)
-    yield opened
-    opened.quit()
+    try:
+        yield opened
+    finally:
+        opened.quit()
 
 
 def wait_for(condition, seconds=120):
@@ -395,3 +428,67 @@ def test_page_in_a_browser(page, browser, tmp_path):
     assert addresses
     foreign = {a for a in addresses if not re.match(rf"{page}|data:|blob:|chrome", a)}
     assert not foreign
+
+
+@pytest.mark.slow
+def test_live_tab_hears_a_dog(tmp_path):
+    """A bark of ESC-10 as the browser's microphone: rows appear, and are over after "Stop".
+
+    Then a visitor who leaves while recording, and one who refuses the microphone.
+    """
+    import pyarrow.parquet as pq
+    from selenium.webdriver.common.by import By
+
+    table = pq.read_table(shared("data/esc10/data/fold5.parquet")).to_pylist()
+    clip = next(row["audio"]["bytes"] for row in table if row["label"] == 0)
+    samples, rate = soundfile.read(io.BytesIO(clip))
+    microphone = tmp_path / "microphone.wav"
+    soundfile.write(microphone, np.concatenate([samples, np.zeros(2 * rate)]), rate)
+    fake = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}")
+
+    with served() as address, started_browser(tmp_path, *fake) as browser:
+
+        def text(selector):
+            return "\n".join(e.text for e in browser.find_elements(By.CSS_SELECTOR, selector))
+
+        def button(name):
+            buttons = browser.find_elements(By.CSS_SELECTOR, "#microphone button")
+            return next((b for b in buttons if b.text == name), None)
+
+        def heard_s():
+            figures = re.search(r"heard ([\d.]+) s", text("#live_figures"))
+            return float(figures[1]) if figures else 0.0
+
+        def open_tab(microphone):
+            permission = {"permission": {"name": "microphone"}, "setting": microphone}
+            browser.execute_cdp_cmd("Browser.setPermission", permission)
+            browser.get(address)
+            tabs = (By.CSS_SELECTOR, "button[role=tab]")
+            named = wait_for(lambda: [t for t in browser.find_elements(*tabs) if t.text == "Live"])
+            named[0].click()
+            wait_for(lambda: button("Record")).click()
+
+        open_tab("granted")
+        wait_for(lambda: "Dog" in text("#live_events") and "now" in text("#live_events"))
+        assert "0 drops" in text("#live_figures")
+        pictures = REPOSITORY / "runs"
+        pictures.mkdir(exist_ok=True)
+        browser.save_screenshot(str(pictures / "live_tab.png"))
+        phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        time.sleep(1)  # for the screenshot only
+        browser.save_screenshot(str(pictures / "live_tab_phone.png"))
+        width = browser.execute_script("return document.documentElement.scrollWidth")
+        assert width <= phone["width"]  # nothing to scroll sideways
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        button("Stop").click()
+        wait_for(lambda: text("#live_events") and "now" not in text("#live_events"))
+        assert "Dog" in text("#live_events")
+
+        before = wait_for(heard_s)
+        button("Record").click()
+        wait_for(lambda: 0 < heard_s() < before)  # anew
+        open_tab("granted")  # leaves while recording
+        wait_for(heard_s)
+        open_tab("denied")
+        wait_for(lambda: "allow access to the microphone" in text("body"))

@@ -88,15 +88,23 @@ def test_arrays_are_pooled_as_tensors_are(pooling):
     np.testing.assert_allclose(pool_scores(scores, pooling), alone, rtol=1e-6)
 
 
-def test_libraries_are_there_when_they_are_asked_for():
-    """Modules first, without torch; then the package, with all that it registers."""
+def test_libraries_are_there_when_they_are_asked_for(recordings):
+    """Modules first, without torch; then the package, with all that it registers, and no more."""
+    sound = str(recordings / "0.wav")
     program = (
-        "import sys\n"
+        "import gc, sys\n"
         "from scripts.common.lean import postpone_libraries\n"
         "postpone_libraries()\n"
         "from modeling_ast.events_ast import find_events\n"
         "from scripts.inference import run\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+        "assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules)\n"
+        "from scripts.classify import classify\n"
+        "from scripts.inference.options import ClassifyOptions\n"
+        f"assert classify(ClassifyOptions(sounds=[{sound!r}])) == 0\n"
+        "assert gc.isenabled()\n"
+        "assert gc.get_freeze_count() > 100_000\n"
+        "needless = 'datasets evaluate librosa matplotlib pandas pyarrow sklearn torchvision'\n"
+        "assert not set(needless.split()) & set(sys.modules)\n"
         "import modeling_ast\n"
         "assert modeling_ast.find_events is find_events\n"
         "from transformers import AutoConfig\n"

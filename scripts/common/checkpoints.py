@@ -10,7 +10,6 @@ import os
 import socket
 import threading
 import urllib.parse
-import urllib.request
 from pathlib import Path
 
 from .bundled import hub_configs_folder
@@ -103,9 +102,11 @@ def can_reach(url: str) -> bool:
 
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":
         return False
+    from urllib.request import getproxies, proxy_bypass  # slow to import; a folder needs none
+
     address = urllib.parse.urlsplit(url)
-    proxy = urllib.request.getproxies().get(address.scheme)
-    if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
+    proxy = getproxies().get(address.scheme)
+    if proxy and not proxy_bypass(address.hostname or ""):
         address = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     port = address.port or (443 if address.scheme == "https" else 80)
     reached = threading.Event()

@@ -5,8 +5,6 @@
 
 from typing import Any
 
-import yaml
-
 from .bundled import hub_configs_folder
 
 _LICENSES = {  # of the weights, by family, as the Hub spells them
@@ -20,6 +18,8 @@ _LICENSES = {  # of the weights, by family, as the Hub spells them
 
 def published_descendants() -> dict[str, dict[str, Any]]:
     """The descendants' checkpoints by folder name."""
+    import yaml
+
     path = hub_configs_folder() / "published_descendants.yaml"
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 

@@ -4,7 +4,7 @@ import html
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..common.shown import clock, readable, shown
 from .classifier import Classifier
 from .formats import FORMATS
 from .heard import Heard
-from .live import Listener
+from .live import Line, Listener
 from .live_sources import Resampler
 from .options import DemoOptions, default_threshold
 
@@ -28,6 +28,7 @@ _SESSIONS = 20  # whose last sound stays in memory, for the slider
 _TOP_LABELS = 5
 _LIVE_ROWS = 50
 _LIVE_HOP_S = 1.0
+_LIVE_BLOCK_S = 0.25  # of sound at a time: what it takes to get here adds to the latency
 _NAMED_SOUNDS = 12  # of those that the model knows, before "and … more"
 _EVENT_COLUMNS = {"start": "double", "end": "double", "label": "string", "score": "float"}
 # On a phone, class names wrap instead of being cut off, pictures keep a readable size and scroll,
@@ -126,7 +127,7 @@ def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
 
 
 class LiveSession:
-    """A visitor's microphone: a second of sound comes in, and a row stands for each event.
+    """A visitor's microphone: sound comes in bit by bit, and a row stands for each event.
 
     Args:
         classifier: the model.
@@ -147,18 +148,37 @@ class LiveSession:
         )
         self._resampler = Resampler(rate, classifier.sampling_rate)
 
-    def hear(self, samples: np.ndarray) -> None:
-        """(samples,) or (samples, channels), whole numbers or floats, as a browser sends them."""
+    def hear(self, samples: np.ndarray) -> bool:
+        """(samples,) or (samples, channels), whole numbers or floats, as a browser sends them.
+
+        Returns whether there is something new to show. After `end`, nothing is heard.
+        """
+        if self._listener.ring.is_closed:
+            return False
         full_scale = 1.0 if samples.dtype.kind == "f" else float(np.iinfo(samples.dtype).max)
         mono = samples.reshape(len(samples), -1).mean(axis=1, dtype=np.float32) / full_scale
         self._listener.ring.write(self._resampler(mono))
+        return self._show_windows()
+
+    def end(self) -> None:
+        """The visitor has stopped: hear the rest, and end all events."""
+        self._listener.ring.close()
+        self._show_windows()
+        self._show(self._listener.finish())
+
+    def _show_windows(self) -> bool:
+        windows = self._listener.figures.windows
         while self._listener.is_ready:
-            for line in self._listener.step():
-                begun = [i for i, (event, _) in enumerate(self.events) if _same(event, line.event)]
-                if line.is_over and begun:
-                    self.events[begun[0]] = (line.event, True)
-                else:
-                    self.events.appendleft((line.event, line.is_over))
+            self._show(self._listener.step())
+        return self._listener.figures.windows > windows
+
+    def _show(self, lines: Iterable[Line]) -> None:
+        for line in lines:
+            begun = [i for i, (event, _) in enumerate(self.events) if _same(event, line.event)]
+            if line.is_over and begun:
+                self.events[begun[0]] = (line.event, True)
+            else:
+                self.events.appendleft((line.event, line.is_over))
 
     @property
     def rows(self) -> list[list[str]]:
@@ -365,18 +385,26 @@ def build_app(
 
     def hear_live(
         chunk: tuple[int, np.ndarray] | None, session: LiveSession | None
-    ) -> tuple[LiveSession | None, Any, str]:
+    ) -> tuple[Any, Any, Any]:
         if chunk is None:
             return session, gradio.skip(), ""
         rate, samples = chunk
         if session is None or session.rate != rate:
             session = LiveSession(classifier, rate)
-        session.hear(samples)
-        return session, session.rows, session.figures
+        if session.hear(samples):
+            return session, session.rows, session.figures
+        return session, gradio.skip(), gradio.skip()
+
+    def end_live(session: LiveSession | None) -> tuple[Any, Any]:
+        if session is None:
+            return gradio.skip(), gradio.skip()
+        session.end()
+        return session.rows, session.figures
 
     def live_tab() -> None:
         gradio.Markdown(
-            "Press record: a row appears as a sound begins. Nothing is kept but the last seconds."
+            "Press record and allow the microphone: a row appears as a sound begins. Nothing is "
+            "kept but the last seconds."
         )
         session = gradio.State(time_to_live=_KEPT_S)
         microphone = gradio.Audio(
@@ -399,11 +427,22 @@ def build_app(
             hear_live,
             [microphone, session],
             [session, table, figures],
-            stream_every=_LIVE_HOP_S,
+            stream_every=_LIVE_BLOCK_S,
             show_progress="hidden",
             api_visibility="private",
+            concurrency_id="live",  # with start and end: one after the other, in order
         )
-        microphone.start_recording(lambda: None, None, session, api_visibility="private")
+        microphone.stop_recording(
+            end_live,
+            session,
+            [table, figures],
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_id="live",
+        )
+        microphone.start_recording(
+            lambda: None, None, session, api_visibility="private", concurrency_id="live"
+        )
 
     with gradio.Blocks(
         title=title, analytics_enabled=False, delete_cache=(60, _KEPT_S), fill_width=True

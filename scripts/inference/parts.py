@@ -10,6 +10,7 @@ missing from the parts, and the next one does it. A sound that changed after it 
 done again, and the latest row counts.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -18,12 +19,9 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from modeling_ast.events_ast import Event
 from modeling_ast.scores_ast import LabelScore
@@ -31,25 +29,10 @@ from modeling_ast.scores_ast import LabelScore
 from ..common.files import write_whole
 from .heard import Heard, Span
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _FORMAT = 2  # of the parts
-_LABELS = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
-_SPAN = [("start", pa.float64()), ("end", pa.float64())]
-PART = pa.schema(
-    [
-        ("sound", pa.string()),
-        ("version", pa.string()),  # of the sound, `Recording.version`
-        ("written", pa.int64()),  # ns since 1970
-        ("duration", pa.float64()),  # seconds
-        ("error", pa.string()),  # null: there was none
-        ("labels", _LABELS),  # of the whole sound, best first
-        ("windows", pa.list_(pa.struct([*_SPAN, ("labels", _LABELS)]))),
-        (
-            "events",
-            pa.list_(pa.struct([*_SPAN, ("label", pa.string()), ("score", pa.float32())])),
-        ),
-        ("embeddings", pa.list_(pa.list_(pa.float32()))),  # one per window, or none
-    ]
-)
 
 
 @dataclass
@@ -114,7 +97,11 @@ class Parts:
         """Write one part with a row per sound; after a crash it is whole or absent."""
         if not results:
             return
-        table = pa.Table.from_pylist([_row(result) for result in results], schema=PART)
+        # Not needed, and not imported, where results are only printed.
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pylist([_row(result) for result in results], schema=_schema())
         path = self.folder / f"{self._prefix}{next(self._numbers):06d}.parquet"
         write_whole(path, lambda unfinished: pq.write_table(table, unfinished))
         for result in results:
@@ -165,9 +152,10 @@ class Parts:
         Embeddings are read only on request.
         """
         latest = self._latest()
-        columns = [name for name in PART.names if name != "embeddings"]
+        everything = _schema().names
+        columns = [name for name in everything if name != "embeddings"]
         for path in self._paths():
-            table = pq.read_table(path, columns=PART.names if embeddings else columns)
+            table = _read(path, everything if embeddings else columns)
             for index, row in enumerate(table.select(columns).to_pylist()):
                 # Another process may have written a part since.
                 wanted = latest.get(row["sound"], ())[:2] == (path, index)
@@ -185,16 +173,18 @@ class Parts:
         return {
             row["sound"]: row["error"]
             for path in self._paths()
-            for row in pq.read_table(path, columns=["sound", "error"]).to_pylist()
+            for row in _read(path, ["sound", "error"]).to_pylist()
             if row["sound"] in failed and row["error"] is not None
         }
 
     def count(self) -> tuple[int, int]:
         """Sounds that were classified, and their windows."""
+        import pyarrow.compute as pc
+
         latest = self._latest()
         sounds = windows = 0
         for path in self._paths():
-            rows = pq.read_table(path, columns=["sound", "windows"])
+            rows = _read(path, ["sound", "windows"])
             lengths = pc.list_value_length(rows["windows"]).to_pylist()
             for index, sound in enumerate(rows["sound"].to_pylist()):
                 place, row, _, failed = latest[sound]
@@ -206,7 +196,7 @@ class Parts:
         """Each sound that was classified: name, its windows' spans (n, 2), embeddings (n, D)."""
         latest = self._latest()
         for path in self._paths():
-            rows = pq.read_table(path, columns=["sound", "windows", "embeddings"])
+            rows = _read(path, ["sound", "windows", "embeddings"])
             for index, sound in enumerate(rows["sound"].to_pylist()):
                 place, row, _, failed = latest[sound]
                 if failed or (place, row) != (path, index):
@@ -223,7 +213,7 @@ class Parts:
         found: dict[str, tuple[Path, int, str, bool]] = {}
         order: dict[str, tuple[Any, ...]] = {}
         for path in self._paths():
-            table = pq.read_table(path, columns=["sound", "version", "written", "error"])
+            table = _read(path, ["sound", "version", "written", "error"])
             for index, row in enumerate(table.to_pylist()):
                 sound, failed = row["sound"], row["error"] is not None
                 rank = (row["written"], not failed)
@@ -238,6 +228,34 @@ class Parts:
     def _unfinished(self, sound: str) -> Path:
         name = hashlib.sha256(sound.encode()).hexdigest()[:16]
         return self.folder / f"{name}.unfinished.npz"
+
+
+@functools.cache
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    labels = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+    span = [("start", pa.float64()), ("end", pa.float64())]
+    event = pa.struct([*span, ("label", pa.string()), ("score", pa.float32())])
+    return pa.schema(
+        [
+            ("sound", pa.string()),
+            ("version", pa.string()),  # of the sound, `Recording.version`
+            ("written", pa.int64()),  # ns since 1970
+            ("duration", pa.float64()),  # seconds
+            ("error", pa.string()),  # null: there was none
+            ("labels", labels),  # of the whole sound, best first
+            ("windows", pa.list_(pa.struct([*span, ("labels", labels)]))),
+            ("events", pa.list_(event)),
+            ("embeddings", pa.list_(pa.list_(pa.float32()))),  # one per window, or none
+        ]
+    )
+
+
+def _read(path: Path, columns: Sequence[str]) -> "pa.Table":
+    from pyarrow.parquet import read_table
+
+    return read_table(path, columns=columns)
 
 
 def _row(result: Result) -> dict[str, Any]:
