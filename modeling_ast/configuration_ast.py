@@ -80,7 +80,8 @@ class ASTConfig(PreTrainedConfig):
     time_patchout: int = 0  # training: grid columns dropped per clip (PaSST, arXiv 2110.05069)
     frequency_patchout: int = 0  # training: grid rows dropped per clip
     unstructured_patchout: int = 0  # training: single patches dropped per clip, from those left
-    merged_tokens_per_layer: int = 0  # inference: tokens merged away per layer (arXiv 2210.09461)
+    # Inference: tokens merged away in every layer, or in each one (ToMe, arXiv 2210.09461).
+    merged_tokens_per_layer: int | list[int] = 0
     label_smoothing: float | int = 0.0  # training: share of the target spread over all labels
     window_pooling: str | None = None  # over a long clip's windows; None: mean weighted by length
     num_special_tokens: int = 2  # 2: class and distillation token, 1: class token, 0: patches only
@@ -165,10 +166,15 @@ class ASTConfig(PreTrainedConfig):
             "time_patchout",
             "frequency_patchout",
             "unstructured_patchout",
-            "merged_tokens_per_layer",
         ):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must be 0 (off) or more, got {getattr(self, field)}.")
+        merged = self.merged_tokens
+        if len(merged) != self.num_hidden_layers or min(merged) < 0:
+            raise ValueError(
+                "merged_tokens_per_layer must be 0 (off) or more, or a list of such numbers for "
+                f"{self.num_hidden_layers} layers, got {self.merged_tokens_per_layer}."
+            )
         for field, most in (
             ("num_hidden_layers", _MAX_LAYERS),
             ("max_length", _MAX_FRAMES),
@@ -287,6 +293,12 @@ class ASTConfig(PreTrainedConfig):
         if not self.is_native:
             content["model_type"] = FAMILY_MODEL_TYPE
         return content
+
+    @property
+    def merged_tokens(self) -> list[int]:
+        """Tokens merged away in each layer at inference."""
+        merged = self.merged_tokens_per_layer
+        return [merged] * self.num_hidden_layers if isinstance(merged, int) else list(merged)
 
     @property
     def patch_shape(self) -> tuple[int, int]:

@@ -140,7 +140,7 @@ def plot_relevance(
 def _showing_attention(model: Any) -> Iterator[None]:
     """Evaluation mode with eager attention, which returns its weights; restored afterwards."""
     config = model.config
-    if config.merged_tokens_per_layer:
+    if any(config.merged_tokens):
         raise ValueError(
             f"merged_tokens_per_layer={config.merged_tokens_per_layer} moves patches from their "
             "places; set model.config.merged_tokens_per_layer = 0 to explain the model."

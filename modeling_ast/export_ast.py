@@ -78,16 +78,11 @@ def export_onnx(
         and `logits` (for regression, `probabilities` are the logits).
 
     Raises:
-        ValueError: for an unknown variant, a missing package, or a model that merges tokens.
+        ValueError: for an unknown variant or a missing package.
     """
     for variant in variants:
         if variant not in VARIANTS:
             raise ValueError(f"Unknown variant {variant!r}; expected {', '.join(VARIANTS)}.")
-    if model.config.merged_tokens_per_layer:
-        raise ValueError(
-            f"merged_tokens_per_layer={model.config.merged_tokens_per_layer} cannot be exported: "
-            "set model.config.merged_tokens_per_layer = 0."
-        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {variant: folder / VARIANTS[variant] for variant in variants}

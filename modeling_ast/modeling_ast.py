@@ -230,6 +230,7 @@ class ASTLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None,
         sizes: Tensor | None = None,
+        merged: int = 0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """`sizes` (B, S), patches per token, replaces the mask while tokens are merged."""
@@ -239,13 +240,9 @@ class ASTLayer(GradientCheckpointingLayer):
             self.layernorm_before(hidden_states), attention_mask, **kwargs
         )
         hidden_states = hidden_states + attended
-        if sizes is not None:
+        if sizes is not None and merged:
             hidden_states, sizes = merge_tokens(
-                hidden_states,
-                keys,
-                sizes,
-                self.config.merged_tokens_per_layer,
-                self.config.num_special_tokens,
+                hidden_states, keys, sizes, merged, self.config.num_special_tokens
             )
         # The outputs of LayerNorm and activation, 5 of the 16 values that training would keep, are
         # recomputed (arXiv 2205.05198); the matrix products are not: `checkpoint` stops at their
@@ -323,7 +320,8 @@ class ASTModel(ASTPreTrainedModel):
                 f"attn_implementation={config._attn_implementation!r} does not compute attention "
                 'weights; load the model with attn_implementation="eager".'
             )
-        merging = config.merged_tokens_per_layer > 0 and not self.training
+        merged = config.merged_tokens
+        merging = any(merged) and not self.training
         if merging and config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"merged_tokens_per_layer={config.merged_tokens_per_layer} adds token sizes to the "
@@ -344,8 +342,8 @@ class ASTModel(ASTPreTrainedModel):
             mask = create_bidirectional_mask(config, hidden_states, token_mask)
         all_hidden_states: tuple[Tensor, ...] = (hidden_states,)
         all_attentions: tuple[Tensor, ...] = ()
-        for layer in self.encoder.layer:
-            hidden_states, weights, sizes = layer(hidden_states, mask, sizes, **kwargs)
+        for layer, here in zip(self.encoder.layer, merged, strict=True):
+            hidden_states, weights, sizes = layer(hidden_states, mask, sizes, here, **kwargs)
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
             if output_attentions:

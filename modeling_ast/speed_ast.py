@@ -2,10 +2,11 @@
 
     choose("ast-tiny-esc10's folder", "fast")
 
-Ways that are compared: PyTorch ("exact"), the same numbers in ONNX Runtime ("onnx"), and 8-bit
-weights there ("int8"). What one loses is measured on made-up sounds: of the score that the exact
-model gives its best label, what the label that the other way calls best is short of, in points,
-averaged. With scores that are right as often as they say, that is the accuracy lost.
+Ways that are compared: PyTorch ("exact"), the same numbers in ONNX Runtime ("onnx"), 8-bit weights
+there ("int8"), and these with tokens merged ("merged"). What one loses is measured on made-up
+sounds: of the score that the exact model gives its best label, what the label that the other way
+calls best is short of, in points, averaged. With scores that are right as often as they say, that
+is the accuracy lost.
 `ast-benchmark speed` measures on labelled clips, and what it finds takes the place of that.
 
 A cache folder for each checkpoint, set of versions and processor:
@@ -16,6 +17,7 @@ A cache folder for each checkpoint, set of versions and processor:
 It appears whole or not at all. Reading it needs no torch.
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -33,13 +35,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SPEEDS = {"exact": 0.0, "fast": 0.5, "fastest": 2.0}  # points that may be lost
-FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx"}
-_FORMAT = "1"  # of the cache
+FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx", "merged": "model_merged.onnx"}
+_FORMAT = "2"  # of the cache
 _PACKAGES = ("torch", "transformers", "onnxruntime", "onnxscript")
 _SOUNDS = 24
 _TIMED = 5  # runs of each way, in turn
 _LEAST_GAIN = 1.05  # times as fast as exact, else exact it is
-_NAMES = {"exact": "PyTorch", "onnx": "ONNX Runtime", "int8": "8-bit weights in ONNX Runtime"}
+_NAMES = {
+    "exact": "PyTorch",
+    "onnx": "ONNX Runtime",
+    "int8": "8-bit weights in ONNX Runtime",
+    "merged": "8-bit weights and merged tokens in ONNX Runtime",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -202,19 +209,20 @@ def _measure(checkpoint: str | Path, folder: Path) -> dict[str, Any]:
     """Write the files of all ways into a folder and measure them; one window at a time."""
     from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
-    from . import ASTAudioClassificationPipeline
+    from . import ASTAudioClassificationPipeline, ASTFrameConfig
     from .export_ast import export_onnx
     from .onnx_ast import OnnxClassifier
 
     model = AutoModelForAudioClassification.from_pretrained(checkpoint).eval()
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
-    files = export_onnx(model, extractor, folder, ["fp32", "int8"])
+    export_onnx(model, extractor, folder, ["fp32", "int8"])
+    if not isinstance(model.config, ASTFrameConfig):  # whose columns stay apart
+        export_merged(model, extractor, folder / FILES["merged"])
     ways: dict[str, Callable[..., Any]] = {
         "exact": ASTAudioClassificationPipeline(
             model=model, feature_extractor=extractor, task="audio-classification", device=-1
         ),
-        "onnx": OnnxClassifier(files["fp32"]),
-        "int8": OnnxClassifier(files["int8"]),
+        **{way: OnnxClassifier(file) for way, file in files_in(folder).items()},
     }
     samples = extractor.filterbank.num_samples(model.config.max_length)
     sounds = [made_up_sound(samples, seed, extractor.sampling_rate) for seed in range(_SOUNDS)]
@@ -244,6 +252,34 @@ def _measure(checkpoint: str | Path, folder: Path) -> dict[str, Any]:
             for way in ways
         },
     }
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """The ways that a cache folder has files of."""
+    return {way: folder / name for way, name in FILES.items() if (folder / name).is_file()}
+
+
+def merging_layers(num_layers: int) -> list[int]:
+    """Where tokens are merged, a third of them each time: after the model has looked at them all.
+
+    In each layer, finding the pairs would take as long as it saves.
+    """
+    return [num_layers // 3 - 1, num_layers // 2 - 1, 2 * num_layers // 3 - 1]
+
+
+def export_merged(model: Any, feature_extractor: Any, path: Path) -> None:
+    """Write a model with 8-bit weights that merges tokens in `merging_layers`."""
+    from .export_ast import export_onnx
+
+    merging = copy.deepcopy(model)
+    config = merging.config
+    layers = merging_layers(config.num_hidden_layers)
+    rows, columns = config.trained_grid
+    config.merged_tokens_per_layer = [
+        rows * columns if layer in layers else 0 for layer in range(config.num_hidden_layers)
+    ]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        os.replace(export_onnx(merging, feature_extractor, folder, ["int8"])["int8"], path)
 
 
 def lost_points(exact: list[dict[str, float]], other: list[dict[str, float]]) -> float:

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+_MOST = 3  # one of so many tokens is merged away, at most
+_LAST = 2**31 - 1  # place of padding
+
 
 def start_merging(tokens: Tensor, is_valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """(B, S, D), validity (B, S) or None -> tokens with padding moved to the end, sizes (B, S)."""
@@ -32,7 +35,7 @@ def size_bias(sizes: Tensor, dtype: torch.dtype) -> Tensor:
 def merge_tokens(
     tokens: Tensor, keys: Tensor, sizes: Tensor, merged: int, num_special_tokens: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Merge the `merged` most similar pairs of each clip, at most half of its tokens.
+    """Merge the `merged` most similar pairs of each clip, at most a third of its tokens.
 
     Bipartite soft matching (the paper's section 3): every second token proposes to the most similar
     of the others, and the best proposals are accepted. A merged token is the mean of its patches
@@ -46,14 +49,15 @@ def merge_tokens(
         merged: r.
 
     Returns:
-        tokens (B, S - r, D), sizes (B, S - r). A clip with fewer than 2 r tokens of sound merges
-        half of them and drops padding for the rest.
+        tokens (B, S - r, D), sizes (B, S - r). A clip with fewer than 3 r tokens of sound merges
+        a third of them and drops padding for the rest.
     """
     special, tokens = tokens[:, :num_special_tokens], tokens[:, num_special_tokens:]
     special_sizes, sizes = sizes[:, :num_special_tokens], sizes[:, num_special_tokens:]
     count = tokens.shape[1]
-    merged = min(merged, count // 2)
-    if merged == 0:
+    # A third, not the half that can find a partner: short clips keep what sets them apart.
+    merged = torch.sym_min(merged, count // _MOST)
+    if isinstance(merged, int) and merged == 0:  # symbolic while it is exported
         return torch.cat([special, tokens], dim=1), torch.cat([special_sizes, sizes], dim=1)
 
     key = normalize(keys[:, :, num_special_tokens:].float().mean(dim=1), dim=-1)
@@ -62,7 +66,7 @@ def merge_tokens(
     score, partner = similarity.masked_fill(~both_valid, -torch.inf).max(dim=2)
     proposer = score.topk(merged, dim=1).indices  # (B, r), best first
     partner = partner.gather(1, proposer)
-    allowed = (sizes > 0).sum(dim=1, keepdim=True) // 2
+    allowed = (sizes > 0).sum(dim=1, keepdim=True) // _MOST
     is_merged = torch.arange(merged, device=tokens.device) < allowed
 
     # Sums over patches become means again at the end; in float32, because sums can be large.
@@ -82,7 +86,8 @@ def merge_tokens(
     place = torch.arange(count, device=tokens.device)
     place = torch.cat([place[::2], place[1::2]])
     sizes = torch.cat([gone, stays], dim=1)
-    order = (place + count * (sizes == 0)).argsort(dim=1)[:, : count - merged]
+    order = place.expand_as(sizes).masked_fill(sizes == 0, _LAST)
+    order = order.argsort(dim=1)[:, : count - merged]
     tokens = _take(torch.cat([tokens[:, ::2], mean], dim=1), order)
     sizes = sizes.gather(1, order)
     return torch.cat([special, tokens], dim=1), torch.cat([special_sizes, sizes], dim=1)
@@ -90,4 +95,4 @@ def merge_tokens(
 
 def _take(tokens: Tensor, index: Tensor) -> Tensor:
     # Copies whole rows: on a CPU, four times as fast as `gather`.
-    return tokens[torch.arange(len(tokens), device=tokens.device)[:, None], index]
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device)[:, None], index]

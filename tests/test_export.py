@@ -29,10 +29,10 @@ RATE = 16000
 LENGTHS = (1, 399, 400, 1600, 2799, 2800, 16000, 20720, 20880, 48000, 320000)
 
 
-def tiny_model(**settings) -> ASTForAudioClassification:
+def tiny_model(num_hidden_layers=1, **settings) -> ASTForAudioClassification:
     config = ASTConfig(
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=num_hidden_layers,
         num_attention_heads=2,
         intermediate_size=64,
         max_length=128,
@@ -233,11 +233,21 @@ def test_ast_classify_without_pytorchs_model(exported, tmp_path, monkeypatch, ca
     assert best[".onnx"]["score"] == pytest.approx(best[""]["score"], abs=1e-4)
 
 
+def test_a_model_that_merges_tokens(tmp_path):
+    model, extractor = tiny_model(3, merged_tokens_per_layer=20), tiny_extractor()
+    files = export_onnx(model, extractor, tmp_path, ["fp32"])
+    file = OnnxModel(files["fp32"]).file
+    for samples in (2800, 16000, 48000):  # 2800: fewer than 20 tokens
+        waveforms = sound(samples, clips=3)
+        expected = expected_logits(model, extractor, waveforms)
+        np.testing.assert_allclose(file.run(waveforms), expected, atol=1e-5)
+    model.config.merged_tokens_per_layer = 0
+    assert np.abs(expected_logits(model, extractor, waveforms) - expected).max() > 3e-4
+
+
 def test_impossible_wishes(tmp_path):
     with pytest.raises(ValueError, match=r"Unknown variant 'fp8'; expected fp32, fp16, int8, spec"):
         export_onnx(tiny_model(), tiny_extractor(), tmp_path, ["fp8"])
-    with pytest.raises(ValueError, match="merged_tokens_per_layer=4 cannot be exported"):
-        export_onnx(tiny_model(merged_tokens_per_layer=4), tiny_extractor(), tmp_path)
     with pytest.raises(ValueError, match=r"No such checkpoint folder: \./nowhere"):
         export_and_check(ExportOptions(checkpoint="./nowhere", output=tmp_path))
     assert tuple(VARIANTS) == ONNX_VARIANTS

@@ -631,7 +631,7 @@ def test_patchout_merging_and_explanations_go_with_it(fields):
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
-    count=st.integers(2, 20),
+    count=st.integers(3, 20),
     merged=st.integers(1, 8),
     special=st.integers(0, 2),
     seed=st.integers(0, 99),

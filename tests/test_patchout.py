@@ -90,6 +90,7 @@ def test_it_trains_and_a_short_clip_survives():
         ),
         ({"time_patchout": -1}, r"time_patchout must be 0 \(off\) or more, got -1"),
         ({"merged_tokens_per_layer": -5}, r"merged_tokens_per_layer must be .* got -5"),
+        ({"merged_tokens_per_layer": [4, 4, 4]}, r"such numbers for 2 layers, got \[4, 4, 4\]"),
         ({"label_smoothing": 1.0}, r"label_smoothing must be at least 0 and below 1, got 1.0"),
         ({"num_attention_heads": 5}, r"hidden_size \(48\) must be divisible .* \(5\)"),
         ({"max_length": 12}, r"max_length=12 frames and num_mel_bins=64 is smaller than one patch"),

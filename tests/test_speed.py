@@ -11,14 +11,18 @@ import pytest
 import soundfile
 from transformers import pipeline
 
+from feature_extraction import ASTFeatureExtractor
 from modeling_ast import speed_ast
+from modeling_ast.onnx_file_ast import OnnxFile
 from modeling_ast.speed_ast import (
     SPEEDS,
     _largest_product,
     cache_folder,
     choose,
+    export_merged,
     lost_points,
     made_up_sound,
+    merging_layers,
     record_loss,
 )
 from scripts.benchmarks.options import SpeedOptions
@@ -27,7 +31,7 @@ from scripts.inference import options
 from scripts.inference.options import ClassifyOptions, DemoOptions, ListenOptions
 from scripts.inference.speed import sped_up
 
-from .conftest import REPOSITORY
+from .conftest import REPOSITORY, tiny_model
 
 
 @pytest.fixture
@@ -62,6 +66,18 @@ def test_the_fastest_way_within_the_loss_is_chosen(measured):
     record_loss(checkpoint, {"int8": 0.25}, "80 clips of esc10")
     assert choose(checkpoint, "fast").way == "int8"
     assert "0.25 points lost on 80 clips of esc10" in str(choose(checkpoint, "fast"))
+
+
+def test_tokens_are_merged_in_the_middle_of_a_model(tmp_path):
+    assert merging_layers(12) == [3, 5, 7]
+    model = tiny_model(num_hidden_layers=3)
+    export_merged(
+        model, ASTFeatureExtractor(num_mel_bins=64, max_length=128), tmp_path / "merged.onnx"
+    )
+    file = OnnxFile(tmp_path / "merged.onnx", 1)
+    assert file.config["merged_tokens_per_layer"] == [60, 60, 0]
+    assert model.config.merged_tokens_per_layer == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.onnx"]
 
 
 def test_what_is_no_faster_is_not_chosen(measured):

@@ -27,7 +27,7 @@ def merge_by_the_book(tokens, keys, sizes, merged):
         best = max(range(len(others)), key=similarity.__getitem__)
         proposals.append((similarity[best], i, others[best]))
     groups = {i: [i] for i in range(len(tokens))}
-    for _, i, j in sorted(proposals, reverse=True)[: min(merged, len(patches) // 2)]:
+    for _, i, j in sorted(proposals, reverse=True)[: min(merged, len(patches) // 3)]:
         groups[j] += groups.pop(i)
     new_tokens = [
         sum(tokens[i] * sizes[i] for i in group) / sum(sizes[i] for i in group)
@@ -53,7 +53,7 @@ def test_a_padded_batch_merges_each_clip_by_the_book(lengths, padding, merged, s
         sizes[clip, 2 : 2 + length] = torch.randint(1, 5, (length,)).float()
     sizes[:, :2] = 1
     new_tokens, new_sizes = merge_tokens(tokens, keys, sizes, merged)
-    assert new_tokens.shape[1] == width - min(merged, (width - 2) // 2)
+    assert new_tokens.shape[1] == width - min(merged, (width - 2) // 3)
     torch.testing.assert_close(new_sizes.sum(1), sizes.sum(1))  # no patch is lost
     assert torch.equal(new_tokens[:, :2], tokens[:, :2])
     for clip, length in enumerate(lengths):
@@ -119,6 +119,14 @@ def test_every_layer_has_fewer_tokens_and_logits_move_a_little(merging_model):
         trained = merging_model.train()(spectrogram, output_hidden_states=True)
     merging_model.eval()
     assert {state.shape[1] for state in trained.hidden_states} == {62}
+
+
+def test_each_layer_may_merge_its_own_number():
+    model = tiny_model(num_hidden_layers=3, merged_tokens_per_layer=[0, 99, 5])
+    with torch.no_grad():
+        states = model(torch.randn(1, 128, 64), output_hidden_states=True).hidden_states
+    # At most a third of the 60 patches.
+    assert [state.shape[1] for state in states] == [62, 62, 42, 37]
 
 
 def test_merging_equal_patches_changes_nothing():

@@ -18,6 +18,7 @@ from modeling_ast.onnx_file_ast import OnnxFile
 from modeling_ast.speed_ast import (
     cache_folder,
     choose,
+    files_in,
     lost_points,
     made_up_sound,
     processor,
@@ -83,11 +84,17 @@ def benchmark_speed(options: SpeedOptions) -> None:
             for name, runs in seconds.items()
         },
     )
-    lost = {way: accuracy[exact] - accuracy[_NAMES[way]] for way in ("onnx", "int8")}
+    lost = {
+        way: accuracy[exact] - accuracy[name] for way, name in _NAMES.items() if name in accuracy
+    }
     record_loss(checkpoint, lost, what)
 
 
-_NAMES = {"onnx": "ONNX Runtime", "int8": "ONNX Runtime, dynamic, 7-bit weights"}
+_NAMES = {
+    "onnx": "ONNX Runtime, float32",
+    "int8": "ONNX Runtime, dynamic, 7-bit weights",
+    "merged": "ONNX Runtime, the same, merged tokens",
+}
 
 
 def _clips(
@@ -154,8 +161,7 @@ def _ways(
     if "compile" in options.ways:
         compiled = torch.compile(model)
         ways["PyTorch, torch.compile"] = lambda clip: compiled(**features(clip)).logits[0].numpy()
-    ways[_NAMES["onnx"]] = of_file(folder / "model.onnx")
-    ways[_NAMES["int8"]] = of_file(folder / "model_int8.onnx")
+    ways.update((_NAMES[way], of_file(path)) for way, path in files_in(folder).items())
     for name, path in _quantised(folder / "model.onnx", temporary, extractor, options):
         ways[name] = of_file(path)
     if "openvino" in options.ways and importlib.util.find_spec("openvino"):

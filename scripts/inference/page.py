@@ -101,7 +101,7 @@ def can_explain(classifier: Classifier) -> bool:
     """Whether the model's attention is available: not from ONNX, and not with merged tokens."""
     if classifier.model_name.endswith(".onnx"):
         return False
-    return not classifier.pipeline.model.config.merged_tokens_per_layer
+    return not any(classifier.pipeline.model.config.merged_tokens)
 
 
 def explain(classifier: Classifier, sound: Listened, path: str | Path) -> str:
