@@ -29,7 +29,7 @@ _TOP_LABELS = 5
 _LIVE_ROWS = 50
 _LIVE_HOP_S = 1.0
 _LIVE_BLOCK_S = 0.25  # of sound at a time: what it takes to get here adds to the latency
-_COLUMN_WIDTHS = ["46%", "34%", "20%"]  # no score out of sight on a phone
+_COLUMN_WIDTHS: list[str | int] = ["46%", "34%", "20%"]  # no score out of sight on a phone
 _NAMED_SOUNDS = 12  # of those that the model knows, before "and … more"
 _EVENT_COLUMNS = {"start": "double", "end": "double", "label": "string", "score": "float"}
 # On a phone, class names wrap instead of being cut off, pictures keep a readable size and scroll,
