@@ -16,7 +16,7 @@ from scripts.training import with_accelerate, with_trainer
 from scripts.training.options import FinetuneOptions
 
 from .conftest import TINY_RECIPE
-from .sounds import PITCHES, encode, tone, write_class_folders
+from .sounds import PITCHES, encode, tone
 
 RECIPES = sorted(path.name for path in (hub_configs_folder() / "recipes").glob("*.yaml"))
 TEXT, NUMBER = Value("string"), Value("int64")
@@ -51,7 +51,6 @@ SCHEMAS = {
     "arabic_speech_commands.yaml": {"label": (WORD, [0, 1, 2]), "speaker_id": (TEXT, None)},
     "demo.yaml": {"label": (WORD, [0, 1, 2])},
 }
-FOR_CLASS_FOLDERS = ("few_sounds.yaml",)
 GEOMETRY = {"max_length": 1024, "num_mel_bins": 128, "frequency_stride": 10, "time_stride": 10}
 # The papers' numbers, with their decimals.
 PUBLISHED = {
@@ -105,12 +104,9 @@ def test_two_steps(recipe, tmp_path):
     for option, value in PUBLISHED.get(recipe, {}).items():
         assert text[option] == value, option
     with_folds = "fold_column" in text
-    if recipe in FOR_CLASS_FOLDERS:
-        write_class_folders(tmp_path / "data", 4)  # of each, 2 to be held out
-    else:
-        write_sample(tmp_path / "data", SCHEMAS[recipe], "train", first=1)
-        split = "train-1" if with_folds else text.get("evaluation_split", "test")
-        write_sample(tmp_path / "data", SCHEMAS[recipe], split, first=0)
+    write_sample(tmp_path / "data", SCHEMAS[recipe], "train", first=1)
+    split = "train-1" if with_folds else text.get("evaluation_split", "test")
+    write_sample(tmp_path / "data", SCHEMAS[recipe], split, first=0)
     small = {
         **{name: TINY_RECIPE[name] for name in ("model", "hidden_size", "num_hidden_layers")},
         "num_attention_heads": 2,
