@@ -169,12 +169,6 @@ class ASTConfig(PreTrainedConfig):
         ):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must be 0 (off) or more, got {getattr(self, field)}.")
-        merged = self.merged_tokens
-        if len(merged) != self.num_hidden_layers or min(merged) < 0:
-            raise ValueError(
-                "merged_tokens_per_layer must be 0 (off) or more, or a list of such numbers for "
-                f"{self.num_hidden_layers} layers, got {self.merged_tokens_per_layer}."
-            )
         for field, most in (
             ("num_hidden_layers", _MAX_LAYERS),
             ("max_length", _MAX_FRAMES),
@@ -187,6 +181,12 @@ class ASTConfig(PreTrainedConfig):
                     f"{field} must be at most {most}, got {getattr(self, field)}. No AST has such "
                     "a number: do not trust this config."
                 )
+        merged = self.merged_tokens
+        if len(merged) != self.num_hidden_layers or min(merged) < 0:
+            raise ValueError(
+                "merged_tokens_per_layer must be 0 (off) or more, or a list of such numbers for "
+                f"{self.num_hidden_layers} layers, got {str(self.merged_tokens_per_layer)[:60]}."
+            )
         for field in (
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",
