@@ -73,13 +73,14 @@ lowest: $(READY)
 	    > constraints-lowest.txt
 
 # On Linux, the registry's torch brings gigabytes of CUDA. If pip would install that one and there is
-# no GPU, use uv instead, which knows where to find PyTorch's CPU builds.
+# no GPU, use uv instead, which knows where to find PyTorch's CPU builds. (Not grep -q: pip prints a
+# traceback when its reader leaves early.)
 $(READY): setup.cfg pyproject.toml $(CONSTRAINTS)
 	@echo "Setting up $(VENV): this takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint $(CONSTRAINTS) pip
 	@if ! $(BIN)/python -c "import torch" 2>/dev/null && ! command -v nvidia-smi >/dev/null \
-	    && $(PIP) install --quiet --dry-run --report - $(TORCH) | grep -q '"name": "nvidia'; then \
+	    && $(PIP) install --quiet --dry-run --report - $(TORCH) | grep '"name": "nvidia' >/dev/null; then \
 	    $(PIP) install --quiet --constraint $(CONSTRAINTS) uv \
 	    && $(BIN)/uv pip install --python $(BIN)/python --torch-backend cpu $(TORCH) \
 	    || echo "No CPU build of torch available: installing the one with CUDA."; \

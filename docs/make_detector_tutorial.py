@@ -19,17 +19,11 @@ import pyarrow.parquet as pq
 
 from feature_extraction import load_audio
 from modeling_ast.events_ast import Event
-from scripts.classify import classify
 from scripts.data.mixtures import mix_clips
 from scripts.data.options import MixOptions
-from scripts.evaluate import run as evaluate
-from scripts.evaluation.options import EvaluateOptions
 from scripts.inference.formats import FORMATS
-from scripts.inference.options import ClassifyOptions
-from scripts.training.options import FinetuneOptions
-from scripts.training.with_accelerate import finetune
 
-from .make_loop_tutorial import NAMES, RATE, step
+from .make_loop_tutorial import NAMES, RATE, Page
 
 WANTED = ["dog_bark", "rooster", "baby_cry", "person_sneeze"]
 RAVEN = FORMATS["raven"]
@@ -84,55 +78,22 @@ def main() -> None:
     os.chdir(options.work)
     name = "fold5_0"  # the first of the new ones
     print(f"\n```text\n{(Path('raven') / f'fold1_0{RAVEN.suffix}').read_text()}```\n")
+    page = Page()
     if not Path("runs/detector/checkpoint").is_dir():
-        step(
-            "ast-finetune-accelerate recordings/ --annotations raven/ --output runs/detector \\\n"
-            "      --model ast-tiny-esc10 --windows_per_clip 6 --batch_size 1 --num_epochs 3 \\\n"
-            "      --learning_rate 5e-4 --frequency_patchout 4",
-            lambda: finetune(
-                FinetuneOptions(
-                    dataset="recordings",
-                    annotations="raven",
-                    output="runs/detector",
-                    model="ast-tiny-esc10",
-                    windows_per_clip=6,
-                    batch_size=1,
-                    num_epochs=3,
-                    learning_rate=5e-4,
-                    frequency_patchout=4,
-                    num_workers=0,
-                )
-            ),
+        page.run(
+            "ast-finetune-accelerate recordings/ --annotations raven/ --output runs/detector "
+            "--num_workers 0"
         )
     shutil.rmtree("results", ignore_errors=True)
-    step(
-        "ast-classify new/ --model runs/detector/checkpoint --output results \\\n"
-        "      --formats raven csv --median_filter_s 0.5 --plot",
-        lambda: classify(
-            ClassifyOptions(
-                sounds=["new"],
-                model="runs/detector/checkpoint",
-                output=Path("results"),
-                formats=["raven", "csv"],
-                median_filter_s=0.5,
-                plot=True,
-            )
-        ),
+    page.run(
+        "ast-classify new/ --model runs/detector/checkpoint --output results "
+        "--formats raven csv --median_filter_s 0.5 --plot"
     )
-    step(
-        "ast-evaluate runs/detector/checkpoint new/ --annotations truth/ \\\n"
-        "      --evaluation_split train --median_filter_s 0.5",
-        lambda: evaluate(
-            EvaluateOptions(
-                paths=["runs/detector/checkpoint", "new"],
-                annotations="truth",
-                evaluation_split="train",
-                median_filter_s=0.5,
-                output="runs/evaluation",
-                num_workers=0,
-            )
-        ),
+    page.run(
+        "ast-evaluate runs/detector/checkpoint new/ --annotations truth/ "
+        "--evaluation_split train --median_filter_s 0.5 --output runs/evaluation --num_workers 0"
     )
+    print("\n\n".join(page.text), "\n")
     for folder, title in (("results/raven", "found"), ("truth", "what is in it")):
         (table,) = Path(folder).rglob(f"{name}.*")
         print(f"{name}, {title}:\n\n```text\n{table.read_text()}```\n")

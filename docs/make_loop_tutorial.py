@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from feature_extraction import load_audio
-from scripts import classify, index, teach
+from scripts import classify, evaluate, finetune_accelerate, index, teach
 from scripts.workbench.marks import BACKGROUND, Mark, write_marks
 
 PAGE = Path(__file__).parent / "tutorials" / "detector_in_an_afternoon.md"
@@ -35,8 +35,14 @@ RATE = 16000
 NAMES = ["dog_bark", "rain", "sea_waves", "baby_cry", "clock_tick", "person_sneeze", "helicopter"]
 NAMES += ["chainsaw", "rooster", "fire_crackling"]
 WANTED = {"dog_bark": "dog", "rooster": "rooster", "baby_cry": "baby"}  # the rest is background
-COMMANDS = {"ast-index": index.main, "ast-teach": teach.main, "ast-classify": classify.main}
-PROGRESS = "Listening:|Loading weights:|Writing model"
+COMMANDS = {
+    "ast-index": index.main,
+    "ast-teach": teach.main,
+    "ast-classify": classify.main,
+    "ast-evaluate": evaluate.main,
+    "ast-finetune-accelerate": finetune_accelerate.main,
+}
+PROGRESS = r"Listening:|Loading weights:|Writing model|scoring:|evaluating:|epoch \d+/\d+:|\x1b"
 ROUNDS = 3
 # A person knows a sound by two seconds of it, and overlooks half a second.
 HEARD_S, OVERLOOKED_S = 2.0, 0.5

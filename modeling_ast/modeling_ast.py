@@ -320,8 +320,7 @@ class ASTModel(ASTPreTrainedModel):
                 f"attn_implementation={config._attn_implementation!r} does not compute attention "
                 'weights; load the model with attn_implementation="eager".'
             )
-        merged = config.merged_tokens
-        merging = any(merged) and not self.training
+        merging = any(config.merged_tokens) and not self.training
         if merging and config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"merged_tokens_per_layer={config.merged_tokens_per_layer} adds token sizes to the "
@@ -342,6 +341,7 @@ class ASTModel(ASTPreTrainedModel):
             mask = create_bidirectional_mask(config, hidden_states, token_mask)
         all_hidden_states: tuple[Tensor, ...] = (hidden_states,)
         all_attentions: tuple[Tensor, ...] = ()
+        merged = config.merged_tokens if merging else [0] * len(self.encoder.layer)
         for layer, here in zip(self.encoder.layer, merged, strict=True):
             hidden_states, weights, sizes = layer(hidden_states, mask, sizes, here, **kwargs)
             if output_hidden_states:

@@ -265,6 +265,13 @@ def test_code_of_a_page_runs(page, place, commands, capsys):
             )
 
 
+@pytest.mark.parametrize(
+    "script", sorted((REPOSITORY / "docs").glob("make_*.py")), ids=lambda p: p.stem
+)
+def test_what_makes_a_page_finds_what_it_imports(script):
+    assert callable(importlib.import_module(f"docs.{script.stem}").main)
+
+
 def test_readmes_tree_has_every_module_and_room():
     tree = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("## What is where")[1]
     libraries = [REPOSITORY / "modeling_ast", REPOSITORY / "feature_extraction"]

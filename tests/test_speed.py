@@ -80,6 +80,12 @@ def test_tokens_are_merged_in_the_middle_of_a_model(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["merged.onnx"]
 
 
+def test_tokens_are_merged_for_fastest_only(measured):
+    checkpoint = measured(exact=(100, 0), int8=(40, 0), merged=(20, 0))
+    assert choose(checkpoint, "fast").way == "int8"
+    assert choose(checkpoint, "fastest").way == "merged"
+
+
 def test_what_is_no_faster_is_not_chosen(measured):
     checkpoint = measured(exact=(100, 0), onnx=(99, 0), int8=(98, 0))
     choice = choose(checkpoint, "fastest")

@@ -147,14 +147,12 @@ def _int8_file(
     if not path.is_file():
         model = ASTForAudioClassification.from_pretrained(checkpoint).eval()
         extractor = ASTFeatureExtractor.from_pretrained(checkpoint)
-        exported = folder / f"export_{name}"
         kept.mkdir(parents=True, exist_ok=True)
         if merges:
-            exported.mkdir()
-            export_merged(model, extractor, exported / path.name)
+            export_merged(model, extractor, path)
         else:
-            export_onnx(model, extractor, exported, ["int8"])["int8"].rename(exported / path.name)
-        shutil.move(exported / path.name, path)
+            files = export_onnx(model, extractor, folder / f"export_{name}", ["int8"])
+            shutil.move(files["int8"], path)
     return str(path)
 
 

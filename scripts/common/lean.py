@@ -52,8 +52,8 @@ def quiet_libraries(model: str = "") -> None:
 def _load_libraries() -> None:
     """Import torch, transformers and ours, without a search for garbage among what stays.
 
-    Imports make a million objects and hardly any garbage. Collecting it again and again, and once
-    more at exit, is a fifth of a cold start; frozen, they are left out from then on.
+    Imports make many objects and hardly any garbage. Collecting it again and again, and once more
+    at exit, takes a good part of a cold start; frozen, they are left out from then on.
     """
     if "torch" in sys.modules or not gc.isenabled():
         return
