@@ -97,7 +97,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_without_a_model_it_is_the_bundled_one(capsys, tmp_path):
     """Real sounds that it was not trained on, without a network (conftest.py)."""
     rows = pq.read_table(shared("data/esc10/data/fold5.parquet")).to_pylist()
-    wanted = {1: "Rain", 6: "Helicopter", 8: "Chicken, rooster"}
+    wanted = {0: "Dog", 2: "Waves, surf", 8: "Chicken, rooster"}  # not close on any processor
     for label, name in wanted.items():
         clip = next(row for row in rows if row["label"] == label)
         (tmp_path / f"{name}.ogg").write_bytes(clip["audio"]["bytes"])
