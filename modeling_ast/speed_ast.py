@@ -39,7 +39,6 @@ FILES = {"onnx": "model.onnx", "int8": "model_int8.onnx", "merged": "model_merge
 _FORMAT = "2"  # of the cache
 _PACKAGES = ("torch", "transformers", "onnxruntime", "onnxscript")
 _SOUNDS = 24
-_TIMED = 5  # runs of each way, in turn
 _LEAST_GAIN = 1.05  # times as fast as exact, else exact it is
 _NAMES = {
     "exact": "PyTorch",
@@ -210,12 +209,17 @@ def _measure_into(folder: Path, checkpoint: str | Path) -> None:
 def _measure(checkpoint: str | Path, folder: Path) -> dict[str, Any]:
     """Write the files of all ways into a folder and measure them; one window at a time."""
     from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+    from transformers.utils import logging as of_transformers
 
     from . import ASTAudioClassificationPipeline, ASTFrameConfig
     from .export_ast import export_onnx
     from .onnx_ast import OnnxClassifier
 
+    shown = of_transformers.is_progress_bar_enabled()
+    of_transformers.disable_progress_bar()  # for the loading of weights, amid other lines
     model = AutoModelForAudioClassification.from_pretrained(checkpoint).eval()
+    if shown:
+        of_transformers.enable_progress_bar()
     extractor = AutoFeatureExtractor.from_pretrained(checkpoint)
     export_onnx(model, extractor, folder, ["fp32", "int8"])
     if not isinstance(model.config, ASTFrameConfig):  # whose columns stay apart
@@ -228,19 +232,14 @@ def _measure(checkpoint: str | Path, folder: Path) -> dict[str, Any]:
     }
     samples = extractor.filterbank.num_samples(model.config.max_length)
     sounds = [made_up_sound(samples, seed, extractor.sampling_rate) for seed in range(_SOUNDS)]
-    answers = {
-        way: [
-            {entry["label"]: entry["score"] for entry in classify(sound, top_k=None)}
-            for sound in sounds
-        ]
-        for way, classify in ways.items()
-    }
+    answers: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(_TIMED):
+    for sound in sounds:  # in turn, as other work on the machine comes and goes
         for way, classify in ways.items():
             began = time.perf_counter()
-            classify(sounds[number % _SOUNDS])
+            scores = classify(sound, top_k=None)
             seconds[way].append(time.perf_counter() - began)
+            answers[way].append({entry["label"]: entry["score"] for entry in scores})
     return {
         "processor": processor(),
         "sounds": f"{_SOUNDS} made-up sounds",

@@ -96,6 +96,19 @@ def test_pipeline(tmp_path, capsys):
     assert "hours of sound per hour" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # four processes
+def test_processes(native_folder, tmp_path):
+    path = tmp_path / "processes.json"
+    small = ["--minutes=1", "--repeats=1", "--processes=1", f"--json={path}"]
+    benchmark(["processes", str(native_folder), *small])
+    written = json.loads(path.read_text())
+    names = ["no option", "exact, 1 process of 1 thread"]
+    assert [case["case"] for case in written["cases"]] == names
+    hours = written["hours_of_sound_per_hour"]
+    for case in written["cases"]:
+        assert hours[case["case"]] == pytest.approx(60_000 / case["ms_per_min"], abs=0.06)
+
+
 @pytest.mark.slow  # three processes
 def test_descendants(tmp_path, capsys):
     path = tmp_path / "descendants.json"

@@ -62,9 +62,12 @@ def benchmark_hours(options: HoursOptions) -> None:
         if options.tagger:
             cases["convolutional tagger, whole hop"] = _tagger(files)
         parts: dict[str, Callable[[], object]] = {
-            "of these, decoding": lambda: [list(stream_audio(file)) for file in files],
             "of these, decoding and features, 128 mel bins": _features(files),
+            "of these, decoding": _decodes(files),
         }
+        for suffix in ("flac", "wav"):
+            others = write_recordings(folder / "sound", options.minutes, suffix)
+            parts[f"decoding {suffix.upper()} instead"] = _decodes(others)
         seconds = measure({**cases, **parts}, options.repeats)
     report(
         f"{options.minutes} files of 1 min, 44.1 kHz, Ogg Vorbis, windows of 10 s unless a "
@@ -73,28 +76,29 @@ def benchmark_hours(options: HoursOptions) -> None:
         dict.fromkeys(seconds, options.minutes),
         "min",
         options.json,
-        hours_of_sound_per_hour={
-            name: round(options.minutes * 60 / float(np.median(runs)), 1)
-            for name, runs in seconds.items()
-        },
+        hours_of_sound_per_hour=_hours(options.minutes, seconds),
     )
 
 
-def write_recordings(folder: Path, minutes: int) -> list[str]:
-    """Ogg files of a minute of natural-looking noise."""
-    folder.mkdir(parents=True)
+def write_recordings(folder: Path, minutes: int, suffix: str = "ogg") -> list[str]:
+    """Files of a minute of natural-looking noise."""
+    folder.mkdir(parents=True, exist_ok=True)
     random, files = np.random.default_rng(0), []
     for number in range(minutes):
         samples = random.standard_normal(_FILE_S * _RATE)
         spectrum = np.fft.rfft(samples)
         spectrum /= np.sqrt(np.arange(1, len(spectrum) + 1))
         noise = np.fft.irfft(spectrum, len(samples))
-        files.append(str(folder / f"{number:03d}.ogg"))
+        files.append(str(folder / f"{number:03d}.{suffix}"))
         noise *= 0.5 / np.abs(noise).max()
-        with soundfile.SoundFile(files[-1], "w", _RATE, 1, format="OGG") as file:
+        with soundfile.SoundFile(files[-1], "w", _RATE, 1, format=suffix.upper()) as file:
             for second in np.split(noise, _FILE_S):  # libsndfile crashes on a minute at once
                 file.write(second)
     return files
+
+
+def _decodes(files: list[str]) -> Callable[[], object]:
+    return lambda: [list(stream_audio(file)) for file in files]
 
 
 def _checkpoints(options: HoursOptions, folder: Path) -> Iterator[tuple[str, str]]:
@@ -264,28 +268,34 @@ def _tagger(files: list[str]) -> Callable[[], object]:
 
 
 def benchmark_processes(options: ProcessesOptions) -> None:
-    """`ast-classify` on the same files with more and more processes, each on one thread."""
+    """`ast-classify` on the same files: as it comes, then with more and more processes."""
     with tempfile.TemporaryDirectory() as name:
         files = write_recordings(Path(name) / "sound", options.minutes)
-        cases: dict[str, Callable[[], object]] = {
-            f"{count} processes": partial(_classify, options, files, count)
-            for count in options.processes
-        }
+        words = ["--model", options.model]
+        cases: dict[str, Callable[[], object]] = {"no option": partial(_classify, files, words)}
+        for speed in options.speed:
+            for count in options.processes:
+                chosen = [*words, "--speed", speed, "--processes", str(count)]
+                case = f"{speed}, {count} process{'es' if count > 1 else ''} of 1 thread"
+                cases[case] = partial(_classify, files, chosen, OMP_NUM_THREADS="1")
         seconds = measure(cases, options.repeats)
     report(
-        f"{options.minutes} files of 1 min through ast-classify --model {options.model}, one "
-        "thread in each process, start included",
+        f"{options.minutes} files of 1 min, 44.1 kHz, Ogg Vorbis, through ast-classify --model "
+        f"{options.model}, start included",
         seconds,
         dict.fromkeys(cases, options.minutes),
         "min",
         options.json,
+        hours_of_sound_per_hour=_hours(options.minutes, seconds),
     )
 
 
-def _classify(options: ProcessesOptions, files: list[str], processes: int) -> None:
+def _hours(minutes: int, seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {case: round(60 * minutes / np.median(runs), 1) for case, runs in seconds.items()}
+
+
+def _classify(files: list[str], options: list[str], **environment: str) -> None:
     import os
 
-    words = [sys.executable, "-m", f"{__package__.rpartition('.')[0]}.classify", *files]
-    words += ["--model", options.model, "--processes", str(processes), "--speed", options.speed]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(words, check=True, capture_output=True, env=environment)
+    words = [sys.executable, "-m", f"{__package__.rpartition('.')[0]}.classify", *files, *options]
+    subprocess.run(words, check=True, capture_output=True, env={**os.environ, **environment})

@@ -301,7 +301,9 @@ class HoursOptions(CommonOptions):
 @dataclass
 class ProcessesOptions(CommonOptions):
     model: str = setting(DEFAULT_MODEL, "checkpoint or ONNX file", positional="?")
-    speed: str = setting("exact", "as in ast-classify", choices=("exact", "fast", "fastest"))
+    speed: list[str] = setting(
+        ["exact"], "as in ast-classify", choices=("exact", "fast", "fastest")
+    )
     processes: list[int] = setting([1, 2], "how many", at_least=1)
     minutes: int = setting(8, "files of a minute each", at_least=1)
     repeats: int = setting(2, "measurements of each case", at_least=1, group="the run")
