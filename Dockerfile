@@ -21,8 +21,10 @@ RUN pip install --no-cache-dir --constraint constraints.txt '.[demo,export]'
 RUN useradd --create-home --uid 1000 ast
 USER ast
 WORKDIR /home/ast
-# Checkpoints that were fetched, and what --speed measured: mount a volume here to keep them.
+# Checkpoints that were fetched, and what --speed measured: mount a volume here to keep them. A new
+# volume belongs to the user only if the folder is in the image and does.
 ENV HF_HOME=/home/ast/.cache/huggingface
+RUN mkdir --parents "$HF_HOME"
 
 EXPOSE 7860
 # Of the page; a command that ends needs no look at its health.

@@ -44,6 +44,17 @@ def test_what_it_copies_is_there_and_not_left_out():
             assert name not in ignored
 
 
+def test_a_new_volume_for_the_cache_belongs_to_the_user():
+    """A folder that the image lacks would be root's."""
+    names = [name for name, _ in INSTRUCTIONS]
+    as_user = INSTRUCTIONS[names.index("USER") :]
+    assert ("RUN", 'mkdir --parents "$HF_HOME"') in as_user
+    (home,) = (words.removeprefix("HF_HOME=") for words in of("ENV") if "HF_HOME" in words)
+    page = (REPOSITORY / "docs" / "deployment.md").read_text()
+    (volume,) = re.findall(r"docker run .*-v ast_cache:(\S+)", page)
+    assert home.startswith(volume + "/")
+
+
 def test_its_commands_run(tmp_path):
     (install,) = (run for run in of("RUN") if "grep '^torch==' constraints.txt" in run)
     shown = subprocess.run(
