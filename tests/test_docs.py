@@ -5,6 +5,7 @@ a finished run. A tiny model stands in for those on the Hub, and options after t
 training short. What is not ours to run (`hf`, Slurm) is checked by bash for its syntax.
 """
 
+import ast
 import configparser
 import importlib
 import json
@@ -270,6 +271,22 @@ def test_code_of_a_page_runs(page, place, commands, capsys):
 )
 def test_what_makes_a_page_finds_what_it_imports(script):
     assert callable(importlib.import_module(f"docs.{script.stem}").main)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_blocks_say_their_language(page):
+    """Without one, the slow test of a page has nothing to run."""
+    assert {language for language, _ in blocks(page)} <= {"python", "sh", "bash", "text"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_finds_what_it_imports(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for found in ast.walk(ast.parse(code)):
+        if isinstance(found, ast.ImportFrom) and found.module is not None:
+            module = importlib.import_module(found.module)
+            assert all(hasattr(module, name.name) for name in found.names), found.module
 
 
 def test_readmes_tree_has_every_module_and_room():
