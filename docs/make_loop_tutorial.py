@@ -197,7 +197,7 @@ A minute's listening has turned up one bark. What else sounds like it?
         if name == "dog":
             heard, dogs = len(marks), sum("dog" in mark.label for mark in marks)
     page.say(f"""
-Of the {heard} that can be told apart by ear, {dogs} are dogs. The same search for a rooster and a
+{heard} of them are clear to the ear; {dogs} are dogs. The same search for a rooster and a
 baby, and listening to the clips in `found/`, gives {len(marks)} marks in `marks.csv`. Windows with
 none of the three are worth marking, too, as `background`.
 

@@ -1,4 +1,4 @@
-"""Open a page in the browser that says what recordings sound like, and when.
+"""Serve a page that says what recordings sound like, and when.
 
     ast-demo CHECKPOINT
     ast-demo --index index --marks marks.csv

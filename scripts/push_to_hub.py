@@ -1,6 +1,6 @@
 """Put a checkpoint on the Hugging Face Hub, with its code and its model card.
 
-    ast-push-to-hub runs/my_sounds someone/my-sounds --dry-run
+    ast-push-to-hub runs/my_sounds someone/my-sounds --dry_run
 
 The folder is a run folder or a checkpoint folder. It uploads config, weights (safetensors), feature
 extractor, code, card and the card's pictures, and nothing else from the folder, in one commit:

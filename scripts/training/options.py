@@ -76,7 +76,7 @@ class FinetuneOptions(AnnotatedOptions):
         choices=["all", "head", "linear", "lora"],
     )
     lora_rank: int = setting(
-        8, "rank of the adapters on query, key, value and the MLP", group=_MODEL, at_least=1
+        8, "rank of the adapters on every matrix of the encoder", group=_MODEL, at_least=1
     )
     hidden_size: int = setting(192, "width, only from scratch", group=_MODEL, at_least=1)
     num_hidden_layers: int = setting(12, "depth, only from scratch", group=_MODEL, at_least=1)
