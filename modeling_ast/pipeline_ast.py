@@ -33,7 +33,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from .frames_ast import column_spans, count_columns, stitch
 from .pooling_ast import check_pooling
 from .scores_ast import LabelScore, pool_windows, scores_from_logits, top_labels
-from .windows_ast import cut_windows, window_and_hop
+from .windows_ast import KeptRows, cut_windows, window_and_hop
 
 _MODEL_TYPE = "audio-spectrogram-transformer"
 _FRAME_MODEL_TYPE = "ast-frame-classification"
@@ -151,10 +151,31 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         if isinstance(self.model, torch.nn.Module):
             super().check_model_type(supported_models)
 
-    def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
-        # The stock pipeline is not a ChunkPipeline.
-        iterator_of = ChunkPipeline if self.is_ast else Pipeline
-        return iterator_of.get_iterator(self, *args, **kwargs)
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Any:
+        iterator_of = Pipeline  # the stock pipeline is not a ChunkPipeline
+        if self.is_ast:
+            iterator_of = ChunkPipeline
+            forward_params = {**forward_params, "kept": KeptRows()}
+        params = preprocess_params, forward_params, postprocess_params
+        return iterator_of.get_iterator(self, inputs, num_workers, batch_size, *params)
+
+    def forward(
+        self, model_inputs: dict[str, Any], kept: KeptRows | None = None, **forward_params: Any
+    ) -> Any:
+        """As in `transformers`, but AST's logits become a `Row` per window."""
+        outputs = super().forward(model_inputs, **forward_params)
+        if self.is_ast:
+            rows = (kept or KeptRows()).keep(outputs["logits"].float().numpy())
+            outputs["logits"] = rows if isinstance(outputs["start"], list) else rows[0]
+        return outputs
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, with_code: bool = False, **kwargs: Any
@@ -302,12 +323,15 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             (window["start"] / rate, (window["start"] + window["samples"]) / rate)
             for window in model_outputs
         ]
-        # (1, labels) each; for a frame model (1, columns, labels)
-        of_windows = [self.scores(w["logits"].float(), function_to_apply) for w in model_outputs]
+        # (labels,) each; for a frame model (columns, labels)
+        of_windows = [
+            self.scores(torch.from_numpy(block[row]), function_to_apply)
+            for block, row in (window["logits"] for window in model_outputs)
+        ]
         if self.is_frame_model:
             spans, scores = self._columns(model_outputs, of_windows)
         else:
-            scores = torch.cat(of_windows)
+            scores = torch.stack(of_windows)
         lengths = torch.tensor([end - start for start, end in spans])
         pooling = window_pooling or getattr(self.model.config, "window_pooling", None)
         labels = self._top_labels(pool_windows(scores, lengths, pooling), top_k, threshold)
@@ -362,7 +386,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         if len(windows) > 1:
             hop = windows[1]["start"] - windows[0]["start"]
         of_sound = [
-            self.columns_of_sound(of_window[0], window["samples"])
+            self.columns_of_sound(of_window, window["samples"])
             for window, of_window in zip(windows, scores, strict=True)
         ]
         stitched = stitch(of_sound, hop // self._column_samples)

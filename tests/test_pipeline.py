@@ -11,6 +11,8 @@ import soundfile
 import torch
 import transformers
 from datasets import Audio, load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AudioClassificationPipeline, pipeline
 from transformers.models.audio_spectrogram_transformer import (
     feature_extraction_audio_spectrogram_transformer as native_features,
@@ -22,7 +24,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import modeling_ast
 from feature_extraction import ASTFeatureExtractor, AudioDecodingError
-from modeling_ast.pipeline_ast import cut_windows
+from modeling_ast.windows_ast import KeptRows, cut_windows
 
 from .conftest import REPOSITORY, tiny_native_config
 from .sounds import write_parquet
@@ -314,6 +316,37 @@ def test_memory_does_not_grow_with_the_file(native_folder, tmp_path):
     windows, end, growth, _ = classify_long_file(tmp_path, native_folder, 60, 10)
     assert (windows, end) == (360, 3600)
     assert growth < 100
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), max_size=20))
+def test_kept_rows_stay_what_they_were(batches):
+    kept, rows, expected = KeptRows(), [], []
+    for number, (count, columns) in enumerate(batches):
+        batch = np.full((count, columns), number, np.float32) + np.arange(count)[:, None]
+        rows += kept.keep(batch)
+        expected += [row.copy() for row in batch]
+        batch[:] = -1
+    for (block, row), values in zip(rows, expected, strict=True):
+        np.testing.assert_array_equal(block[row], values)
+
+
+def test_windows_scores_wait_together(native_folder, tmp_path, monkeypatch):
+    """Each in memory of its own would pin what is freed around it, hundreds of MB of an hour."""
+    classifier = pipeline("audio-classification", model=str(native_folder), batch_size=4)
+    seen = []
+    answer_of = type(classifier).postprocess
+
+    def postprocess(self, windows, **kwargs):
+        seen.extend(windows)
+        return answer_of(self, windows, **kwargs)
+
+    monkeypatch.setattr(type(classifier), "postprocess", postprocess)
+    sparse_wav(tmp_path / "sound.wav", 16000, 600)
+    classifier(str(tmp_path / "sound.wav"), chunk_length_s=5, hop_length_s=5)
+    assert len(seen) == 120
+    assert not any(isinstance(value, (torch.Tensor, np.ndarray)) for value in seen[0].values())
+    assert len({id(window["logits"][0]) for window in seen}) <= 4
 
 
 @NEEDS_PROC

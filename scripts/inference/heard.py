@@ -16,6 +16,7 @@ import numpy as np
 
 from modeling_ast.events_ast import Event, EventRules, events_from_scores
 from modeling_ast.scores_ast import LabelScore, pool_windows, top_labels
+from modeling_ast.windows_ast import KeptRows, Row, stack_rows
 
 
 class Span(NamedTuple):
@@ -32,16 +33,18 @@ class Heard:
 
     label_names: Sequence[str]
     spans: list[tuple[float, float]] = field(default_factory=list)
-    _scores: list[np.ndarray] = field(default_factory=list)
-    _embeddings: list[np.ndarray] = field(default_factory=list)
+    _scores: list[Row] = field(default_factory=list)
+    _embeddings: list[Row] = field(default_factory=list)
     pooling: str | None = None  # over the windows, see `pool_windows`
+    _kept_scores: KeptRows = field(default_factory=KeptRows)
+    _kept_embeddings: KeptRows = field(default_factory=KeptRows)
 
     def add(self, span: tuple[float, float], scores: np.ndarray, embedding: np.ndarray) -> float:
         """Add a window. Returns how many seconds of it are new, not part of an earlier one."""
         heard = self.duration
         self.spans.append(span)
-        self._scores.append(scores)
-        self._embeddings.append(embedding)
+        self._scores += self._kept_scores.keep(scores[None])
+        self._embeddings += self._kept_embeddings.keep(embedding[None])
         return span[1] - heard
 
     @property
@@ -52,12 +55,12 @@ class Heard:
     @property
     def scores(self) -> np.ndarray:
         """(windows, labels)."""
-        return np.stack(self._scores)
+        return stack_rows(self._scores)
 
     @property
     def embeddings(self) -> np.ndarray:
         """(windows, D)."""
-        return np.stack(self._embeddings)
+        return stack_rows(self._embeddings)
 
     def clip_scores(self) -> np.ndarray:
         """(labels,): of the whole sound, pooled over its windows."""
@@ -77,7 +80,7 @@ class Heard:
         """Each window with its labels."""
         return [
             Span(start, end, top_labels(scores, self.label_names, top_k))
-            for (start, end), scores in zip(self.spans, self._scores, strict=True)
+            for (start, end), scores in zip(self.spans, self.scores, strict=True)
         ]
 
     def scores_of(self, labels: Sequence[str]) -> np.ndarray:
@@ -102,7 +105,8 @@ class Heard:
     ) -> "Heard":
         """Restored from `spans`, `scores` and `embeddings`."""
         starts = [(float(start), float(end)) for start, end in spans]
-        return cls(label_names, starts, list(scores), list(embeddings))
+        keep = KeptRows().keep
+        return cls(label_names, starts, keep(scores), keep(embeddings))
 
     @classmethod
     def of_answer(cls, answer: Any) -> "Heard":
