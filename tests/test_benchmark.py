@@ -20,6 +20,7 @@ from scripts.benchmarks import accuracy, timing
 from scripts.benchmarks.forward import multiplications
 from scripts.benchmarks.weak import compare
 from scripts.inference import classifier
+from scripts.inference.run import model_version
 from scripts.workbench import teach
 from scripts.workbench.heads import Standard, fit_head, layer_normed
 
@@ -263,6 +264,9 @@ def test_cold(tmp_path):
 @pytest.fixture
 def embedded(tmp_path) -> list[str]:
     """Arguments for a dataset whose embeddings are at hand: 4 classes in 5 folds, told apart."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"some weights")
     random = np.random.default_rng(0)
     classes = np.tile(np.arange(4), 50)
     centres = np.random.default_rng(1).standard_normal((4, 16))
@@ -271,12 +275,14 @@ def embedded(tmp_path) -> list[str]:
     np.savez(
         path,
         model=np.array("model"),
+        version=np.array(model_version(str(model))),
         embeddings=embeddings.astype(np.float32),
         classes=classes,
         groups=np.arange(200).astype(str),
         parts=(np.arange(200) // 40).astype(str),
     )
-    return ["model", "dataset", "--embeddings", str(path), "--json", str(tmp_path / "out.json")]
+    out = tmp_path / "out.json"
+    return [str(model), "dataset", "--embeddings", str(path), "--json", str(out)]
 
 
 def test_few_marks(embedded, tmp_path, capsys):
@@ -289,8 +295,9 @@ def test_few_marks(embedded, tmp_path, capsys):
     benchmark(["few", *embedded, "--draws", "3", "--shots", "20"])
     again = json.loads((tmp_path / "out.json").read_text())
     assert again["few"]["20"]["mean"] == found["few"]["20"]["mean"]
-    with pytest.raises(ValueError, match="holds embeddings from model; name another file"):
-        benchmark(["few", "another", *embedded[1:]])
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights, the same name")
+    with pytest.raises(ValueError, match="holds embeddings from model, not from these weights of"):
+        benchmark(["few", *embedded])
 
 
 def test_queues_of_marks(embedded, tmp_path, capsys):
@@ -431,3 +438,12 @@ def test_detection(tmp_path, capsys):
     assert "fold 1, 5 in turn held out: 4 soundscapes of 2 s" in capsys.readouterr().out
     (models,) = json.loads(path.read_text())["folds"].values()
     assert models["frames"]["detection"]["events"] == models["windows"]["detection"]["events"]
+    embedded = (tmp_path / "run" / "soundscapes.pt").read_bytes()
+    benchmark([*words, "--trained=head", "--head_steps=2", "--evaluation_folds", "1", "5"])
+    assert (tmp_path / "run" / "soundscapes.pt").read_bytes() == embedded
+    torch.manual_seed(1)  # other weights of the same name are embedded anew
+    ASTForAudioClassification(tiny).save_pretrained(tmp_path / "model")
+    benchmark([*words, "--trained=head", "--head_steps=2", "--evaluation_folds", "1", "5"])
+    assert (tmp_path / "run" / "soundscapes.pt").read_bytes() != embedded
+    with pytest.raises(ValueError, match="holds a finished run with learning_rate"):
+        benchmark([*words, "--models", "frames", "--learning_rate=0.5"])

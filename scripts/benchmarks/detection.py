@@ -33,6 +33,7 @@ from ..evaluation.detection import DETECTION_METRICS, draw_onset_errors
 from ..evaluation.options import EvaluateOptions
 from ..evaluation.scoring import evaluate_checkpoints
 from ..training.options import FinetuneOptions
+from ..training.run_folder import finished_result
 from ..training.with_accelerate import finetune
 from .detection_heads import POOLING, compare_heads, labels_of_window
 from .options import DetectionOptions
@@ -73,47 +74,48 @@ def benchmark_detection(options: DetectionOptions) -> None:
 
 
 def _train(kind: str, options: DetectionOptions, fold: str, scenes: Path) -> float:
-    """Train a model, or resume an earlier run; returns the seconds it took."""
+    """Train a model, or resume an earlier run; returns the seconds it took.
+
+    Raises:
+        ValueError: if the folder holds a run with other options.
+    """
     folder = options.output / f"without_fold{fold}"
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / kind
-    if not (run / "checkpoint").is_dir():
-        settings: dict[str, Any] = {
-            "model": options.model,
-            "learning_rate": options.learning_rate,
-            "layer_decay": options.layer_decay,
-            "frequency_patchout": options.frequency_patchout,
-            "time_mask": 24,
-            "frequency_mask": 16,
-            "num_workers": 0,
-            "seed": options.seed,
-            "evaluation_fold": fold,
-            "output": str(run),
-            **_FOLDS,
-        }
-        if kind == "frames":
-            finetune(
-                FinetuneOptions(
-                    dataset=str(scenes),
-                    annotations=str(scenes / "events.csv"),
-                    num_epochs=options.num_epochs,
-                    windows_per_clip=options.windows_per_clip,
-                    batch_size=1,
-                    **settings,
-                )
-            )
-        else:
-            windows = folder / "windows_of_soundscapes.parquet"
-            if not windows.is_file():
-                _cut_windows(options, fold, scenes, windows)
-            finetune(
-                FinetuneOptions(
-                    dataset=str(windows),
-                    num_epochs=1,  # the windows already cover all epochs
-                    batch_size=options.windows_per_clip,
-                    **settings,
-                )
-            )
+    settings: dict[str, Any] = {
+        "model": options.model,
+        "learning_rate": options.learning_rate,
+        "layer_decay": options.layer_decay,
+        "frequency_patchout": options.frequency_patchout,
+        "time_mask": 24,
+        "frequency_mask": 16,
+        "num_workers": 0,
+        "seed": options.seed,
+        "evaluation_fold": fold,
+        "output": str(run),
+        **_FOLDS,
+    }
+    if kind == "frames":
+        wanted = FinetuneOptions(
+            dataset=str(scenes),
+            annotations=str(scenes / "events.csv"),
+            num_epochs=options.num_epochs,
+            windows_per_clip=options.windows_per_clip,
+            batch_size=1,
+            **settings,
+        )
+    else:
+        windows = folder / "windows_of_soundscapes.parquet"
+        if not windows.is_file():
+            _cut_windows(options, fold, scenes, windows)
+        wanted = FinetuneOptions(
+            dataset=str(windows),
+            num_epochs=1,  # the windows already cover all epochs
+            batch_size=options.windows_per_clip,
+            **settings,
+        )
+    if finished_result(wanted) is None:
+        finetune(wanted)
     records = (run / "metrics.jsonl").read_text().splitlines()
     return float(json.loads(records[-1])["seconds"])
 

@@ -34,6 +34,7 @@ from ..evaluation.detection import Recording, measure_detection
 from ..evaluation.metrics import ScoredClips
 from ..inference.classifier import Classifier
 from ..inference.heard import Heard
+from ..inference.run import model_version
 from .options import DetectionOptions
 
 POOLING = "linear_softmax"  # of columns and of windows, for a clip's scores
@@ -62,12 +63,7 @@ def compare_heads(options: DetectionOptions, scenes: Path) -> dict[str, dict[str
         kind -> report as of `evaluate_checkpoints`, over the soundscapes of all these folds, with
         "training_s".
     """
-    path = options.output / "embeddings.pt"
-    if not path.is_file():
-        sounds = _embed(options, scenes)
-        write_whole(path, lambda unfinished: torch.save(sounds, unfinished))
-    with torch.serialization.safe_globals([Sound, Annotation]):
-        sounds = torch.load(path, weights_only=True)
+    sounds = _sounds(options, scenes)
     labels = sorted({event.label for sound in sounds for event in sound.events})
     model = Classifier(options.model).pipeline.model
     model.config.num_labels = len(labels)
@@ -94,6 +90,27 @@ def compare_heads(options: DetectionOptions, scenes: Path) -> dict[str, dict[str
         heard = [_heard(kind, *each, labels, stride, patch) for each in held_out]
         reports[kind] = {**_measure(heard, labels, options), "training_s": seconds}
     return reports
+
+
+def _sounds(options: DetectionOptions, scenes: Path) -> list[Sound]:
+    """The soundscapes, embedded, or as an earlier run with the same weights embedded them."""
+    path = options.output / "soundscapes.pt"
+    version = model_version(options.model)
+    if path.is_file():
+        stored = torch.load(path, weights_only=True)
+        if stored["version"] == version:
+            return [
+                Sound(**{**sound, "events": [Annotation(*event) for event in sound["events"]]})
+                for sound in stored["sounds"]
+            ]
+    sounds = _embed(options, scenes)
+    # Without our classes, whose module has two names, "scripts" and "ast_scripts".
+    plain = [
+        {**vars(sound), "events": [tuple(event) for event in sound.events]} for sound in sounds
+    ]
+    contents = {"version": version, "sounds": plain}
+    write_whole(path, lambda unfinished: torch.save(contents, unfinished))
+    return sounds
 
 
 def _embed(options: DetectionOptions, scenes: Path) -> list[Sound]:

@@ -25,6 +25,7 @@ from ..workbench.heads import (
     scores_of,
 )
 from ..workbench.queues import committee, disagreement, disputed_apart, farthest_first, uncertainty
+from .cached import cached_arrays
 
 if TYPE_CHECKING:
     from .options import CalibrationOptions, FewOptions, MarkedOptions, QueuesOptions
@@ -63,23 +64,9 @@ class Clips:
 
 def open_clips(options: "MarkedOptions") -> Clips:
     """The clips of a dataset; their embeddings are cached in a file if the options name one."""
-    path = options.embeddings
-    if path is None or not path.exists():
-        arrays = _embed(options)
-        if path is not None:
-            write_whole(path, lambda unfinished: _save(unfinished, arrays))
-    else:
-        with np.load(path) as file:
-            arrays = dict(file)
-        if str(arrays["model"]) != options.checkpoint:
-            raise ValueError(f"{path} holds embeddings from {arrays['model']}; name another file.")
+    arrays = cached_arrays(options.embeddings, options.checkpoint, lambda: _embed(options))
     normed = layer_normed(arrays["embeddings"], _HEAD_EPSILON)
     return Clips(normed, arrays["classes"], arrays["groups"], arrays["parts"])
-
-
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
 
 
 def _embed(options: "MarkedOptions") -> dict[str, Any]:
@@ -104,7 +91,6 @@ def _embed(options: "MarkedOptions") -> dict[str, Any]:
         vectors.setdefault(answer.sound, []).append(answer.embedding)
     classes, groups, parts = zip(*rows, strict=True)
     return {
-        "model": np.array(options.checkpoint),
         "embeddings": np.stack([np.mean(vectors[row], axis=0) for row in range(len(rows))]),
         "classes": np.array(classes),
         "groups": np.array(groups),

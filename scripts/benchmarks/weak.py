@@ -10,8 +10,6 @@ over many seeds; the figures do not include what fine-tuning the encoder would a
 
 import json
 import time
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +21,11 @@ from feature_extraction import load_audio
 from modeling_ast.loss_ast import classification_loss
 from modeling_ast.pooling_ast import WINDOW_POOLINGS, pool_logits
 
-from ..common.files import write_whole
 from ..data.annotations import read_annotations
 from ..data.sources import open_stream
 from ..data.windows import tiling
 from ..inference.classifier import Classifier, Window
+from .cached import Arrays, cached_arrays
 from .options import WeakOptions
 from .timing import on_threads
 
@@ -35,13 +33,11 @@ _KIND = "multi_label_classification"  # a window can contain nothing
 _POOLINGS = (*WINDOW_POOLINGS, "attention")
 _RESAMPLES = 1000
 
-Embeddings = dict[str, np.ndarray]
-
 
 @on_threads
 def benchmark_weak(options: WeakOptions) -> None:
     """Held-out accuracy of each method, with its interval, and as a share of the oracle's."""
-    arrays = _embeddings(options)
+    arrays = cached_arrays(options.embeddings, options.checkpoint, lambda: _embed(options))
     is_test = arrays["folds"] == options.evaluation_fold
     if not is_test.any() or is_test.all():
         raise ValueError(
@@ -74,7 +70,7 @@ def benchmark_weak(options: WeakOptions) -> None:
 
 
 def compare(
-    arrays: Embeddings, is_test: np.ndarray, seeds: int, steps: int, learning_rate: float
+    arrays: Arrays, is_test: np.ndarray, seeds: int, steps: int, learning_rate: float
 ) -> dict[str, dict[str, Any]]:
     """Train and test each method.
 
@@ -174,27 +170,7 @@ def _interval(right: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _embeddings(options: WeakOptions) -> Embeddings:
-    """Computed, or read from the file that the options name."""
-    path = options.embeddings
-    if path is not None and path.exists():
-        with np.load(path) as file:
-            arrays = dict(file)
-        if str(arrays["model"]) != options.checkpoint:
-            raise ValueError(f"{path} holds embeddings from {arrays['model']}; name another file.")
-        return arrays
-    arrays = _embed(options)
-    if path is not None:
-        write_whole(path, partial(_save, arrays=arrays))
-    return arrays
-
-
-def _save(path: Path, arrays: Embeddings) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def _embed(options: WeakOptions) -> Embeddings:
+def _embed(options: WeakOptions) -> Arrays:
     begin = time.perf_counter()
     classifier = Classifier(options.checkpoint)
     rate, extractor = classifier.sampling_rate, classifier.pipeline.feature_extractor
@@ -226,7 +202,6 @@ def _embed(options: WeakOptions) -> Embeddings:
         of_events.append(vectors[-1])
     _, classes = np.unique([row["label"] for row in rows], return_inverse=True)
     return {
-        "model": np.array(options.checkpoint),
         "embeddings": np.stack(embeddings),
         "event": np.stack(of_events),
         "classes": classes,
