@@ -204,6 +204,25 @@ def test_the_losses_of_parts_add_up(bags):
         torch.testing.assert_close(alone, expected)
 
 
+@pytest.mark.parametrize(
+    ("names", "activation", "share"),
+    [
+        (None, "softmax", 0.5),
+        (["a", "b"], "softmax", 0.5),
+        (["a", "b"], "sigmoid", 0.1),
+        ([], "sigmoid", 0.0),
+    ],
+)
+def test_share_by_the_teachers_labels(names, activation, share):
+    """The sum over independent labels outweighs the hard labels' cross-entropy."""
+    ast = tiny_model(problem_type="single_label_classification")
+    own = [ast.config.id2label[index] for index in range(ast.config.num_labels)]
+    teacher = Teacher(own if names is None else names, activation, 3)
+    options = FinetuneOptions(teacher=["x"])
+    student = Student(ast, teacher, options, (torch.zeros(3), torch.ones(3)))
+    assert student.lesson.share == share
+
+
 # Runs
 
 
@@ -214,7 +233,7 @@ def test_both_doors_learn_the_same_from_stored_answers(sounds, answers, tmp_path
     }  # fmt: skip
     found = [run(door, sounds, tmp_path / door.__name__, **settings) for door in DOORS]
     first, second = (load_file(folder / "model.safetensors") for folder in found)
-    assert "2 labels through a head of its own, share 0.5; embeddings of 2" in (
+    assert "2 labels through a head of its own, share 0.1; embeddings of 2" in (
         capsys.readouterr().out
     )
     for name, weight in first.items():

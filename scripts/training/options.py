@@ -150,9 +150,10 @@ class FinetuneOptions(AnnotatedOptions):
         group=_TEACHER,
         choices=["sigmoid", "softmax"],
     )
-    teacher_share: float = setting(
-        0.5,
-        "the teacher's share of the loss; hard labels get the rest; without labels: 1",
+    teacher_share: float | None = setting(
+        None,
+        "the teacher's share of the loss; hard labels get the rest; default: 0.5, or 0.1 beside "
+        "independent labels of the teacher's own; without labels: 1",
         group=_TEACHER,
     )
     teacher_temperature: float = setting(
@@ -363,7 +364,7 @@ class FinetuneOptions(AnnotatedOptions):
                 "answers for every tenth of a second: train a classifier with the teacher first, "
                 "and start the detector from it (--model)."
             )
-        if not 0 <= self.teacher_share <= 1:
+        if self.teacher_share is not None and not 0 <= self.teacher_share <= 1:
             raise ValueError(f"--teacher_share is from 0 to 1, got {self.teacher_share:g}.")
         if not self.teacher_temperature > 0:
             raise ValueError(
