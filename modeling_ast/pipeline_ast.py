@@ -151,21 +151,10 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
         if isinstance(self.model, torch.nn.Module):
             super().check_model_type(supported_models)
 
-    def get_iterator(
-        self,
-        inputs: Any,
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Any:
-        iterator_of = Pipeline  # the stock pipeline is not a ChunkPipeline
-        if self.is_ast:
-            iterator_of = ChunkPipeline
-            forward_params = {**forward_params, "kept": KeptRows()}
-        params = preprocess_params, forward_params, postprocess_params
-        return iterator_of.get_iterator(self, inputs, num_workers, batch_size, *params)
+    def get_iterator(self, *args: Any, **kwargs: Any) -> Any:
+        # The stock pipeline is not a ChunkPipeline.
+        iterator_of = ChunkPipeline if self.is_ast else Pipeline
+        return iterator_of.get_iterator(self, *args, **kwargs)
 
     def forward(
         self, model_inputs: dict[str, Any], kept: KeptRows | None = None, **forward_params: Any
@@ -239,7 +228,7 @@ class ASTAudioClassificationPipeline(AudioClassificationPipeline, ChunkPipeline)
             postprocess_params["window_pooling"] = window_pooling
         if threshold is not None:
             postprocess_params["threshold"] = self._thresholds(threshold)
-        return preprocess_params, {}, postprocess_params
+        return preprocess_params, {"kept": KeptRows()}, postprocess_params  # new in each call
 
     def _thresholds(self, threshold: float | Mapping[str, float]) -> torch.Tensor:
         """One number, or numbers by label -> (labels,)."""

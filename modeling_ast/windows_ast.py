@@ -57,6 +57,7 @@ def window_and_hop(
     return chunk, hop
 
 
+_LARGEST_BLOCK = 1 << 21  # bytes
 Row = tuple[np.ndarray, int]  # a block and which of its rows
 
 
@@ -64,22 +65,23 @@ class KeptRows:
     """Room for what is kept of each window while much larger arrays come and go.
 
     Small arrays allocated amid those would pin what glibc's allocator frees around them: with two
-    hours' windows, 3 MB of logits once held up to 900 MB. Here they lie in blocks, each twice as
-    large as the one before, and a row is a pair of Python objects, which have memory of their own.
+    hours' windows, 3 MB of logits once held up to 900 MB. Here they lie in blocks: the first just
+    large enough, each next one four times as large, up to 2 MB. A row is a pair of Python objects,
+    which have memory of their own; a block lives as long as one of its rows.
     """
 
     def __init__(self) -> None:
         self._block = np.empty((0,), np.float32)
         self._used = 0
-        self._capacity = 8
 
     def keep(self, rows: np.ndarray) -> list[Row]:
         """Copy rows (n, …), of any shape and type."""
         block, first = self._block, self._used
         last = first + len(rows)
         if last > len(block) or block.shape[1:] != rows.shape[1:] or block.dtype != rows.dtype:
-            self._capacity = max(2 * self._capacity, len(rows))
-            block = self._block = np.empty((self._capacity, *rows.shape[1:]), rows.dtype)
+            fitting = _LARGEST_BLOCK // max(1, rows[:1].nbytes)
+            length = max(min(4 * len(block), fitting), len(rows))
+            block = self._block = np.empty((length, *rows.shape[1:]), rows.dtype)
             first, last = 0, len(rows)
         block[first:last] = rows
         self._used = last

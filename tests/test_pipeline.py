@@ -331,6 +331,16 @@ def test_kept_rows_stay_what_they_were(batches):
         np.testing.assert_array_equal(block[row], values)
 
 
+def test_room_for_rows_is_bounded():
+    """One clip's takes no more than its own, and an endless stream's does not grow with it."""
+    (block, _), *_ = KeptRows().keep(np.zeros((1, 527), np.float32))
+    assert len(block) == 1
+    kept = KeptRows()
+    sizes = [kept.keep(np.zeros((8, 527), np.float32))[0][0].nbytes for _ in range(3000)]
+    assert max(sizes) <= 4 << 20
+    assert len(set(sizes)) < 10
+
+
 def test_windows_scores_wait_together(native_folder, tmp_path, monkeypatch):
     """Each in memory of its own would pin what is freed around it, hundreds of MB of an hour."""
     classifier = pipeline("audio-classification", model=str(native_folder), batch_size=4)
