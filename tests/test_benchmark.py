@@ -300,6 +300,13 @@ def test_few_marks(embedded, tmp_path, capsys):
         benchmark(["few", *embedded])
 
 
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04cut off"])
+def test_kept_embeddings_that_cannot_be_read(embedded, tmp_path, content):
+    (tmp_path / "embeddings.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"embeddings\.npz holds no embeddings: name another file"):
+        benchmark(["few", *embedded])
+
+
 def test_queues_of_marks(embedded, tmp_path, capsys):
     plot = tmp_path / "queues.png"
     benchmark(["queues", *embedded, "--draws", "2", "--plot", str(plot)])

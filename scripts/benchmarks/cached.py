@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -20,14 +21,19 @@ def cached_arrays(path: Path | None, checkpoint: str, compute: Callable[[], Arra
         checkpoint: the model whose embeddings they are.
 
     Raises:
-        ValueError: for a file of other weights, even of a model with the same name.
+        ValueError: for a file of other weights, even under the same name, or of no arrays.
     """
     if path is None:
         return compute()
     version = model_version(checkpoint)
     if path.exists():
-        with np.load(path) as file:
-            arrays = dict(file)
+        try:
+            with np.load(path) as file:
+                arrays = dict(file)
+        except (ValueError, TypeError, EOFError, BadZipFile) as error:
+            raise ValueError(
+                f"{path} holds no embeddings: name another file, or delete it."
+            ) from error
         if str(arrays.get("version")) != version:
             raise ValueError(
                 f"{path} holds embeddings from {arrays.get('model')}, not from these weights of "
