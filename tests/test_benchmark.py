@@ -274,8 +274,15 @@ def embedded(tmp_path) -> list[str]:
     path = tmp_path / "embeddings.npz"
     np.savez(
         path,
-        model=np.array("model"),
-        version=np.array(model_version(str(model))),
+        made_with=json.dumps(
+            {
+                "weights": model_version(str(model)),
+                "dataset": "dataset",
+                "splits": ["train"],
+                "fold_column": None,
+                "group_column": None,
+            }
+        ),
         embeddings=embeddings.astype(np.float32),
         classes=classes,
         groups=np.arange(200).astype(str),
@@ -295,8 +302,10 @@ def test_few_marks(embedded, tmp_path, capsys):
     benchmark(["few", *embedded, "--draws", "3", "--shots", "20"])
     again = json.loads((tmp_path / "out.json").read_text())
     assert again["few"]["20"]["mean"] == found["few"]["20"]["mean"]
+    with pytest.raises(ValueError, match="npz was made with dataset dataset, now others: name"):
+        benchmark(["few", embedded[0], "others", *embedded[2:]])
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights, the same name")
-    with pytest.raises(ValueError, match="holds embeddings from model, not from these weights of"):
+    with pytest.raises(ValueError, match=r"npz was made with weights \w+, now \w+: name"):
         benchmark(["few", *embedded])
 
 
@@ -435,7 +444,7 @@ def test_detection(tmp_path, capsys):
     assert (tmp_path / "onsets.png").is_file()
     models = json.loads(path.read_text())["folds"]["5"]
     assert list(models) == ["frames", "windows"]
-    windows = pq.read_table(run / "windows_of_soundscapes.parquet").to_pylist()
+    windows = pq.read_table(run / "windows_of_soundscapes" / "windows.parquet").to_pylist()
     assert [row["fold"] for row in windows] == ["others"] * 4 + ["5"] * 2
     assert any(row["labels"] for row in windows)
     trained = (run / "frames" / "metrics.jsonl").read_text()
@@ -454,3 +463,9 @@ def test_detection(tmp_path, capsys):
     assert (tmp_path / "run" / "soundscapes.pt").read_bytes() != embedded
     with pytest.raises(ValueError, match="holds a finished run with learning_rate"):
         benchmark([*words, "--models", "frames", "--learning_rate=0.5"])
+    with pytest.raises(ValueError, match=r"soundscapes was made with soundscape_s 2\.0, now 3\.0"):
+        benchmark([*words, "--soundscape_s=3"])
+    with pytest.raises(
+        ValueError, match="windows_of_soundscapes was made with windows_per_clip 2, now 3"
+    ):
+        benchmark([*words, "--models", "windows", "--windows_per_clip=3"])

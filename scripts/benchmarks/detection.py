@@ -35,6 +35,7 @@ from ..evaluation.scoring import evaluate_checkpoints
 from ..training.options import FinetuneOptions
 from ..training.run_folder import finished_result
 from ..training.with_accelerate import finetune
+from .cached import claim_folder
 from .detection_heads import POOLING, compare_heads, labels_of_window
 from .options import DetectionOptions
 from .timing import machine, on_threads
@@ -45,19 +46,17 @@ _FOLDS: dict[str, Any] = {"fold_column": "fold", "label_column": "labels"}
 @on_threads
 def benchmark_detection(options: DetectionOptions) -> None:
     """Train whatever is not yet trained in `--output`, and measure both."""
-    output = options.output
-    scenes = output / "soundscapes"
+    scenes = options.output / "soundscapes"
+    settings: dict[str, Any] = {
+        "dataset": options.dataset,
+        "soundscape_s": options.soundscape_s,
+        "mixtures_per_fold": options.mixtures_per_fold,
+        "max_clips": options.max_clips,
+        "seed": options.seed,
+    }
+    claim_folder(scenes, settings)
     if not (scenes / "events.csv").is_file():
-        mix_clips(
-            MixOptions(
-                dataset=options.dataset,
-                output=str(scenes),
-                soundscape_s=options.soundscape_s,
-                mixtures_per_fold=options.mixtures_per_fold,
-                max_clips=options.max_clips,
-                seed=options.seed,
-            )
-        )
+        mix_clips(MixOptions(output=str(scenes), **settings))
     folds: dict[str, dict[str, Any]] = {}
     if options.trained == "head":
         folds[f"{', '.join(options.evaluation_folds)} in turn"] = compare_heads(options, scenes)
@@ -80,7 +79,6 @@ def _train(kind: str, options: DetectionOptions, fold: str, scenes: Path) -> flo
         ValueError: if the folder holds a run with other options.
     """
     folder = options.output / f"without_fold{fold}"
-    folder.mkdir(parents=True, exist_ok=True)
     run = folder / kind
     settings: dict[str, Any] = {
         "model": options.model,
@@ -105,7 +103,16 @@ def _train(kind: str, options: DetectionOptions, fold: str, scenes: Path) -> flo
             **settings,
         )
     else:
-        windows = folder / "windows_of_soundscapes.parquet"
+        cut = folder / "windows_of_soundscapes"
+        claim_folder(
+            cut,
+            {
+                "model": options.model,
+                "windows_per_clip": options.windows_per_clip,
+                "num_epochs": options.num_epochs,
+            },
+        )
+        windows = cut / "windows.parquet"
         if not windows.is_file():
             _cut_windows(options, fold, scenes, windows)
         wanted = FinetuneOptions(

@@ -25,6 +25,7 @@ from ..data.annotations import read_annotations
 from ..data.sources import open_stream
 from ..data.windows import tiling
 from ..inference.classifier import Classifier, Window
+from ..inference.run import model_version
 from .cached import Arrays, cached_arrays
 from .options import WeakOptions
 from .timing import on_threads
@@ -37,7 +38,12 @@ _RESAMPLES = 1000
 @on_threads
 def benchmark_weak(options: WeakOptions) -> None:
     """Held-out accuracy of each method, with its interval, and as a share of the oracle's."""
-    arrays = cached_arrays(options.embeddings, options.checkpoint, lambda: _embed(options))
+    settings = {
+        "weights": model_version(options.checkpoint),
+        "dataset": options.dataset,
+        "events": options.events,
+    }
+    arrays = cached_arrays(options.embeddings, settings, lambda: _embed(options))
     is_test = arrays["folds"] == options.evaluation_fold
     if not is_test.any() or is_test.all():
         raise ValueError(
