@@ -35,7 +35,7 @@ def classify(options: ClassifyOptions) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     # A scheduler that ends this process lets it write what it has.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_command("ast-classify", ClassifyOptions, classify, argv)
+    run_command("ast-classify", ClassifyOptions, classify, argv, resumes=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def run(options: FinetuneOptions) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_command("ast-finetune-accelerate", FinetuneOptions, run, argv, recipes=True)
+    run_command("ast-finetune-accelerate", FinetuneOptions, run, argv, recipes=True, resumes=True)
 
 
 if __name__ == "__main__":

@@ -176,6 +176,16 @@ def test_run_command_ends_with_a_status(top_k, status, line, capsys):
     assert capsys.readouterr().err.strip() == line
 
 
+def test_ctrl_c_tells_what_resumes(capsys):
+    with pytest.raises(SystemExit):
+        run_command("ast-toy", Toy, command, ["a", "--top_k", "5"], resumes=True)
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith("interrupted; run the same command again to resume")
+    )
+
+
 def test_version_and_completion(capsys):
     for words in (["--version"], ["--print_completion", "bash"]):
         with pytest.raises(SystemExit) as ended:
