@@ -16,9 +16,10 @@ from transformers import ViTConfig, ViTModel
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from scripts.benchmark import benchmark
-from scripts.benchmarks import accuracy, timing
+from scripts.benchmarks import accuracy
 from scripts.benchmarks.forward import multiplications
 from scripts.benchmarks.weak import compare
+from scripts.common import timing
 from scripts.inference import classifier
 from scripts.inference.run import model_version
 from scripts.workbench import teach

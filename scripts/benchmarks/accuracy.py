@@ -20,12 +20,13 @@ from transformers.models.audio_spectrogram_transformer import (
 from feature_extraction import load_audio, roll, spec_augment
 
 from ..common.options import parse_arguments
+from ..common.timing import machine
 from ..data.labelled import LabelledAudio
 from ..training.options import FinetuneOptions
 from ..training.start import open_data, start_model
 from ..training.with_accelerate import finetune
+from .conditions import on_threads
 from .options import AccuracyOptions
-from .timing import machine, on_threads
 
 _BATCH_SIZE = 16
 _LEARNING_RATE = 1e-4

@@ -21,8 +21,8 @@ from ..data.labelled import sound_name
 from ..data.sources import open_stream
 from ..evaluation.metrics import ScoredClips
 from ..inference.classifier import Classifier
+from .conditions import on_threads
 from .options import AgreementOptions
-from .timing import on_threads
 
 # The first labels, in AudioSet's order, of its ontology's top groups.
 _GROUPS = {

@@ -11,8 +11,9 @@ from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
 from ..common.bundled import hub_configs_folder
+from ..common.timing import report
+from .conditions import status_kib
 from .options import DescendantsOptions
-from .timing import report, status_kib
 
 
 def benchmark_descendants(options: DescendantsOptions) -> None:

@@ -25,6 +25,7 @@ from feature_extraction import ASTFeatureExtractor, load_audio
 from modeling_ast import ASTConfig
 
 from ..common.checkpoints import resolve_checkpoint
+from ..common.timing import machine
 from ..data.annotated import open_annotated_audio
 from ..data.batches import Collator
 from ..data.mixtures import mix_clips
@@ -36,9 +37,9 @@ from ..training.options import FinetuneOptions
 from ..training.run_folder import finished_result
 from ..training.with_accelerate import finetune
 from .cached import claim_folder
+from .conditions import on_threads
 from .detection_heads import POOLING, compare_heads, labels_of_window
 from .options import DetectionOptions
-from .timing import machine, on_threads
 
 _FOLDS: dict[str, Any] = {"fold_column": "fold", "label_column": "labels"}
 

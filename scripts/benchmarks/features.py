@@ -10,8 +10,9 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from feature_extraction import ASTFeatureExtractor, kaldi_fbank
 
+from ..common.timing import measure, report
+from .conditions import on_threads
 from .options import FeaturesOptions
-from .timing import measure, on_threads, report
 
 
 @on_threads

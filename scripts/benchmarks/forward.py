@@ -21,8 +21,9 @@ from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.export_ast import export_onnx
 from modeling_ast.onnx_ast import OnnxModel
 
+from ..common.timing import measure, report
+from .conditions import on_threads, status_kib
 from .options import ColdOptions, ForwardOptions, LengthsOptions, SizeOptions
-from .timing import measure, on_threads, report, status_kib
 
 _SECOND = 98  # frames in one second of sound: only whole ones count
 _GEMM_SIZE = 2048

@@ -27,9 +27,10 @@ from modeling_ast.export_ast import export_onnx
 from modeling_ast.speed_ast import export_merged
 
 from ..common.checkpoints import resolve_checkpoint
+from ..common.timing import measure, report
 from ..inference.classifier import Classifier
+from .conditions import on_threads
 from .options import HoursOptions, ProcessesOptions
-from .timing import measure, on_threads, report
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 _FRAMES = 998  # of 10 s

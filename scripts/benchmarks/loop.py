@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.timing import measure, report
 from ..workbench.calibration import Wish
 from ..workbench.heads import Head
 from ..workbench.index import SoundIndex
 from ..workbench.marks import Mark
 from ..workbench.queues import pick
 from ..workbench.teach import teach
+from .conditions import on_threads
 from .options import LoopOptions
-from .timing import measure, on_threads, report
 
 
 @on_threads

@@ -8,10 +8,11 @@ import torch
 from feature_extraction import ASTFeatureExtractor
 from modeling_ast import ASTForAudioClassification
 
+from ..common.timing import measure, report
 from ..data.batches import Collator
 from ..data.sources import open_stream
+from .conditions import on_threads
 from .options import MergingOptions
-from .timing import measure, on_threads, report
 
 
 @on_threads

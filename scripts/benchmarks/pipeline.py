@@ -19,9 +19,10 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from feature_extraction import load_audio
 
+from ..common.timing import measure, report
 from ..data.recordings import Recordings
+from .conditions import on_threads
 from .options import PipelineOptions
-from .timing import measure, on_threads, report
 
 
 @on_threads

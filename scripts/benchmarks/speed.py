@@ -27,9 +27,10 @@ from modeling_ast.speed_ast import (
 )
 
 from ..common.checkpoints import resolve_checkpoint
+from ..common.timing import measure, report
 from ..data.labelled import open_labelled_audio
+from .conditions import on_threads
 from .options import SpeedOptions
-from .timing import measure, on_threads, report
 
 _CALIBRATION = 16  # made-up sounds
 

@@ -11,8 +11,9 @@ from transformers.models.audio_spectrogram_transformer import (
 
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
+from ..common.timing import measure, report
+from .conditions import native_config, on_threads, status_kib
 from .options import TrainOptions
-from .timing import measure, native_config, on_threads, report, status_kib
 
 
 @on_threads

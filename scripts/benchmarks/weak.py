@@ -27,8 +27,8 @@ from ..data.windows import tiling
 from ..inference.classifier import Classifier, Window
 from ..inference.run import model_version
 from .cached import Arrays, cached_arrays
+from .conditions import on_threads
 from .options import WeakOptions
-from .timing import on_threads
 
 _KIND = "multi_label_classification"  # a window can contain nothing
 _POOLINGS = (*WINDOW_POOLINGS, "attention")

@@ -16,8 +16,8 @@ from modeling_ast import ASTForAudioClassification, ASTFrameConfig
 from modeling_ast.export_ast import export_onnx, import_optional
 from modeling_ast.onnx_ast import OnnxModel
 
-from ..benchmarks.timing import measure, report
 from ..common.checkpoints import resolve_checkpoint
+from ..common.timing import measure, report
 from ..data.labelled import open_labelled_audio
 from .options import ExportOptions
 from .web import write_web
