@@ -27,7 +27,7 @@ def run(options: PoolOptions) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_command("build_pool", PoolOptions, run, argv, resumes=True)
+    run_command("build_pool", PoolOptions, run, argv, resumes=lambda _: True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,13 @@ def classify(options: ClassifyOptions) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     # A scheduler that ends this process lets it write what it has.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_command("ast-classify", ClassifyOptions, classify, argv, resumes=True)
+    run_command(
+        "ast-classify",
+        ClassifyOptions,
+        classify,
+        argv,
+        resumes=lambda options: options.output is not None,
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,14 @@ def run(options: FinetuneOptions) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_command("ast-finetune", FinetuneOptions, run, argv, recipes=True, resumes=True)
+    run_command(
+        "ast-finetune",
+        FinetuneOptions,
+        run,
+        argv,
+        recipes=True,
+        resumes=lambda options: not options.overwrite,
+    )
 
 
 if __name__ == "__main__":

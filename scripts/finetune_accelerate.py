@@ -28,7 +28,14 @@ def run(options: FinetuneOptions) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_command("ast-finetune-accelerate", FinetuneOptions, run, argv, recipes=True, resumes=True)
+    run_command(
+        "ast-finetune-accelerate",
+        FinetuneOptions,
+        run,
+        argv,
+        recipes=True,
+        resumes=lambda options: not options.overwrite,
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ def index(options: IndexOptions) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     # A scheduler that ends this process lets it write what it has.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_command("ast-index", IndexOptions, index, argv, resumes=True)
+    run_command(
+        "ast-index", IndexOptions, index, argv, resumes=lambda options: bool(options.sounds)
+    )
 
 
 if __name__ == "__main__":

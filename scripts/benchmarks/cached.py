@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..common.files import write_whole
+from ..inference.run import model_version
 
 Arrays = dict[str, np.ndarray]
 Settings = Mapping[str, Any]
@@ -16,18 +17,22 @@ Settings = Mapping[str, Any]
 _SETTINGS = "made_with"
 
 
-def cached_arrays(path: Path | None, settings: Settings, compute: Callable[[], Arrays]) -> Arrays:
-    """What `compute` returns, or returned in an earlier run with the same settings.
+def cached_arrays(
+    path: Path | None, checkpoint: str, settings: Settings, compute: Callable[[], Arrays]
+) -> Arrays:
+    """What `compute` returns, or returned in an earlier run with the same weights and settings.
 
     Args:
         path: of the file, .npz; None: compute, and keep nothing.
-        settings: whatever the arrays depend on, as JSON can hold it.
+        checkpoint: the model whose embeddings they are.
+        settings: whatever else the arrays depend on, as JSON can hold it.
 
     Raises:
-        ValueError: for a file with other settings, or of no arrays.
+        ValueError: for a file of other weights or settings, or of no arrays.
     """
     if path is None:
         return compute()
+    settings = {"weights": model_version(checkpoint), **settings}
     if path.exists():
         try:
             with np.load(path) as file:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..common.files import write_whole
-from ..inference.run import model_version
 from ..workbench.calibration import calibrate, choose_thresholds
 from ..workbench.heads import (
     DEFAULT_STRENGTH,
@@ -66,13 +65,14 @@ class Clips:
 def open_clips(options: "MarkedOptions") -> Clips:
     """The clips of a dataset; their embeddings are cached in a file if the options name one."""
     settings = {
-        "weights": model_version(options.checkpoint),
         "dataset": options.dataset,
         "splits": options.splits,
         "fold_column": options.fold_column,
         "group_column": options.group_column,
     }
-    arrays = cached_arrays(options.embeddings, settings, lambda: _embed(options))
+    arrays = cached_arrays(
+        options.embeddings, options.checkpoint, settings, lambda: _embed(options)
+    )
     normed = layer_normed(arrays["embeddings"], _HEAD_EPSILON)
     return Clips(normed, arrays["classes"], arrays["groups"], arrays["parts"])
 

@@ -25,7 +25,6 @@ from ..data.annotations import read_annotations
 from ..data.sources import open_stream
 from ..data.windows import tiling
 from ..inference.classifier import Classifier, Window
-from ..inference.run import model_version
 from .cached import Arrays, cached_arrays
 from .conditions import on_threads
 from .options import WeakOptions
@@ -39,11 +38,12 @@ _RESAMPLES = 1000
 def benchmark_weak(options: WeakOptions) -> None:
     """Held-out accuracy of each method, with its interval, and as a share of the oracle's."""
     settings = {
-        "weights": model_version(options.checkpoint),
         "dataset": options.dataset,
         "events": options.events,
     }
-    arrays = cached_arrays(options.embeddings, settings, lambda: _embed(options))
+    arrays = cached_arrays(
+        options.embeddings, options.checkpoint, settings, lambda: _embed(options)
+    )
     is_test = arrays["folds"] == options.evaluation_fold
     if not is_test.any() or is_test.all():
         raise ValueError(

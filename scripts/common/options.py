@@ -421,16 +421,26 @@ def run_command(
     command: Callable[[O], int | None],
     argv: Sequence[str] | None = None,
     recipes: bool = False,
-    resumes: bool = False,
+    resumes: Callable[[O], bool] | None = None,
 ) -> None:
     """Parse the command line, run the command and exit.
 
     `--help` shows the docstring of the command's module. A user's mistake (ValueError, OSError)
-    ends in one line on standard error and exit status 2, Ctrl-C in 130. With `resumes`, Ctrl-C
-    tells that the same command goes on.
+    ends in one line on standard error and exit status 2, Ctrl-C in 130. Where `resumes` says so of
+    the options, that line tells that the same command resumes.
     """
     description = sys.modules[command.__module__].__doc__ or ""
-    _end(name, lambda: command(parse_arguments(name, options, description, argv, recipes)), resumes)
+
+    def run() -> int | None:
+        arguments = parse_arguments(name, options, description, argv, recipes)
+        try:
+            return command(arguments)
+        except KeyboardInterrupt:
+            if resumes is None or not resumes(arguments):
+                raise
+            raise KeyboardInterrupt("run the same command again to resume") from None
+
+    _end(name, run)
 
 
 def run_subcommand(
@@ -473,13 +483,14 @@ def call_subcommand(
     return getattr(importlib.import_module(f"{package}.{module}"), function)(arguments)
 
 
-def _end(name: str, command: Callable[[], int | None], resumes: bool = False) -> typing.NoReturn:
+def _end(name: str, command: Callable[[], int | None]) -> typing.NoReturn:
     """Run, and exit with a status."""
     try:
         status = command()
-    except KeyboardInterrupt:
-        remedy = "; run the same command again to resume" if resumes else ""
-        print(f"\n{name}: interrupted{remedy}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(
+            f"\n{name}: interrupted" + "".join(f"; {word}" for word in stop.args), file=sys.stderr
+        )
         sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"{name}: error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
